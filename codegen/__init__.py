@@ -1,0 +1,1 @@
+"""From TileLang to what ships: CUDA text, cubins, launchers, bundles."""

@@ -1,0 +1,122 @@
+"""TileLang → every stage of TIR, CUDA text and host IR, for an explicit architecture, without a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from tileproof.dsl import Specialization, arch, check
+
+from .hostir import Launch, launches
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of the source function in signature order.
+
+    Tensors have a `shape` of ints and symbol names (or expression text) and TileLang's `dtype`;
+    scalars have ``shape is None``.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Lowered:
+    """One kernel for one architecture, after TileLang and before any CUDA compiler.
+
+    `stages` maps ``"<index>:<pass name>"`` to the IRModule that pass left behind, in order.
+    """
+
+    name: str
+    arch: str
+    source: Any
+    cuda: str
+    device_mod: Any
+    host_mod: Any
+    stages: Mapping[str, Any] = field(repr=False)
+    spec: Specialization | None = None
+
+    @cached_property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The source function's parameters in signature order."""
+        return parameters(self.source)
+
+    @cached_property
+    def launches(self) -> tuple[Launch, ...]:
+        """The kernel launches of one call, in order, as the host IR makes them."""
+        return launches(self.host_mod, self.device_mod)
+
+
+def parameters(prim_func: Any) -> tuple[Parameter, ...]:
+    """Signature of a TileLang prim_func; see :class:`Parameter`."""
+    out = []
+    for p in prim_func.params:
+        buffer = prim_func.buffer_map.get(p)
+        if buffer is None:
+            out.append(Parameter(str(p.name), str(p.dtype), None))
+            continue
+        shape = tuple(int(d) if _is_int(d) else str(d) for d in buffer.shape)
+        out.append(Parameter(str(buffer.name), str(buffer.dtype), shape))
+    return tuple(out)
+
+
+def _is_int(expr: Any) -> bool:
+    return type(expr).__name__ == "IntImm" or isinstance(expr, int)
+
+
+def lower(
+    kernel: Any,
+    arch_name: str,
+    *,
+    pass_configs: Mapping[str, Any] | None = None,
+    keep_stages: bool = False,
+) -> Lowered:
+    """Lower a :class:`Specialization` or a TileLang prim_func for `arch_name`.
+
+    Nothing is compiled and no device is asked. `keep_stages` records the module after every pass
+    (the prover reads them); it costs time, so builds leave it off.
+    Raises ContractError for an unknown architecture or one the op has no variant for.
+    """
+    import tilelang
+    from tilelang import tvm
+
+    target_arch = arch(arch_name)
+    spec = kernel if isinstance(kernel, Specialization) else None
+    configs = dict(pass_configs or {})
+    if spec is not None:
+        configs = {**spec.op.variant(arch_name).pass_configs, **configs}
+    target = tvm.target.Target({"kind": "cuda", "arch": target_arch.name})
+    stages: dict[str, Any] = {}
+
+    @tvm.instrument.pass_instrument
+    class Recorder:
+        def run_after_pass(self, mod: Any, info: Any) -> None:
+            stages[f"{len(stages):03d}:{info.name}"] = mod
+
+    instruments = [Recorder()] if keep_stages else []
+    with target:
+        source = spec.prim_func(arch_name) if spec is not None else kernel
+        check(
+            isinstance(source, tvm.tirx.PrimFunc),
+            "kernel",
+            got=type(source).__name__,
+            expected="a TileLang prim_func",
+        )
+        context = tvm.transform.PassContext(opt_level=3, config=configs, instruments=instruments)
+        with context:
+            artifact = tilelang.lower(source, target=target)
+    return Lowered(
+        name=str(source.attrs["global_symbol"]),
+        arch=target_arch.name,
+        source=source,
+        cuda=artifact.kernel_source,
+        device_mod=artifact.device_mod,
+        host_mod=artifact.host_mod,
+        stages=stages,
+        spec=spec,
+    )

@@ -1,0 +1,46 @@
+"""How a kernel is declared: ops, dims, contracts, number formats. Needs no TileLang, Z3 or GPU."""
+
+from .arch import ALL, ARCHS, Arch, arch
+from .check import ContractError, check
+from .dtypes import DTYPES, DType, dtype
+from .registry import get, load_library
+from .spec import (
+    BoundTensor,
+    Dim,
+    In,
+    Op,
+    Out,
+    Specialization,
+    Tensor,
+    Values,
+    Variant,
+    derived,
+    dim,
+    static,
+)
+
+__all__ = [
+    "ALL",
+    "ARCHS",
+    "DTYPES",
+    "Arch",
+    "BoundTensor",
+    "ContractError",
+    "DType",
+    "Dim",
+    "In",
+    "Op",
+    "Out",
+    "Specialization",
+    "Tensor",
+    "Values",
+    "Variant",
+    "arch",
+    "check",
+    "derived",
+    "dim",
+    "dtype",
+    "get",
+    "load_library",
+    "static",
+]

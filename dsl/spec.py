@@ -1,0 +1,333 @@
+"""`Op`: what is true of a kernel, declared once.
+
+One declaration has five readers: the prover's assumptions and goals, the launcher's run-time checks,
+the Hypothesis strategies of the tests, the shapes of tests, benchmarks and builds, and the generated
+reference page. An `Op` therefore holds no code that touches a device; it names tensors by letters
+(B batch, S new tokens, T compressed entries, H heads, D head or hidden dim, K top-k or inner dim,
+R compression ratio, E experts, N residual streams, M tokens flattened, W window).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from . import registry
+from .arch import ALL
+from .check import check
+from .dtypes import DTYPES, DType, dtype
+
+Role = Literal["in", "out", "inout"]
+
+
+@dataclass(frozen=True)
+class Dim:
+    """The domain of one letter: ``lo <= letter <= hi`` and ``letter % multiple == 0``.
+
+    `static` dims are factory arguments (one compile each); the others travel with every launch.
+    `batch` dims may never influence how another dim is reduced: a token's bits do not depend on its
+    neighbours. `derived` computes a static dim from the other static dims.
+    """
+
+    lo: int
+    hi: int
+    multiple: int = 1
+    batch: bool = False
+    static: bool = False
+    derived: Callable[..., int] | None = None
+
+    def check(self, letter: str, value: int) -> None:
+        """Raise ContractError unless `value` lies in the domain."""
+        domain = f"{self.lo}..{self.hi}"
+        check(self.lo <= value <= self.hi, f"dim {letter}", got=value, expected=domain)
+        expected = f"a multiple of {self.multiple}"
+        check(value % self.multiple == 0, f"dim {letter}", got=value, expected=expected)
+
+
+def dim(lo: int, hi: int, *, multiple: int = 1, batch: bool = False) -> Dim:
+    """A dim known only at launch, ``lo..hi`` inclusive."""
+    return Dim(lo, hi, multiple, batch)
+
+
+def static(lo: int, hi: int, *, multiple: int = 1) -> Dim:
+    """A dim fixed when the kernel is compiled, ``lo..hi`` inclusive."""
+    return Dim(lo, hi, multiple, static=True)
+
+
+def derived(function: Callable[..., int], lo: int = 1, hi: int = 1 << 20) -> Dim:
+    """A static dim that is a function of other static dims, named by the function's parameters."""
+    return Dim(lo, hi, static=True, derived=function)
+
+
+@dataclass(frozen=True)
+class Values:
+    """The element contract of an integer tensor: ``lo <= v <= hi``, ends may be dim expressions.
+
+    ``Values("0", "T-1", none=-1)`` is an index that is either in range or -1 ("none", never
+    dereferenced). `monotone` says that elements do not decrease along the last dim.
+    """
+
+    lo: str
+    hi: str
+    none: int | None = None
+    monotone: bool = False
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor argument: contiguous, row-major, `shape` in letters, e.g. ``"M N D"``.
+
+    `dtype` is a type name or one of the op's type variables. `written` states the output contract:
+    ``"once"`` (every element by exactly one thread) or ``"all"`` (every element at least once).
+    `align` is the byte alignment of the data pointer that vector accesses rely on; the launcher
+    checks it, the prover assumes it.
+    """
+
+    name: str
+    shape: tuple[str, ...]
+    dtype: str
+    role: Role
+    written: Literal["once", "all"] | None = None
+    values: Values | None = None
+    align: int = 16
+
+
+def In(name: str, shape: str, dtype: str, values: Values | None = None) -> Tensor:  # noqa: N802
+    """A tensor the kernel only reads."""
+    return Tensor(name, tuple(shape.split()), dtype, "in", values=values)
+
+
+def Out(name: str, shape: str, dtype: str, written: Literal["once", "all"] = "once") -> Tensor:  # noqa: N802
+    """A tensor the kernel fills; what it held before is never read."""
+    return Tensor(name, tuple(shape.split()), dtype, "out", written=written)
+
+
+@dataclass(frozen=True)
+class BoundTensor:
+    """A `Tensor` of one specialization: static dims are numbers, dynamic dims stay letters."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: DType
+    role: Role
+    written: str | None
+    values: Values | None
+    align: int
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One TileLang factory with the architectures it is for and its tile options.
+
+    `matrix` says that the kernel must contain the architecture's matrix instruction; a build where it
+    is missing fails. `contract_fma` states whether ``a*b+c`` may become one rounding.
+    """
+
+    factory: Callable[..., Any]
+    archs: tuple[str, ...]
+    tiles: Mapping[str, Any]
+    matrix: bool = False
+    contract_fma: bool = True
+    pass_configs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Op:
+    """One operation of the library, e.g. ``mhc/post``; registers itself under its name.
+
+    Args:
+        name: ``family/stem``; the stem is also the file, the test, the bench entry.
+        args: tensors in call order, inputs before outputs.
+        dims: domain of each letter.
+        doc: one line for lists and the reference page, with the section of the specification.
+        types: type variables, e.g. ``{"act": ("bf16", "f32")}``.
+        params: compile-time scalars with defaults, e.g. ``{"iters": 20, "eps": 1e-6}``.
+        reference: ``f(*inputs, **params) -> output or tuple of outputs`` in plain torch.
+        shapes: named size sets: static letters to ints; dynamic letters to an int or list of ints.
+        model_sizes: Hugging Face config (as a dict) to the static sizes and params it needs.
+        reduces: dims summed over, always in one fixed order.
+    """
+
+    name: str
+    args: tuple[Tensor, ...]
+    dims: Mapping[str, Dim]
+    doc: str
+    reference: Callable[..., Any]
+    shapes: Mapping[str, Mapping[str, Any]]
+    types: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    params: Mapping[str, int | float] = field(default_factory=dict)
+    model_sizes: Callable[[Mapping[str, Any]], Iterable[Mapping[str, Any]]] | None = None
+    reduces: tuple[str, ...] = ()
+    variants: list[Variant] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        letters = {d for a in self.args for d in a.shape if not d.isdigit()}
+        missing = letters - set(self.dims)
+        check(not missing, f"{self.name}: dims", got=f"no domain for {missing}", expected="all")
+        for a in self.args:
+            known = a.dtype in DTYPES or a.dtype in self.types
+            check(known, f"{self.name}: dtype of {a.name}", got=a.dtype, expected="a known type")
+        registry.add(self)
+
+    @property
+    def stem(self) -> str:
+        """``mhc/post`` → ``mhc_post``: the name of the torch op and the prefix of symbols."""
+        return self.name.replace("/", "_")
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return tuple(a for a in self.args if a.role != "out")
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        return tuple(a for a in self.args if a.role != "in")
+
+    @property
+    def dynamic(self) -> dict[str, Dim]:
+        """Dims that travel with a launch, in declaration order."""
+        return {k: d for k, d in self.dims.items() if not d.static}
+
+    def kernel(
+        self,
+        *,
+        archs: tuple[str, ...] = ALL,
+        matrix: bool = False,
+        contract_fma: bool = True,
+        pass_configs: Mapping[str, Any] | None = None,
+        **tiles: Any,
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Decorator: add a factory ``f(T, <dims>, <dtypes>, <params>, <tiles>) -> prim_func``.
+
+        The factory takes, by name, TileLang's language module as ``T``, any static dim (int), any
+        dynamic dim (a TileLang symbol), any type variable (TileLang dtype string), params and tiles.
+        """
+
+        def add(factory: Callable[..., Any]) -> Callable[..., Any]:
+            configs = dict(pass_configs or {})
+            self.variants.append(Variant(factory, archs, tiles, matrix, contract_fma, configs))
+            return factory
+
+        return add
+
+    def variant(self, arch: str) -> Variant:
+        """The factory for `arch`. Raises ContractError naming the architectures that have one."""
+        for v in self.variants:
+            if arch in v.archs:
+                return v
+        have = sorted({a for v in self.variants for a in v.archs})
+        check(False, f"{self.name}: architecture", got=arch, expected=f"one of {', '.join(have)}")
+        raise AssertionError  # unreachable: check raised
+
+    def specialize(self, **sizes: Any) -> Specialization:
+        """Fix every static dim, type variable and param; derived dims and defaults are filled in.
+
+        Raises ContractError for an unknown, missing or out-of-domain value.
+        """
+        known = {k for k, d in self.dims.items() if d.static} | set(self.types) | set(self.params)
+        unknown = sorted(set(sizes) - known)
+        check(not unknown, f"{self.name}: sizes", got=unknown, expected=f"among {sorted(known)}")
+        dims: dict[str, int] = {}
+        for letter, d in self.dims.items():
+            if not d.static:
+                continue
+            if d.derived is not None:
+                needs = inspect.signature(d.derived).parameters
+                value = d.derived(**{n: dims[n] for n in needs})
+            else:
+                check(letter in sizes, f"{self.name}: dim {letter}", got="none", expected="a size")
+                value = int(sizes[letter])
+            try:
+                d.check(letter, value)
+            except ValueError as error:
+                raise type(error)(f"{self.name}: {error}") from None
+            dims[letter] = value
+        dtypes = {}
+        for variable, choices in self.types.items():
+            got = sizes.get(variable, choices[0])
+            expected = f"one of {', '.join(choices)}"
+            check(got in choices, f"{self.name}: type {variable}", got=got, expected=expected)
+            dtypes[variable] = got
+        params = {k: type(v)(sizes.get(k, v)) for k, v in self.params.items()}
+        return Specialization(self, dims, dtypes, params)
+
+    def for_model(self, config: Mapping[str, Any], act: str | None = None) -> list[Specialization]:
+        """The specializations a Hugging Face DeepSeek-V4 config needs (none when it has no use)."""
+        if self.model_sizes is None:
+            return []
+        sizes = [dict(s) for s in self.model_sizes(config)]
+        if act is not None and "act" in self.types:
+            sizes = [s | {"act": act} for s in sizes]
+        unique = {s.symbol: s for s in (self.specialize(**s) for s in sizes)}
+        return list(unique.values())
+
+    def shape_set(self, name: str) -> tuple[list[Specialization], list[dict[str, int]]]:
+        """A named size set as (one specialization per type choice, every dynamic size)."""
+        sizes = self.shapes[name]
+        fixed = {k: v for k, v in sizes.items() if k not in self.dynamic}
+        points: list[dict[str, int]] = [{}]
+        for letter in self.dynamic:
+            values = sizes[letter] if isinstance(sizes[letter], (list, tuple)) else [sizes[letter]]
+            points = [p | {letter: v} for p in points for v in values]
+        choices: list[dict[str, str]] = [{}]
+        for variable, names in self.types.items():
+            choices = [c | {variable: n} for c in choices for n in names]
+        return [self.specialize(**(fixed | c)) for c in choices], points
+
+
+@dataclass(frozen=True, eq=False)
+class Specialization:
+    """An `Op` with every static dim, type and param fixed: what one cubin per architecture holds."""
+
+    op: Op
+    dims: Mapping[str, int]
+    types: Mapping[str, str]
+    params: Mapping[str, int | float]
+
+    @property
+    def symbol(self) -> str:
+        """A C identifier that names this specialization, e.g. ``mhc_post__bf16_N4_D4096``."""
+        parts = list(self.types.values())
+        parts += [f"{k}{v}" for k, v in self.dims.items() if self.op.dims[k].derived is None]
+        defaults = self.op.params
+        for key, value in self.params.items():
+            if value != defaults[key]:
+                text = repr(value).replace(".", "p").replace("-", "m").replace("+", "")
+                parts.append(f"{key}{text}")
+        return "__".join([self.op.stem, "_".join(parts)]) if parts else self.op.stem
+
+    @property
+    def args(self) -> tuple[BoundTensor, ...]:
+        """The op's tensors with static dims and types filled in."""
+        out = []
+        for a in self.op.args:
+            shape = tuple(int(d) if d.isdigit() else self.dims.get(d, d) for d in a.shape)
+            element = dtype(self.types.get(a.dtype, a.dtype))
+            out.append(BoundTensor(a.name, shape, element, a.role, a.written, a.values, a.align))
+        return tuple(out)
+
+    def prim_func(self, arch: str) -> Any:
+        """Build the TileLang function for `arch`. Imports TileLang (only here)."""
+        import tilelang.language as T  # noqa: N812
+
+        variant = self.op.variant(arch)
+        available: dict[str, Any] = {"T": T, **self.dims, **self.params, **variant.tiles}
+        available |= {v: dtype(n).tilelang for v, n in self.types.items()}
+        available |= {d: T.dynamic(d) for d in self.op.dynamic}
+        wanted = inspect.signature(variant.factory).parameters
+        missing = sorted(set(wanted) - set(available))
+        expected = f"among {sorted(available)}"
+        check(not missing, f"{self.op.name}: factory arguments", got=missing, expected=expected)
+        return variant.factory(**{n: available[n] for n in wanted}).with_attr(
+            "global_symbol", self.symbol
+        )
+
+    def bind(self, **dynamic: int) -> dict[str, tuple[int, ...]]:
+        """Concrete shape of every tensor at one dynamic size, e.g. ``bind(M=7)["x"]``."""
+        for letter, value in dynamic.items():
+            self.op.dims[letter].check(letter, value)
+        sizes = {**self.dims, **dynamic}
+        return {
+            a.name: tuple(d if isinstance(d, int) else sizes[d] for d in a.shape) for a in self.args
+        }
