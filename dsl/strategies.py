@@ -1,0 +1,99 @@
+"""Hypothesis strategies drawn from an op's declaration: sizes at the edges of its domain, inputs.
+
+Needs the ``dev`` extra (Hypothesis); nothing else imports this module.
+"""
+
+from __future__ import annotations
+
+import ast
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+from numpy.typing import NDArray
+
+from .check import check
+from .spec import BoundTensor, Dim, Op, Specialization
+
+
+def edges(d: Dim, tile: int, cap: int) -> list[int]:
+    """Sizes of one dim where kernels break: its ends, around one and two tiles, a large odd one."""
+    around = [0, 1, 2, 3, tile - 1, tile, tile + 1, 2 * tile - 1, 2 * tile, 2 * tile + 1, cap | 1]
+    rounded = {d.lo, *(v - v % d.multiple for v in around)}
+    return sorted(v for v in rounded if d.lo <= v <= min(d.hi, cap | 1))
+
+
+def sizes(op: Op, *, tile: int = 32, cap: int = 257) -> st.SearchStrategy[dict[str, int]]:
+    """Dynamic dims of one call, edges first, then anything up to `cap` (in elements)."""
+
+    def one(d: Dim) -> st.SearchStrategy[int]:
+        most = min(d.hi, cap) // d.multiple
+        anything = st.integers(-(-d.lo // d.multiple), most).map(lambda v: v * d.multiple)
+        return st.sampled_from(edges(d, tile, cap)) | anything
+
+    return st.fixed_dictionaries({letter: one(d) for letter, d in op.dynamic.items()})
+
+
+def inputs(
+    spec: Specialization, dims: dict[str, int], seed: int, *, scale: float = 1.0
+) -> dict[str, NDArray[Any]]:
+    """Seeded input arrays by name, float32 or int64 (the caller casts to the declared type).
+
+    Integer tensors with a `Values` contract get both ends of their range, ``none`` included.
+    """
+    shapes = spec.bind(**dims)
+    return {
+        a.name: _draw(a, shapes[a.name], {**spec.dims, **dims}, seed, scale)
+        for a in spec.args
+        if a.role != "out"
+    }
+
+
+def _draw(
+    a: BoundTensor, shape: tuple[int, ...], sizes: dict[str, int], seed: int, scale: float
+) -> NDArray[Any]:
+    rng = np.random.default_rng([seed, zlib.crc32(a.name.encode())])
+    if a.dtype.code not in (0, 1):
+        return (rng.standard_normal(shape) * scale).astype(np.float32)
+    lo, hi = (0, 1) if a.values is None else (_size(a.values.lo, sizes), _size(a.values.hi, sizes))
+    drawn = rng.integers(lo, max(hi, lo), size=shape, endpoint=True, dtype=np.int64)
+    flat = drawn.reshape(-1)
+    if a.values is not None and flat.size:
+        ends = [lo, hi] if hi >= lo else []
+        ends += [] if a.values.none is None else [a.values.none]
+        where = rng.permutation(flat.size)[: len(ends)]
+        flat[where] = ends[: len(where)]
+        if hi < lo and a.values.none is not None:
+            flat[:] = a.values.none
+        if a.values.monotone:
+            drawn = np.sort(flat.reshape(shape), axis=-1)
+    return drawn
+
+
+_ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: lambda a, b: a + b,
+    ast.Sub: lambda a, b: a - b,
+    ast.Mult: lambda a, b: a * b,
+    ast.FloorDiv: lambda a, b: a // b,
+}
+
+
+def _size(expression: str, sizes: dict[str, int]) -> int:
+    """A bound such as ``"T-1"`` at concrete sizes: letters, integers, ``+ - * //`` only."""
+
+    def walk(node: ast.AST) -> int:
+        if isinstance(node, ast.Constant) and isinstance(node.value, int):
+            return node.value
+        if isinstance(node, ast.Name) and node.id in sizes:
+            return sizes[node.id]
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            return -walk(node.operand)
+        if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
+            return _ARITHMETIC[type(node.op)](walk(node.left), walk(node.right))
+        expected = f"integers, + - * // and {', '.join(sizes)}"
+        check(False, "bound of index values", got=repr(expression), expected=expected)
+        raise AssertionError  # unreachable: check raised
+
+    return walk(ast.parse(expression, mode="eval").body)

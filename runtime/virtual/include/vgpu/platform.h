@@ -1,0 +1,30 @@
+// CUDA's language extensions as a host compiler must read them.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#if !defined(__GNUC__)
+#error "the virtual GPU needs g++ or clang++: its headers use GNU vector types and attributes"
+#endif
+
+#define __global__
+#define __device__
+#define __host__
+#define __constant__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __noinline__ __attribute__((noinline))
+#define __launch_bounds__(...)
+#define __grid_constant__
+#define __cluster_dims__(...)
+#define __align__(n) __attribute__((aligned(n)))
+// A block runs on one OS thread, so a block's shared memory is that thread's.
+#define __shared__ thread_local
+
+#define TL_DEVICE inline
+
+// Helpers check memory by hand; the compiler's instrumentation of the checked build must not see
+// them, or a fragment gather would cost a call per element.
+#define VGPU_RAW __attribute__((no_sanitize_thread))
+#define VGPU_API extern "C" __attribute__((visibility("default")))

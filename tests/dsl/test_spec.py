@@ -1,0 +1,145 @@
+"""The declaration layer: domains, specialization, shapes, strategies, and its one-sentence errors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tileproof.dsl import (
+    ContractError,
+    In,
+    Op,
+    Out,
+    Values,
+    arch,
+    derived,
+    dim,
+    dtype,
+    registry,
+    static,
+    strategies,
+)
+
+
+@pytest.fixture(scope="module")
+def op() -> Iterator[Op]:
+    declared = Op(
+        "test/gather",
+        args=(
+            In("x", "T D", "act"),
+            In("idx", "M K", "i64", values=Values("0", "T-1", none=-1)),
+            Out("y", "M S D", "act"),
+        ),
+        dims={
+            "M": dim(0, 1 << 20, batch=True),
+            "T": dim(0, 4096, multiple=4),
+            "D": static(32, 8192, multiple=32),
+            "K": static(1, 8),
+            "S": derived(lambda D, K: D // 32 * K),
+        },
+        types={"act": ("bf16", "f32")},
+        params={"eps": 1e-6, "iters": 20},
+        doc="a test op",
+        reference=lambda x, idx: x,
+        shapes={"tiny": {"D": 64, "K": 2, "M": [0, 3], "T": 8}},
+    )
+    yield declared
+    del registry._OPS["test/gather"]
+
+
+def test_specialize_fills_derived_dims_defaults_and_a_c_symbol(op: Op) -> None:
+    spec = op.specialize(D=64, K=2)
+    assert dict(spec.dims) == {"D": 64, "K": 2, "S": 4}
+    assert spec.symbol == "test_gather__bf16_D64_K2"
+    other = op.specialize(D=64, K=2, eps=1e-20, act="f32")
+    assert other.symbol == "test_gather__f32_D64_K2_eps1em20"
+    assert other.symbol.isidentifier()
+
+
+def test_bound_tensors_mix_numbers_and_letters(op: Op) -> None:
+    x, idx, y = op.specialize(D=96, K=2, act="f32").args
+    assert x.shape == ("T", 96)
+    assert x.dtype == dtype("f32")
+    assert idx.shape == ("M", 2)
+    assert y.shape == ("M", 6, 96)
+    assert op.specialize(D=96, K=2).bind(M=7, T=8)["y"] == (7, 6, 96)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"D": 48, "K": 2}, "test/gather: dim D: got 48, expected a multiple of 32"),
+        ({"D": 64, "K": 9}, r"test/gather: dim K: got 9, expected 1\.\.8"),
+        ({"K": 2}, "test/gather: dim D: got none, expected a size"),
+        ({"D": 64, "K": 2, "Q": 1}, r"test/gather: sizes: got \['Q'\], expected among"),
+        ({"D": 64, "K": 2, "act": "f16"}, "test/gather: type act: got f16, expected one of bf16"),
+    ],
+)
+def test_a_bad_size_is_one_sentence(op: Op, sizes: dict, message: str) -> None:
+    with pytest.raises(ContractError, match=message):
+        op.specialize(**sizes)
+
+
+def test_a_dynamic_size_out_of_its_domain_is_refused(op: Op) -> None:
+    with pytest.raises(ContractError, match=r"dim M: got 1048577, expected 0\.\.1048576"):
+        op.specialize(D=64, K=2).bind(M=(1 << 20) + 1, T=4)
+
+
+def test_a_letter_without_a_domain_is_refused() -> None:
+    with pytest.raises(ContractError, match="test/bad: dims: got no domain for {'Z'}"):
+        Op("test/bad", (In("x", "Z", "f32"),), {}, "", lambda x: x, {})
+    assert "test/bad" not in registry._OPS
+
+
+def test_a_second_op_of_one_name_is_refused(op: Op) -> None:
+    with pytest.raises(ContractError, match="op name: got test/gather twice"):
+        registry.add(op)
+
+
+def test_shape_sets_are_every_type_and_every_dynamic_size(op: Op) -> None:
+    specs, points = op.shape_set("tiny")
+    assert [s.types["act"] for s in specs] == ["bf16", "f32"]
+    assert points == [{"M": 0, "T": 8}, {"M": 3, "T": 8}]
+
+
+def test_a_missing_variant_names_the_archs_that_exist(op: Op) -> None:
+    with pytest.raises(ContractError, match="test/gather: architecture: got sm_80"):
+        op.variant("sm_80")
+
+
+def test_unknown_names_are_refused_with_the_known_ones() -> None:
+    with pytest.raises(ContractError, match=r"architecture: got 'sm_70', expected one of sm_80"):
+        arch("sm_70")
+    with pytest.raises(ContractError, match=r"element type: got 'fp8', expected one of bool"):
+        dtype("fp8")
+
+
+@given(data=st.data())
+def test_drawn_sizes_lie_in_the_domain_and_reach_its_edges(op: Op, data: st.DataObject) -> None:
+    sizes = data.draw(strategies.sizes(op))
+    for letter, value in sizes.items():
+        op.dims[letter].check(letter, value)
+    assert {0, 1, 31, 32, 33, 257} <= set(strategies.edges(op.dims["M"], 32, 257))
+
+
+@given(seed=st.integers(0, 99))
+def test_drawn_indices_keep_their_contract_and_hit_its_ends(op: Op, seed: int) -> None:
+    spec = op.specialize(D=32, K=4)
+    idx = strategies.inputs(spec, {"M": 16, "T": 8}, seed)["idx"]
+    assert {-1, 0, 7} <= set(np.unique(idx)) <= set(range(-1, 8))
+    empty = strategies.inputs(spec, {"M": 16, "T": 0}, seed)["idx"]
+    assert set(np.unique(empty)) == {-1}
+
+
+def test_importing_the_declarations_needs_no_compiler_and_no_solver() -> None:
+    code = (
+        "import sys, tileproof.dsl; d = tileproof.dsl.load_library();"
+        "assert d; bad = {'tilelang', 'tvm', 'z3'} & set(sys.modules); assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
