@@ -1,1 +1,5 @@
-"""."""
+"""Manifold-constrained hyper-connections (spec §4); importing this package registers the ops."""
+
+from . import collapse, post
+
+__all__ = ["collapse", "post"]

@@ -1,0 +1,54 @@
+"""RMSNorm without weight: the query heads (spec §1.1, §15)."""
+
+from tileproof.dsl import In, Op, Out
+from tileproof.kernels.row_stream import OPTIONS
+
+from . import reference
+from ._tiles import DIMS, SHAPES, geometry
+
+
+def model_sizes(config):
+    """``q_b_norm``: one row per token and query head."""
+    yield {"D": config["head_dim"], "eps": config["rms_norm_eps"]}
+
+
+op = Op(
+    "norm/rmsnorm_unweighted",
+    args=(In("x", "M D", "act"), Out("y", "M D", "act")),
+    dims=DIMS,
+    doc="RMSNorm without weight: fp32 statistics and product, one cast (spec §1.1)",
+    reference=reference.rmsnorm_unweighted,
+    shapes=SHAPES,
+    types={"act": ("bf16", "f32")},
+    params={"eps": 1e-6},
+    model_sizes=model_sizes,
+    reduces=("D",),
+)
+
+
+@op.kernel(**OPTIONS)
+def rmsnorm_unweighted(T, M, D, act, eps):
+    """A row stays in the registers of its threads, so it is read from memory once."""
+    rows, width, threads = geometry(D)
+
+    @T.prim_func
+    def kernel(x: T.Tensor((M, D), act), y: T.Tensor((M, D), act)):
+        with T.Kernel(T.ceildiv(M, rows), threads=threads) as block:
+            row = T.alloc_fragment((rows, width), act)
+            square = T.alloc_fragment((rows, width), "float32")
+            factor = T.alloc_fragment((rows,), "float32")
+            for i, d in T.Parallel(rows, width):
+                inside = (block * rows + i < M) & (d < D)
+                row[i, d] = T.if_then_else(inside, x[block * rows + i, d], 0)
+            # factor = 1 / sqrt(mean(x^2) + eps)
+            for i, d in T.Parallel(rows, width):
+                square[i, d] = T.cast(row[i, d], "float32") * T.cast(row[i, d], "float32")
+            T.reduce_sum(square, factor, dim=1)
+            for i in T.Parallel(rows):
+                factor[i] = 1.0 / T.sqrt(factor[i] / D + eps)
+            # y = x * factor
+            for i, d in T.Parallel(rows, width):
+                if (block * rows + i < M) & (d < D):
+                    y[block * rows + i, d] = T.cast(row[i, d], "float32") * factor[i]
+
+    return kernel

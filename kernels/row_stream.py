@@ -1,0 +1,41 @@
+"""What kernels that stream rows through registers share: compile options and thread geometry.
+
+Geometry is a function of the row's width alone, never of the number of rows, so a row is always
+reduced in the same order (spec §8).
+"""
+
+# These kernels read each byte once and are bound by memory bandwidth: plain vector loads saturate
+# it, while tensor maps would cost host time at every launch and a warp of their own on the device.
+# 32-byte vectors (sm_100a) would need pointers aligned to 32; our contract is 16.
+PASS_CONFIGS = {
+    "tl.disable_tma_lower": True,
+    "tl.disable_warp_specialized": True,
+    "tl.disable_vectorize_256": True,
+}
+
+# Products and sums round separately on every architecture, so bits do not depend on what the
+# compiler contracts; the arithmetic stays far below the memory time.
+OPTIONS = {"pass_configs": PASS_CONFIGS, "contract_fma": False}
+
+VECTOR_BYTES = 16
+THREADS = 128
+
+
+def ceildiv(a: int, b: int) -> int:
+    """Smallest integer not below ``a / b``."""
+    return -(-a // b)
+
+
+def bits(tilelang_dtype: str) -> int:
+    """Width of a TileLang type: ``"bfloat16"`` → 16."""
+    return int("".join(c for c in str(tilelang_dtype) if c.isdigit()))
+
+
+def vector(tilelang_dtype: str) -> int:
+    """Elements of one 16-byte access."""
+    return VECTOR_BYTES * 8 // bits(tilelang_dtype)
+
+
+def row_lanes(width: int, per_thread: int, most: int = THREADS) -> int:
+    """Threads that share one row: a power of two, at most `most`, each taking `per_thread` at once."""
+    return min(most, 1 << (ceildiv(width, per_thread) - 1).bit_length())
