@@ -1,7 +1,7 @@
-"""What TileLang's host IR says about a call: which kernels it launches, with which arguments and grid.
+"""What TileLang's host IR says about a call: the kernels it launches, their arguments, the grid.
 
-The host function ends in ``call_packed("<kernel>", args…, extents…)``. How many extents there are and
-which is which stands in the device function's ``tirx.kernel_launch_params``.
+The host function ends in ``call_packed("<kernel>", args…, extents…)``. How many extents there are
+and which is which stands in the device function's ``tirx.kernel_launch_params``.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _launch(call: Any, device: Any) -> Launch:
     grid = tuple(extents.get(a, 1) for a in AXES[:3])
     block = tuple(extents.get(a, 1) for a in AXES[3:])
     kernel = str(call.args[0].value)
-    return Launch(kernel, tuple(args), grid, block, extents.get(DYNAMIC_SMEM, 0))  # type: ignore[arg-type]
+    return Launch(kernel, tuple(args), grid, block, extents.get(DYNAMIC_SMEM, 0))
 
 
 def evaluate(expr: Any, sizes: Mapping[str, int]) -> int:

@@ -1,4 +1,4 @@
-"""TileLang → every stage of TIR, CUDA text and host IR, for an explicit architecture, without a GPU."""
+"""TileLang → TIR at every stage, CUDA text and host IR, for an explicit arch, without a GPU."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """`Op`: what is true of a kernel, declared once.
 
-One declaration has five readers: the prover's assumptions and goals, the launcher's run-time checks,
-the Hypothesis strategies of the tests, the shapes of tests, benchmarks and builds, and the generated
-reference page. An `Op` therefore holds no code that touches a device; it names tensors by letters
+One declaration has five readers: the prover's assumptions and goals, the launcher's run-time
+checks, the Hypothesis strategies of the tests, the shapes of tests, benchmarks and builds, and the
+generated reference page. An `Op` therefore holds no code that touches a device; it names tensors by letters
 (B batch, S new tokens, T compressed entries, H heads, D head or hidden dim, K top-k or inner dim,
 R compression ratio, E experts, N residual streams, M tokens flattened, W window).
 """
@@ -121,8 +121,8 @@ class BoundTensor:
 class Variant:
     """One TileLang factory with the architectures it is for and its tile options.
 
-    `matrix` says that the kernel must contain the architecture's matrix instruction; a build where it
-    is missing fails. `contract_fma` states whether ``a*b+c`` may become one rounding.
+    `matrix` says that the kernel must contain the architecture's matrix instruction; a build where
+    it is missing fails. `contract_fma` states whether ``a*b+c`` may become one rounding.
     """
 
     factory: Callable[..., Any]
@@ -201,7 +201,7 @@ class Op:
         """Decorator: add a factory ``f(T, <dims>, <dtypes>, <params>, <tiles>) -> prim_func``.
 
         The factory takes, by name, TileLang's language module as ``T``, any static dim (int), any
-        dynamic dim (a TileLang symbol), any type variable (TileLang dtype string), params and tiles.
+        dynamic dim (a TileLang symbol), any type variable (TileLang dtype string), params, tiles.
         """
 
         def add(factory: Callable[..., Any]) -> Callable[..., Any]:
@@ -278,7 +278,7 @@ class Op:
 
 @dataclass(frozen=True, eq=False)
 class Specialization:
-    """An `Op` with every static dim, type and param fixed: what one cubin per architecture holds."""
+    """An `Op` with every static dim, type and param fixed: one cubin per architecture."""
 
     op: Op
     dims: Mapping[str, int]

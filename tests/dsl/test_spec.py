@@ -1,4 +1,4 @@
-"""The declaration layer: domains, specialization, shapes, strategies, and its one-sentence errors."""
+"""The declaration layer: domains, specialization, shapes, strategies, one-sentence errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from tileproof.dsl import (
     ContractError,
     In,
@@ -92,7 +91,7 @@ def test_a_dynamic_size_out_of_its_domain_is_refused(op: Op) -> None:
 
 
 def test_a_letter_without_a_domain_is_refused() -> None:
-    with pytest.raises(ContractError, match="test/bad: dims: got no domain for {'Z'}"):
+    with pytest.raises(ContractError, match=r"test/bad: dims: got no domain for \{'Z'\}"):
         Op("test/bad", (In("x", "Z", "f32"),), {}, "", lambda x: x, {})
     assert "test/bad" not in registry._OPS
 
