@@ -13,8 +13,9 @@ PASS_CONFIGS = {
     "tl.disable_vectorize_256": True,
 }
 
-# Products and sums round separately on every architecture, so bits do not depend on what the
-# compiler contracts; the arithmetic stays far below the memory time.
+# Products and sums round separately, so bits do not depend on what a compiler contracts. TileLang
+# itself fuses `a + b * c` into one rounding on sm_100a only; kernels therefore store a product
+# before they add it. The arithmetic stays far below the memory time.
 OPTIONS = {"pass_configs": PASS_CONFIGS, "contract_fma": False}
 
 VECTOR_BYTES = 16
@@ -37,5 +38,5 @@ def vector(tilelang_dtype: str) -> int:
 
 
 def row_lanes(width: int, per_thread: int, most: int = THREADS) -> int:
-    """Threads that share one row: a power of two, at most `most`, each taking `per_thread` at once."""
+    """Threads of one row, a power of two up to `most`; each takes `per_thread` elements at once."""
     return min(most, 1 << (ceildiv(width, per_thread) - 1).bit_length())

@@ -32,12 +32,13 @@ def collapse(T, M, N, D, act):
             thread = T.get_thread_binding()
             weight = T.alloc_local((N,), "float32")
             streams = T.alloc_local((N, width), act)
+            term = T.alloc_local((width,), "float32")
             total = T.alloc_local((width,), "float32")
             m = block * rows + thread // lanes
             if m < M:
                 for j in T.unroll(N):
                     weight[j] = pre[m, j]
-                for step in T.unroll(steps):
+                for step in T.serial(steps):
                     d = (step * lanes + thread % lanes) * width
                     if d < D:
                         for j in T.unroll(N):
@@ -48,7 +49,9 @@ def collapse(T, M, N, D, act):
                             total[v] = weight[0] * T.cast(streams[0, v], "float32")
                         for j in T.unroll(1, N):
                             for v in T.vectorized(width):
-                                total[v] += weight[j] * T.cast(streams[j, v], "float32")
+                                term[v] = weight[j] * T.cast(streams[j, v], "float32")
+                            for v in T.vectorized(width):
+                                total[v] += term[v]
                         for v in T.vectorized(width):
                             y[m, d + v] = total[v]
 

@@ -45,6 +45,7 @@ def post(T, M, N, D, act):
             mix = T.alloc_local((N, N), "float32")
             streams = T.alloc_local((N, width), act)
             layer = T.alloc_local((width,), act)
+            term = T.alloc_local((width,), "float32")
             total = T.alloc_local((width,), "float32")
             m = block * rows + thread // lanes
             if m < M:
@@ -55,7 +56,7 @@ def post(T, M, N, D, act):
                     for p in T.unroll(N // pack):
                         for v in T.vectorized(pack):
                             mix[j, p * pack + v] = comb[m, j, p * pack + v]
-                for step in T.unroll(steps):
+                for step in T.serial(steps):
                     d = (step * lanes + thread % lanes) * width
                     if d < D:
                         for v in T.vectorized(width):
@@ -69,7 +70,9 @@ def post(T, M, N, D, act):
                                 total[v] = gain[k] * T.cast(layer[v], "float32")
                             for j in T.unroll(N):
                                 for v in T.vectorized(width):
-                                    total[v] += mix[j, k] * T.cast(streams[j, v], "float32")
+                                    term[v] = mix[j, k] * T.cast(streams[j, v], "float32")
+                                for v in T.vectorized(width):
+                                    total[v] += term[v]
                             for v in T.vectorized(width):
                                 out[m, k, d + v] = total[v]
 
