@@ -6,6 +6,8 @@ using fp8_e4_t = tl::float_e4m3_t;
 using fp8_e5_t = tl::float_e5m2_t;
 
 // fp8_e4_2_t .. fp8_e4_32_t: a pair, then halves of twice the size, as TileLang names their parts.
+// The widest is aligned to 16, not 32: generated code overlays it on byte arrays, which a host
+// compiler aligns to 16 at most.
 #define VGPU_FP8_VECTORS(F)                                                                 \
   struct alignas(2) F##_2_t { F##_t x, y; };                                                \
   struct alignas(4) F##_4_t { F##_t x, y, z, w; };                                          \

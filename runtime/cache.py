@@ -1,0 +1,57 @@
+"""The one cache directory of tileproof, and writing into it safely.
+
+Safe means: under parallel builds and after `kill -9` a reader sees a whole file or none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def cache_dir(*parts: str) -> Path:
+    """The cache directory, or a sub-directory of it, created if missing.
+
+    `TILEPROOF_CACHE` names it; else it is `tileproof` under `XDG_CACHE_HOME` or `~/.cache`.
+    """
+    root = os.environ.get("TILEPROOF_CACHE")
+    if root is None:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        root = Path(home) / "tileproof"
+    path = Path(root).expanduser().joinpath(*parts)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on success it becomes `path` in one step."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Writes `data` to `path` (text as UTF-8) so that no reader sees a part of it."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock named after `path` against other processes and threads.
+
+    The lock file `path`.lock stays behind; the kernel drops the lock itself if the holder dies.
+    """
+    with open(path.with_name(path.name + ".lock"), "a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,35 @@
+"""The virtual GPU: executes the CUDA text of a kernel literally, on CPU cores.
+
+    from tileproof.runtime import virtual
+
+    module = virtual.VirtualModule(cuda_text, ["rmsnorm_kernel"])
+    module.launch("rmsnorm_kernel", grid=(m,), block=(128,), smem=512, args=[w, x, y, m])
+
+Generated launchers reach it through `driver()`, the table of `runtime/csrc/driver.h`.
+"""
+
+from .compile import CompileError, Signature, build, build_library, signatures
+from .device import (
+    VirtualError,
+    VirtualModule,
+    VirtualOptions,
+    current_options,
+    driver,
+    options,
+    registered,
+)
+
+__all__ = [
+    "CompileError",
+    "Signature",
+    "VirtualError",
+    "VirtualModule",
+    "VirtualOptions",
+    "build",
+    "build_library",
+    "current_options",
+    "driver",
+    "options",
+    "registered",
+    "signatures",
+]

@@ -1,0 +1,199 @@
+"""Turns CUDA text into a shared object the virtual GPU runs, with the host's C++ compiler."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..cache import atomic_write, cache_dir, locked, replacing
+
+_HERE = Path(__file__).parent
+_INCLUDE = _HERE / "include"
+_CSRC = _HERE / "csrc"
+_DRIVER_ABI = _HERE.parent / "csrc"
+
+# No contraction and no fast-math: the same bits on every machine. Generated code reads one local
+# array through many vector types, which strict aliasing forbids.
+_FLAGS = (
+    "-std=c++17 -O2 -fPIC -shared -fno-strict-aliasing -ffp-contract=off -fwrapv "
+    "-fvisibility=hidden -fno-extern-tls-init -Wno-attributes -Wno-unknown-pragmas"
+).split()
+# Every load and store of the kernel announces itself; see vgpu/instrumentation.h.
+_CHECKED_FLAGS = ["-fsanitize=thread", "-DVGPU_CHECKED"]
+
+
+class CompileError(RuntimeError):
+    """The CUDA text did not compile: it uses something the virtual GPU does not model."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a kernel's C declaration says.
+
+    parameters: (type, name) in order, the type as written without `__restrict__`.
+    dynamic_shared: (element type, name) of its `extern __shared__` array, None without one.
+    """
+
+    name: str
+    parameters: tuple[tuple[str, str], ...]
+    dynamic_shared: tuple[str, str] | None
+
+
+_KERNEL = re.compile(
+    r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\s*'
+    r"\(([^)]*)\)\s*\{"
+)
+_DYNAMIC_SHARED = re.compile(
+    r"extern\s+__shared__\s+(?:__align__\(\d+\)\s+)?(\w[\w:]*(?:\s+\w+)*?)\s+(\w+)\s*\[\s*\]"
+)
+
+
+def signatures(cuda_text: str) -> dict[str, Signature]:
+    """The kernels defined in `cuda_text`, by name.
+
+    Raises ValueError if a kernel declares two dynamic shared arrays: they would be one memory.
+    """
+    found = {}
+    kernels = list(_KERNEL.finditer(cuda_text))
+    for kernel, following in zip(kernels, [*kernels[1:], None], strict=True):
+        body = cuda_text[kernel.end() : following.start() if following else None]
+        shared = sorted(set(_DYNAMIC_SHARED.findall(body)))
+        if len(shared) > 1:
+            names = ", ".join(name for _, name in shared)
+            raise ValueError(
+                f"kernel {kernel[1]} declares several dynamic shared arrays ({names}), expected one"
+            )
+        parameters = []
+        for text in filter(None, map(str.strip, kernel[2].split(","))):
+            declared, name = re.fullmatch(r"(.*?)(\w+)", text, re.S).groups()
+            parameters.append((" ".join(declared.replace("__restrict__", "").split()), name))
+        found[kernel[1]] = Signature(kernel[1], tuple(parameters), (shared or [None])[0])
+    return found
+
+
+@functools.cache
+def compiler() -> tuple[str, str]:
+    """Path and version line of the C++ compiler (`CXX`, else g++, else clang++).
+
+    Raises FileNotFoundError in one sentence if there is none.
+    """
+    for candidate in (os.environ.get("CXX"), "g++", "clang++"):
+        path = candidate and shutil.which(candidate)
+        if path:
+            version = subprocess.run([path, "--version"], capture_output=True, text=True, check=True)
+            return path, version.stdout.splitlines()[0]
+    raise FileNotFoundError(
+        "the virtual GPU needs a C++ compiler to run kernels: install g++ 11 or newer"
+        " (Debian/Ubuntu: apt install g++) or set CXX"
+    )
+
+
+@functools.cache
+def _machine_flags() -> tuple[str, ...]:
+    # AVX2 and F16C make matrix instructions several times faster and change no result.
+    if platform.machine() != "x86_64":
+        return ()
+    try:
+        cpu = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ()
+    flags = set(re.search(r"^flags\s*:(.*)$", cpu, re.M)[1].split()) if "flags" in cpu else set()
+    return ("-march=x86-64-v3",) if {"avx2", "f16c", "bmi2", "fma"} <= flags else ()
+
+
+@functools.cache
+def _sources_digest() -> str:
+    digest = hashlib.sha256()
+    files = [*_INCLUDE.rglob("*"), *_CSRC.rglob("*"), *_DRIVER_ABI.glob("*.h")]
+    for path in sorted(p for p in files if p.is_file()):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _compile(sources: Sequence[Path], output: Path, extra: Sequence[str]) -> None:
+    path, _ = compiler()
+    with replacing(output) as temporary:
+        command = [path, *_FLAGS, *_machine_flags(), *extra, f"-I{_INCLUDE}", f"-I{_DRIVER_ABI}"]
+        command += [*map(str, sources), "-o", str(temporary)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+            first = errors[0] if errors else done.stderr.strip()
+            raise CompileError(
+                f"the virtual GPU cannot compile {sources[0].name}: {first}\n{done.stderr}"
+            )
+
+
+def _key(*parts: str) -> str:
+    text = "\0".join([*parts, _sources_digest(), compiler()[1], *_FLAGS, *_machine_flags()])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _translation_unit(cuda_path: Path, kernels: Sequence[Signature]) -> str:
+    """The file around the unmodified CUDA text: shared memory before it, the table after it."""
+    arrays = sorted({k.dynamic_shared for k in kernels if k.dynamic_shared})
+    lines = ['#include "vgpu/kernel_main.h"']
+    for element, name in arrays:
+        lines.append(
+            f"thread_local __attribute__((aligned(1024))) {element} "
+            f"{name}[vgpu::kSharedCapacity / sizeof({element})];"
+        )
+    lines.append(f'#include "{cuda_path}"')
+    lines.append("static const vgpu::Kernel vgpu_kernels[] = {")
+    for kernel in kernels:
+        shared = "nullptr"
+        if kernel.dynamic_shared:
+            shared = f"[]() -> void* {{ return ::{kernel.dynamic_shared[1]}; }}"
+        lines.append(f"    VGPU_KERNEL({kernel.name}, ({shared})),")
+    lines.append("};")
+    lines.append(
+        "VGPU_API const vgpu::Module vgpu_module = "
+        f"{{vgpu::kModuleAbi, kVgpuChecked, vgpu_kernels, {len(kernels)}}};"
+    )
+    return "\n".join(lines) + "\n"
+
+
+def build(cuda_text: str, kernels: Sequence[str], *, checked: bool) -> Path:
+    """Compiles CUDA text into a shared object for `driver.h`'s module_load, cached by content.
+
+    kernels: names of the `extern "C" __global__` functions to export, at least one.
+    checked: instrument every access (OOB, const, alignment), several times slower.
+
+    Raises KeyError for a kernel the text lacks, CompileError for a helper that is not modelled,
+    FileNotFoundError without a C++ compiler.
+    """
+    known = signatures(cuda_text)
+    for name in kernels:
+        if name not in known:
+            raise KeyError(f"no kernel {name} in the CUDA text, it defines {', '.join(known)}")
+    key = _key("kernel", cuda_text, str(checked), *kernels)
+    folder = cache_dir("virtual", key[:2])
+    output = folder / f"{key}.so"
+    if output.exists():
+        return output
+    with locked(output):
+        if not output.exists():
+            cuda_path = folder / f"{key}.cu"
+            unit = folder / f"{key}.cpp"
+            atomic_write(cuda_path, cuda_text)
+            atomic_write(unit, _translation_unit(cuda_path, [known[name] for name in kernels]))
+            _compile([unit], output, _CHECKED_FLAGS if checked else [])
+    return output
+
+
+def build_library() -> Path:
+    """Compiles the virtual GPU itself (libvgpu), cached like kernels are."""
+    output = cache_dir("virtual") / f"libvgpu-{_key('library')}.so"
+    if not output.exists():
+        with locked(output):
+            if not output.exists():
+                _compile(sorted(_CSRC.glob("*.cpp")), output, ["-pthread", "-ldl"])
+    return output

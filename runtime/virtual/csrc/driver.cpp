@@ -1,0 +1,256 @@
+// The virtual GPU as a driver: modules, functions, launches, options.
+#include <dlfcn.h>
+#include <link.h>
+
+#include <algorithm>
+#include <memory>
+#include <thread>
+
+#include "driver.h"
+#include "machine.h"
+
+namespace vgpu {
+
+namespace {
+
+thread_local std::string last_error;
+thread_local Options options;
+thread_local std::vector<Range> ranges;
+
+struct Function {
+  const LoadedModule* module;
+  const Kernel* kernel;
+};
+
+struct DriverModule {
+  LoadedModule loaded;
+  std::vector<std::unique_ptr<Function>> functions;
+};
+
+int fail(std::string words) {
+  last_error = std::move(words);
+  return 1;
+}
+
+// Fills in where the dynamic linker put the module, and the calling OS thread's copy of its
+// shared memory.
+struct Placement {
+  const void* inside;
+  uintptr_t image_begin = 0, image_end = 0;
+  size_t tls_module = 0;
+  char *segment_begin = nullptr, *segment_end = nullptr;
+};
+
+int visit_object(dl_phdr_info* info, size_t, void* wanted) {
+  auto& placement = *static_cast<Placement*>(wanted);
+  const auto inside = reinterpret_cast<uintptr_t>(placement.inside);
+  uintptr_t begin = ~uintptr_t(0), end = 0;
+  size_t tls_bytes = 0;
+  for (int i = 0; i < info->dlpi_phnum; ++i) {
+    const auto& header = info->dlpi_phdr[i];
+    if (header.p_type == PT_LOAD) {
+      begin = std::min<uintptr_t>(begin, info->dlpi_addr + header.p_vaddr);
+      end = std::max<uintptr_t>(end, info->dlpi_addr + header.p_vaddr + header.p_memsz);
+    } else if (header.p_type == PT_TLS) {
+      tls_bytes = header.p_memsz;
+    }
+  }
+  if (inside < begin || inside >= end) return 0;
+  placement.image_begin = begin;
+  placement.image_end = end;
+  placement.tls_module = info->dlpi_tls_modid;
+  placement.segment_begin = static_cast<char*>(info->dlpi_tls_data);
+  placement.segment_end = placement.segment_begin ? placement.segment_begin + tls_bytes : nullptr;
+  return 1;
+}
+
+Placement locate(const void* inside) {
+  Placement placement{inside};
+  dl_iterate_phdr(visit_object, &placement);
+  return placement;
+}
+
+// Blocks are large and their stacks warm: OS threads borrow them from here.
+class BlockPool {
+ public:
+  std::unique_ptr<Block> take() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (free_.empty()) return std::make_unique<Block>();
+    auto block = std::move(free_.back());
+    free_.pop_back();
+    return block;
+  }
+  void give(std::unique_ptr<Block> block) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    free_.push_back(std::move(block));
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Block>> free_;
+};
+
+BlockPool& pool() {
+  static auto* instance = new BlockPool;  // never destroyed: threads may outlive static objects
+  return *instance;
+}
+
+void run_blocks(Launch& launch) {
+  const FaultStack fault_stack;
+  auto block = pool().take();
+  block->launch = &launch;
+  if (launch.kernel->dynamic_shared) launch.kernel->dynamic_shared();  // brings the segment to life
+  const Placement placement = locate(launch.module->table);
+  block->segment_begin = placement.segment_begin;
+  block->segment_end = placement.segment_end;
+  while (!launch.failed) {
+    const uint64_t turn = launch.next++;
+    if (turn >= launch.blocks) break;
+    block->run(launch.order.empty() ? turn : launch.order[turn]);
+  }
+  pool().give(std::move(block));
+}
+
+int module_load(int, const void* image, size_t, void** module) {
+  // Kernels look up vgpu_* in the global scope; whoever loaded this library may not have put it
+  // there.
+  Dl_info self;
+  if (dladdr(reinterpret_cast<void*>(&module_load), &self))
+    dlopen(self.dli_fname, RTLD_NOW | RTLD_NOLOAD | RTLD_GLOBAL);
+  const char* path = static_cast<const char*>(image);
+  void* handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  if (!handle) return fail(std::string("the virtual GPU cannot load a kernel: ") + dlerror());
+  const auto* table = static_cast<const Module*>(dlsym(handle, "vgpu_module"));
+  if (!table || table->abi != kModuleAbi) {
+    dlclose(handle);
+    return fail(std::string(path) + " was not built by this version of the virtual GPU");
+  }
+  const Placement placement = locate(table);
+  *module = new DriverModule{
+      {handle, table, placement.image_begin, placement.image_end, placement.tls_module}, {}};
+  return 0;
+}
+
+int module_unload(void* module) {
+  auto* loaded = static_cast<DriverModule*>(module);
+  dlclose(loaded->loaded.handle);
+  delete loaded;
+  return 0;
+}
+
+int function_get(void* module, const char* name, uint32_t dynamic_smem, void** function) {
+  auto* loaded = static_cast<DriverModule*>(module);
+  const Module& table = *loaded->loaded.table;
+  if (dynamic_smem > kSharedCapacity)
+    return fail("kernel " + std::string(name) + " asks for " + std::to_string(dynamic_smem) +
+                " bytes of dynamic shared memory, a block has at most " +
+                std::to_string(kSharedCapacity));
+  std::string known;
+  for (uint32_t i = 0; i < table.kernel_count; ++i) {
+    if (std::string(table.kernels[i].name) == name) {
+      loaded->functions.push_back(
+          std::make_unique<Function>(Function{&loaded->loaded, &table.kernels[i]}));
+      *function = loaded->functions.back().get();
+      return 0;
+    }
+    known += (i ? ", " : "") + std::string(table.kernels[i].name);
+  }
+  return fail("no kernel " + std::string(name) + " in the module, it has " + known);
+}
+
+// The registered ranges, with what the kernel's signature says may be written.
+std::vector<Range> ranges_of(const Kernel& kernel, void** arguments) {
+  std::vector<Range> found = ranges;
+  for (uint32_t i = 0; i < kernel.parameter_count; ++i) {
+    const Parameter& parameter = kernel.parameters[i];
+    if (!parameter.pointer || parameter.constant) continue;
+    const auto at = *static_cast<uintptr_t*>(arguments[i]);
+    for (Range& range : found)
+      if (at >= range.begin && at < range.end) range.writable = true;
+  }
+  return found;
+}
+
+int launch_kernel(void* function, tp_dim3 grid, tp_dim3 cluster, tp_dim3 block,
+                  uint32_t dynamic_smem, void*, void** arguments) {
+  const auto& entry = *static_cast<Function*>(function);
+  const std::string name = entry.kernel->name;
+  const uint64_t threads = uint64_t(block.x) * block.y * block.z;
+  if (threads == 0 || threads > kMaxThreads)
+    return fail("kernel " + name + ": a block has 1 to 1024 threads, got " +
+                std::to_string(threads));
+  if (uint64_t(cluster.x) * cluster.y * cluster.z > 1)
+    return fail("kernel " + name + ": the virtual GPU does not model clusters yet");
+  if (dynamic_smem > kSharedCapacity)
+    return fail("kernel " + name + ": dynamic shared memory is at most " +
+                std::to_string(kSharedCapacity) + " bytes, got " + std::to_string(dynamic_smem));
+  if (entry.module->table->checked && ranges.empty())
+    return fail("kernel " + name +
+                " is a checked build: register the memory of its tensor arguments first");
+
+  Launch launch;
+  launch.module = entry.module;
+  launch.kernel = entry.kernel;
+  launch.grid = {grid.x, grid.y, grid.z};
+  launch.block = {block.x, block.y, block.z};
+  launch.dynamic_shared = dynamic_smem;
+  launch.arguments = arguments;
+  launch.options = options;
+  launch.ranges = ranges_of(*entry.kernel, arguments);
+  launch.blocks = uint64_t(grid.x) * grid.y * grid.z;
+  if (launch.options.seed) {
+    launch.order.resize(launch.blocks);
+    for (uint64_t i = 0; i < launch.blocks; ++i) launch.order[i] = static_cast<uint32_t>(i);
+    std::shuffle(launch.order.begin(), launch.order.end(),
+                 std::mt19937_64(launch.options.seed));
+  }
+
+  const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  const uint64_t wanted = launch.options.threads > 0 ? launch.options.threads : cores;
+  const uint64_t helpers = std::min(wanted, launch.blocks);
+  const FaultGuard guard;
+  std::vector<std::thread> team;
+  for (uint64_t i = 1; i < helpers; ++i) team.emplace_back([&launch] { run_blocks(launch); });
+  run_blocks(launch);
+  for (std::thread& helper : team) helper.join();
+  return launch.failed ? fail(launch.error) : 0;
+}
+
+const char* error_words(int) { return last_error.c_str(); }
+
+const tp_driver table = {TILEPROOF_DRIVER_ABI, "virtual",     module_load, module_unload,
+                         function_get,         launch_kernel, error_words};
+
+}  // namespace
+
+}  // namespace vgpu
+
+VGPU_API const tp_driver* vgpu_driver() { return &vgpu::table; }
+
+// Options and argument ranges hold for launches from the calling OS thread, until changed.
+VGPU_API void vgpu_set_options(int late, uint64_t seed, int threads) {
+  vgpu::options = {late != 0, seed, threads};
+}
+
+VGPU_API void vgpu_clear_ranges() { vgpu::ranges.clear(); }
+
+// Adds the memory of a tensor argument. Tensors that overlap become one range.
+VGPU_API void vgpu_register(const void* pointer, size_t bytes, const char* name) {
+  if (!bytes) return;
+  auto begin = reinterpret_cast<uintptr_t>(pointer), end = begin + bytes;
+  std::string names = name;
+  auto& all = vgpu::ranges;
+  for (size_t i = 0; i < all.size();) {
+    if (all[i].begin < end && begin < all[i].end) {
+      begin = std::min(begin, all[i].begin);
+      end = std::max(end, all[i].end);
+      if (all[i].name != names) names = all[i].name + "/" + names;
+      all.erase(all.begin() + static_cast<ptrdiff_t>(i));
+    } else {
+      ++i;
+    }
+  }
+  all.push_back({begin, end, names, false});
+  std::sort(all.begin(), all.end(),
+            [](const vgpu::Range& a, const vgpu::Range& b) { return a.begin < b.begin; });
+}

@@ -1,0 +1,143 @@
+// The state of a launch and of the block an OS thread is running.
+#pragma once
+#include <atomic>
+#include <mutex>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "fiber.h"
+#include "vgpu/kernel_main.h"
+
+namespace vgpu {
+
+struct Options {
+  bool late = true;    // cp.async is performed when waited for, not when issued
+  uint64_t seed = 0;   // schedule; 0 is the plain one
+  int threads = 0;     // OS threads; 0 means one per core
+};
+
+// One tensor argument: the bytes a kernel may touch.
+struct Range {
+  uintptr_t begin, end;
+  std::string name;
+  bool writable;
+};
+
+struct LoadedModule {
+  void* handle;
+  const Module* table;
+  uintptr_t image_begin, image_end;  // constants of the module live here
+  size_t tls_module;                 // the dynamic linker's number, 0 without shared memory
+};
+
+struct Launch {
+  const LoadedModule* module;
+  const Kernel* kernel;
+  dim3 grid, block;
+  uint32_t dynamic_shared;
+  void** arguments;
+  Options options;
+  std::vector<Range> ranges;    // sorted, disjoint
+  std::vector<uint32_t> order;  // of blocks; empty: ascending
+  uint64_t blocks;
+  std::atomic<uint64_t> next{0};
+  std::atomic<bool> failed{false};
+  std::mutex mutex;
+  std::string error;  // the first one
+};
+
+struct Barrier {
+  int count = 0;  // threads it was asked to wait for, 0 for all; -1 while nobody waits
+  int arrived = 0;
+  uint32_t waiting[kMaxThreads / kWarp] = {};  // lanes by warp
+};
+
+struct Copy {
+  void* target;
+  const void* source;
+  uint32_t bytes, valid;
+};
+
+// cp.async of one thread, oldest first; `groups` holds how many copies each committed group has.
+struct CopyQueue {
+  std::vector<Copy> copies;
+  std::vector<uint32_t> groups;
+  uint32_t committed = 0;  // copies in groups
+};
+
+// How ready threads take turns. All are fair between rendezvous; they differ in which bugs they
+// provoke.
+enum class Schedule {
+  kRunAhead,    // a warp runs until it blocks, warps and lanes in ascending order
+  kRandomAhead, // the same, next warp and lane direction at random
+  kInterleave,  // also leaves a warp at random after a warp-wide rendezvous
+};
+
+// One thread block in execution. An OS thread owns one and reuses it for block after block.
+struct Block {
+  Launch* launch = nullptr;
+  dim3 id;
+  uint32_t thread_count = 0, warp_count = 0, live = 0;
+  uint32_t ready_warps = 0;
+  Schedule schedule = Schedule::kRunAhead;
+  bool lanes_descend = false;
+  std::minstd_rand random;
+  void* scheduler = nullptr;  // the OS thread's own stack, suspended
+  bool stopped = false;       // an error ended this block
+  char *shared = nullptr;     // dynamic shared memory, `launch->dynamic_shared` bytes of it valid
+  char *segment_begin = nullptr, *segment_end = nullptr;  // all shared memory of the module
+  char *stacks_begin = nullptr, *stacks_end = nullptr;
+  size_t last_range = 0;
+  Barrier barriers[kBarriers];
+  Warp warps[kMaxThreads / kWarp];
+  Thread threads[kMaxThreads];
+  CopyQueue copies[kMaxThreads];
+
+  ~Block();
+  void run(uint64_t number);
+
+  void wake(Warp& warp, uint32_t lanes) {
+    warp.ready |= lanes;
+    ready_warps |= 1u << warp.index;
+  }
+  void sleep(Thread& thread, const char* reason);  // returns when woken
+  void let_others_run(Thread& thread);
+  void exit(Thread& thread);  // does not return
+  void settle_barrier(Barrier& barrier);
+  void finish_copies(CopyQueue& queue, uint32_t count);
+
+ private:
+  void prepare(uint64_t number);
+  void allocate_stacks(uint32_t count);
+  void prepare_shared();
+  void switch_to(Thread& from, Thread* next);
+  Thread* pick(const Thread& from, bool may_stay = true);
+  std::string describe_deadlock() const;
+};
+
+// Read at every helper call: a fixed place in the thread's static block, not a lookup.
+#define VGPU_FAST_TLS __attribute__((tls_model("initial-exec")))
+extern VGPU_FAST_TLS thread_local Thread* current;  // the running CUDA thread, null outside kernels
+
+// Records an error of the launch unless one is recorded.
+void record_error(Launch& launch, const std::string& words);
+// "kernel k, block (0, 0, 0), thread (3, 0, 0)"
+std::string place(const Thread& thread);
+
+// While it lives, machine faults inside kernels become errors of their launch.
+struct FaultGuard {
+  FaultGuard();
+  ~FaultGuard();
+};
+// The same per OS thread: an alternate stack for the handler.
+struct FaultStack {
+  FaultStack();
+  ~FaultStack();
+
+ private:
+  void* previous;
+  void* stack;
+};
+
+}  // namespace vgpu

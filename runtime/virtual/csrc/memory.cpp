@@ -1,0 +1,134 @@
+// Which memory a thread may touch, and cp.async.
+#include <algorithm>
+
+#include "machine.h"
+
+namespace vgpu {
+
+namespace {
+
+[[noreturn]] void out_of_bounds(const Launch& launch, uintptr_t at, uint32_t bytes, bool write) {
+  const Range* nearest = nullptr;
+  uintptr_t distance = ~uintptr_t(0);
+  for (const Range& range : launch.ranges) {
+    const uintptr_t d = at < range.begin ? range.begin - at : at >= range.end ? at - range.end : 0;
+    if (d < distance) distance = d, nearest = &range;
+  }
+  const char* verb = write ? "write" : "read";
+  if (!nearest)
+    vgpu_fail("out of bounds: %s of %u bytes at %#zx, the kernel has no tensor argument", verb,
+              bytes, static_cast<size_t>(at));
+  vgpu_fail("out of bounds: %s of %u bytes at %#zx; nearest is argument '%s' of %zu bytes, at byte "
+            "offset %td of it",
+            verb, bytes, static_cast<size_t>(at), nearest->name.c_str(),
+            static_cast<size_t>(nearest->end - nearest->begin),
+            static_cast<ptrdiff_t>(at - nearest->begin));
+}
+
+void check_range(Block& block, uintptr_t at, uint32_t bytes, bool write) {
+  const Launch& launch = *block.launch;
+  const auto holds = [&](const Range& r) { return at >= r.begin && at + bytes <= r.end; };
+  if (block.last_range >= launch.ranges.size() || !holds(launch.ranges[block.last_range])) {
+    const auto after = std::upper_bound(launch.ranges.begin(), launch.ranges.end(), at,
+                                        [](uintptr_t a, const Range& r) { return a < r.begin; });
+    if (after == launch.ranges.begin() || !holds(*(after - 1)))
+      out_of_bounds(launch, at, bytes, write);
+    block.last_range = static_cast<size_t>(after - 1 - launch.ranges.begin());
+  }
+  const Range& range = launch.ranges[block.last_range];
+  if (write && !range.writable)
+    vgpu_fail("write of %u bytes to argument '%s', which the kernel declares const, at byte offset "
+              "%zu",
+              bytes, range.name.c_str(), static_cast<size_t>(at - range.begin));
+}
+
+// True if the address is in the module's shared memory; fails if it is in an unused part of it.
+bool check_segment(const Block& block, uintptr_t at, uint32_t bytes) {
+  const auto begin = reinterpret_cast<uintptr_t>(block.segment_begin);
+  if (at < begin || at >= reinterpret_cast<uintptr_t>(block.segment_end)) return false;
+  const auto shared = reinterpret_cast<uintptr_t>(block.shared);
+  if (shared && at >= shared && at < shared + kSharedCapacity &&
+      at + bytes > shared + block.launch->dynamic_shared)
+    vgpu_fail("out of bounds: access of %u bytes at offset %zu of the block's dynamic shared "
+              "memory, which has %u",
+              bytes, static_cast<size_t>(at - shared), block.launch->dynamic_shared);
+  return true;
+}
+
+void check_alignment(uintptr_t at, uint32_t bytes) {
+  if (at % bytes) vgpu_fail("misaligned: access of %u bytes at %#zx", bytes, static_cast<size_t>(at));
+}
+
+void perform(const Copy& copy) {
+  memcpy(copy.target, copy.source, copy.valid);
+  memset(static_cast<char*>(copy.target) + copy.valid, 0, copy.bytes - copy.valid);
+}
+
+}  // namespace
+
+void Block::finish_copies(CopyQueue& queue, uint32_t count) {
+  for (uint32_t i = 0; i < count; ++i) perform(queue.copies[i]);
+  queue.copies.erase(queue.copies.begin(), queue.copies.begin() + count);
+}
+
+}  // namespace vgpu
+
+using namespace vgpu;
+
+void vgpu_check_global(const void* address, uint32_t bytes, bool write) {
+  Block& block = *current->block;
+  const auto at = reinterpret_cast<uintptr_t>(address);
+  check_alignment(at, bytes);
+  if (!block.launch->ranges.empty()) check_range(block, at, bytes, write);
+}
+
+void vgpu_check_shared(const void* address, uint32_t bytes) {
+  const auto at = reinterpret_cast<uintptr_t>(address);
+  check_alignment(at, bytes);
+  if (!check_segment(*current->block, at, bytes))
+    vgpu_fail("access of %u bytes at %#zx, which is not shared memory", bytes,
+              static_cast<size_t>(at));
+}
+
+void vgpu_check(const void* address, uint32_t bytes, bool write, bool aligned) {
+  Block& block = *current->block;
+  if (address >= block.stacks_begin && address < block.stacks_end) return;
+  const auto at = reinterpret_cast<uintptr_t>(address);
+  if (aligned) check_alignment(at, bytes);
+  if (check_segment(block, at, bytes)) return;
+  const LoadedModule& module = *block.launch->module;
+  if (!write && at >= module.image_begin && at < module.image_end) return;
+  if (!block.launch->ranges.empty()) check_range(block, at, bytes, write);
+}
+
+void vgpu_copy(void* target, const void* source, uint32_t bytes, uint32_t valid) {
+  Block& block = *current->block;
+  vgpu_check_shared(target, bytes);
+  if (valid) vgpu_check_global(source, valid, false);
+  const Copy copy{target, source, bytes, valid};
+  if (block.launch->options.late) {
+    block.copies[current->index].copies.push_back(copy);
+  } else {
+    perform(copy);
+  }
+}
+
+void vgpu_copy_commit() {
+  CopyQueue& queue = current->block->copies[current->index];
+  const auto total = static_cast<uint32_t>(queue.copies.size());
+  queue.groups.push_back(total - queue.committed);
+  queue.committed = total;
+}
+
+void vgpu_copy_wait(int pending) {
+  Block& block = *current->block;
+  CopyQueue& queue = block.copies[current->index];
+  uint32_t count = 0;
+  const size_t keep = pending < 0 ? 0 : static_cast<size_t>(pending);
+  const size_t done = queue.groups.size() > keep ? queue.groups.size() - keep : 0;
+  for (size_t g = 0; g < done; ++g) count += queue.groups[g];
+  queue.groups.erase(queue.groups.begin(), queue.groups.begin() + static_cast<ptrdiff_t>(done));
+  queue.committed -= count;
+  block.finish_copies(queue,
+                      pending < 0 ? static_cast<uint32_t>(queue.copies.size()) : count);
+}

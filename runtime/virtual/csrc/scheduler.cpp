@@ -1,0 +1,356 @@
+// Blocks, fibers, barriers and rendezvous.
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdarg>
+#include <map>
+
+#include "machine.h"
+
+#if defined(__x86_64__) && !defined(VGPU_UCONTEXT)
+__asm__(R"(
+.text
+.globl vgpu_switch
+.hidden vgpu_switch
+.type vgpu_switch, @function
+vgpu_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size vgpu_switch, .-vgpu_switch
+)");
+#endif
+
+namespace vgpu {
+
+VGPU_FAST_TLS thread_local Thread* current = nullptr;
+
+namespace {
+
+// Deep enough for a kernel's local arrays and a matrix instruction's work; pages never touched
+// cost nothing. Below each stack lies a page that faults.
+constexpr size_t kStackBytes = 128 << 10;
+const size_t kGuardBytes = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+
+void fiber_main() {
+  Thread& me = *current;
+  Launch& launch = *me.block->launch;
+  launch.kernel->call(launch.arguments);
+  me.block->exit(me);
+}
+
+}  // namespace
+
+Block::~Block() {
+  if (stacks_begin) munmap(stacks_begin, static_cast<size_t>(stacks_end - stacks_begin));
+}
+
+void Block::allocate_stacks(uint32_t count) {
+  const size_t stride = kStackBytes + kGuardBytes, bytes = stride * count;
+  if (static_cast<size_t>(stacks_end - stacks_begin) >= bytes) return;
+  if (stacks_begin) munmap(stacks_begin, static_cast<size_t>(stacks_end - stacks_begin));
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) throw std::bad_alloc();
+  stacks_begin = static_cast<char*>(memory);
+  stacks_end = stacks_begin + bytes;
+  for (uint32_t i = 0; i < count; ++i) mprotect(stacks_begin + i * stride, kGuardBytes, PROT_NONE);
+}
+
+void Block::prepare(uint64_t number) {
+  const dim3& grid = launch->grid;
+  const dim3& shape = launch->block;
+  id = {static_cast<unsigned>(number % grid.x), static_cast<unsigned>(number / grid.x % grid.y),
+        static_cast<unsigned>(number / grid.x / grid.y)};
+  live = thread_count = shape.x * shape.y * shape.z;
+  warp_count = (thread_count + kWarp - 1) / kWarp;
+  stopped = false;
+  ready_warps = 0;
+  last_range = 0;
+  const uint64_t seed = launch->options.seed;
+  schedule = seed == 0      ? Schedule::kRunAhead
+             : seed % 2 ? Schedule::kRandomAhead
+                            : Schedule::kInterleave;
+  random.seed(static_cast<unsigned>(seed * 2654435761u + number * 40503u + 1));
+  lanes_descend = seed != 0 && random() & 256;
+  std::fill(std::begin(barriers), std::end(barriers), Barrier{});
+  allocate_stacks(thread_count);
+  const size_t stride = kStackBytes + kGuardBytes;
+  for (uint32_t i = 0; i < thread_count; ++i) {
+    Thread& thread = threads[i];
+    Warp& warp = warps[i / kWarp];
+    if (i % kWarp == 0) {
+      warp = Warp{};
+      warp.index = i / kWarp;
+    }
+    thread.warp = &warp;
+    thread.block = this;
+    thread.lane = i % kWarp;
+    thread.index = i;
+    thread.id = {i % shape.x, i / shape.x % shape.y, i / shape.x / shape.y};
+    thread.waits_on = "";
+    // Tops differ in their low bits: equal ones would all fall into the same cache sets.
+    char* top = stacks_begin + (i + 1) * stride - i * 1040 % 16384;
+    thread.stack_pointer = make_fiber(top, kStackBytes - 16384, fiber_main);
+    warp.thread[thread.lane] = &thread;
+    warp.live |= 1u << thread.lane;
+    wake(warp, 1u << thread.lane);
+    copies[i].copies.clear();
+    copies[i].groups.clear();
+    copies[i].committed = 0;
+  }
+  prepare_shared();
+}
+
+void Block::prepare_shared() {
+  // All ones is NaN in every float format and -1 in every integer: what is read before it was
+  // written shows. Beyond the launch's dynamic size nothing may be read, so nothing is filled.
+  shared = launch->kernel->dynamic_shared
+               ? static_cast<char*>(launch->kernel->dynamic_shared())
+               : nullptr;
+  if (!segment_begin) return;
+  if (!shared) {
+    memset(segment_begin, 0xff, static_cast<size_t>(segment_end - segment_begin));
+    return;
+  }
+  memset(segment_begin, 0xff, static_cast<size_t>(shared - segment_begin));
+  memset(shared, 0xff, launch->dynamic_shared);
+  char* rest = shared + kSharedCapacity;
+  memset(rest, 0xff, static_cast<size_t>(segment_end - rest));
+}
+
+void Block::run(uint64_t number) {
+  prepare(number);
+  Thread* first = pick(threads[thread_count - 1], false);
+  current = first;
+  vgpu_switch(&scheduler, first->stack_pointer);
+  current = nullptr;
+  if (!stopped && live) record_error(*launch, describe_deadlock());
+}
+
+// The next thread to run after `from`, null when none can.
+Thread* Block::pick(const Thread& from, bool may_stay) {
+  uint32_t index = from.warp->index;
+  const bool stay = may_stay && from.warp->ready &&
+                    !(schedule == Schedule::kInterleave && random() % 4 == 0);
+  if (!stay) {
+    if (!ready_warps) return nullptr;
+    const uint32_t skip = schedule == Schedule::kRunAhead ? index + 1 : random() % 32;
+    const uint32_t after = skip < 32 ? ready_warps >> skip << skip : 0;
+    index = static_cast<uint32_t>(__builtin_ctz(after ? after : ready_warps));
+  }
+  const Warp& warp = warps[index];
+  uint32_t lane;
+  if (lanes_descend) {
+    const uint32_t below = warp.ready & ((1u << from.lane) - 1);
+    lane = 31u - static_cast<uint32_t>(__builtin_clz(below ? below : warp.ready));
+  } else {
+    const uint32_t above = from.lane == 31 ? 0 : warp.ready >> (from.lane + 1) << (from.lane + 1);
+    lane = static_cast<uint32_t>(__builtin_ctz(above ? above : warp.ready));
+  }
+  return warp.thread[lane];
+}
+
+void Block::switch_to(Thread& from, Thread* next) {
+  if (next == &from) return;
+  current = next;
+  vgpu_switch(&from.stack_pointer, next ? next->stack_pointer : scheduler);
+}
+
+void Block::sleep(Thread& thread, const char* reason) {
+  thread.waits_on = reason;
+  thread.warp->ready &= ~(1u << thread.lane);
+  if (!thread.warp->ready) ready_warps &= ~(1u << thread.warp->index);
+  switch_to(thread, pick(thread));
+}
+
+void Block::let_others_run(Thread& thread) {
+  if (schedule == Schedule::kInterleave) switch_to(thread, pick(thread));
+}
+
+void Block::exit(Thread& thread) {
+  CopyQueue& queue = copies[thread.index];
+  finish_copies(queue, static_cast<uint32_t>(queue.copies.size()));
+  Warp& warp = *thread.warp;
+  warp.live &= ~(1u << thread.lane);
+  --live;
+  // Whoever waits for exited threads only waits no longer.
+  for (Site& site : warp.site)
+    if (site.arrived && site.arrived == (site.mask & warp.live))
+      wake(warp, site.arrived & -site.arrived);
+  for (Barrier& barrier : barriers) settle_barrier(barrier);
+  sleep(thread, "exit");
+}
+
+void Block::settle_barrier(Barrier& barrier) {
+  if (!barrier.arrived) return;
+  const int wanted = barrier.count ? barrier.count : static_cast<int>(live);
+  if (barrier.arrived < wanted) return;
+  for (uint32_t w = 0; w < warp_count; ++w)
+    if (barrier.waiting[w]) wake(warps[w], barrier.waiting[w]);
+  barrier = Barrier{};
+}
+
+std::string Block::describe_deadlock() const {
+  std::map<std::string, std::vector<uint32_t>> waiting;
+  for (uint32_t i = 0; i < thread_count; ++i)
+    if (threads[i].warp->live >> threads[i].lane & 1) {
+      std::string what = threads[i].waits_on;
+      for (int b = 0; b < kBarriers; ++b) {
+        const Barrier& barrier = barriers[b];
+        if (barrier.waiting[i / kWarp] >> i % kWarp & 1) {
+          const int wanted = barrier.count ? barrier.count : static_cast<int>(live);
+          what = "barrier " + std::to_string(b) + " (" + std::to_string(barrier.arrived) + " of " +
+                 std::to_string(wanted) + " threads arrived)";
+        }
+      }
+      waiting[what].push_back(i);
+    }
+  std::string words = "kernel " + std::string(launch->kernel->name) + ", block (" +
+                      std::to_string(id.x) + ", " + std::to_string(id.y) + ", " +
+                      std::to_string(id.z) + "): deadlock:";
+  const char* separator = " ";
+  for (const auto& [what, list] : waiting) {
+    words += separator + std::string("threads ");
+    for (size_t i = 0; i < list.size();) {
+      size_t last = i;
+      while (last + 1 < list.size() && list[last + 1] == list[last] + 1) ++last;
+      words += (i ? "," : "") + std::to_string(list[i]) +
+               (last > i ? "-" + std::to_string(list[last]) : "");
+      i = last + 1;
+    }
+    words += " wait on " + what;
+    separator = "; ";
+  }
+  if (live < thread_count) words += "; " + std::to_string(thread_count - live) + " threads exited";
+  return words;
+}
+
+std::string place(const Thread& thread) {
+  const dim3 &b = thread.block->id, &t = thread.id;
+  char words[512];
+  snprintf(words, sizeof words, "kernel %s, block (%u, %u, %u), thread (%u, %u, %u)",
+           thread.block->launch->kernel->name, b.x, b.y, b.z, t.x, t.y, t.z);
+  return words;
+}
+
+void record_error(Launch& launch, const std::string& words) {
+  const std::lock_guard<std::mutex> lock(launch.mutex);
+  if (launch.error.empty()) launch.error = words;
+  launch.failed = true;
+}
+
+}  // namespace vgpu
+
+using vgpu::Block;
+using vgpu::current;
+using vgpu::Site;
+using vgpu::Thread;
+using vgpu::Warp;
+
+vgpu::Thread& vgpu_self() { return *current; }
+
+static unsigned axis_of(const dim3& v, int axis) { return axis == 0 ? v.x : axis == 1 ? v.y : v.z; }
+unsigned vgpu_thread_idx(int axis) { return axis_of(current->id, axis); }
+unsigned vgpu_block_idx(int axis) { return axis_of(current->block->id, axis); }
+unsigned vgpu_block_dim(int axis) { return axis_of(current->block->launch->block, axis); }
+unsigned vgpu_grid_dim(int axis) { return axis_of(current->block->launch->grid, axis); }
+
+void vgpu_fail(const char* format, ...) {
+  char words[1024];
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(words, sizeof words, format, arguments);
+  va_end(arguments);
+  Block& block = *current->block;
+  vgpu::record_error(*block.launch, vgpu::place(*current) + ": " + words);
+  block.stopped = true;
+  void* abandoned;
+  vgpu_switch(&abandoned, block.scheduler);
+  __builtin_unreachable();
+}
+
+bool vgpu_arrive(Site** where, const char* op, uint32_t mask, void* operand) {
+  Thread& me = *current;
+  Warp& warp = *me.warp;
+  const uint32_t bit = 1u << me.lane;
+  if (!(mask & bit)) vgpu_fail("%s: lane %u is not in its own mask 0x%08x", op, me.lane, mask);
+  Site* site = warp.site;
+  while (site->arrived && site->mask != mask) {
+    if (site->mask & mask & warp.live)
+      vgpu_fail("%s with lanes 0x%08x, while lanes 0x%08x of the same warp wait for lanes 0x%08x "
+                "in %s", op, mask, site->arrived, site->mask, site->op);
+    ++site;
+  }
+  if (site->arrived && site->op != op && strcmp(site->op, op) != 0)
+    vgpu_fail("%s, while lanes 0x%08x of the same warp are in %s", op, site->arrived, site->op);
+  site->mask = mask;
+  site->op = op;
+  site->arrived |= bit;
+  site->operand[me.lane] = operand;
+  *where = site;
+  if (site->arrived == (mask & warp.live)) return true;
+  me.released = false;
+  me.block->sleep(me, op);
+  return !me.released;
+}
+
+void vgpu_release(Site* site) {
+  Thread& me = *current;
+  Warp& warp = *me.warp;
+  const uint32_t lanes = site->arrived;
+  for (uint32_t left = lanes; left; left &= left - 1)
+    warp.thread[__builtin_ctz(left)]->released = true;
+  site->arrived = 0;
+  me.block->wake(warp, lanes);
+  me.block->let_others_run(me);
+}
+
+static vgpu::Barrier& arrive_at(int id, int count) {
+  if (id < 0 || id >= vgpu::kBarriers)
+    vgpu_fail("named barrier %d does not exist, there are %d", id, vgpu::kBarriers);
+  if (count % vgpu::kWarp)
+    vgpu_fail("barrier %d: the thread count must be a multiple of 32, got %d", id, count);
+  Block& block = *current->block;
+  if (count > static_cast<int>(block.thread_count))
+    vgpu_fail("barrier %d waits for %d threads, the block has %u", id, count, block.thread_count);
+  vgpu::Barrier& barrier = block.barriers[id];
+  if (barrier.arrived && barrier.count != count)
+    vgpu_fail("barrier %d: this thread counts %d threads, those before it %d (0 means all)", id,
+              count, barrier.count);
+  barrier.count = count;
+  ++barrier.arrived;
+  return barrier;
+}
+
+void vgpu_barrier(int id, int count) {
+  vgpu::Barrier& barrier = arrive_at(id, count);
+  Thread& me = *current;
+  Block& block = *me.block;
+  const uint32_t bit = 1u << me.lane;
+  barrier.waiting[me.warp->index] |= bit;
+  block.settle_barrier(barrier);
+  if (barrier.waiting[me.warp->index] & bit) {
+    block.sleep(me, "a barrier");
+  } else {
+    block.let_others_run(me);
+  }
+}
+
+void vgpu_barrier_arrive(int id, int count) {
+  if (!count) vgpu_fail("bar.arrive on barrier %d needs a thread count", id);
+  current->block->settle_barrier(arrive_at(id, count));
+}

@@ -1,0 +1,247 @@
+"""Loading libvgpu, setting how it runs, and launching kernels without a generated launcher."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import ctypes
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from .compile import Signature, build, build_library, signatures
+
+
+class VirtualError(RuntimeError):
+    """A launch failed: the words name the kernel, block, thread and what it did."""
+
+
+@dataclass(frozen=True)
+class VirtualOptions:
+    """How the virtual GPU runs kernels.
+
+    late: perform cp.async when it is waited for (True) or when it is issued (False).
+    seed: 0 is the plain schedule (a warp runs until it blocks, blocks in ascending order); odd
+        seeds run a random warp ahead, even seeds also interleave warps; both shuffle the blocks.
+    threads: OS threads that run blocks, 0 for one per core.
+    checked: build kernels with every access checked; run mode checks helpers only.
+    """
+
+    late: bool = True
+    seed: int = 0
+    threads: int = 0
+    checked: bool = False
+
+
+_options = contextvars.ContextVar("virtual_options", default=VirtualOptions())
+
+
+def current_options() -> VirtualOptions:
+    """The options launches made here and now run with."""
+    return _options.get()
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(build_library()), mode=ctypes.RTLD_GLOBAL)
+    library.vgpu_driver.restype = ctypes.POINTER(_Driver)
+    library.vgpu_set_options.argtypes = [ctypes.c_int, ctypes.c_uint64, ctypes.c_int]
+    library.vgpu_register.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
+    return library
+
+
+class _Dim3(ctypes.Structure):
+    _fields_ = [("x", ctypes.c_uint32), ("y", ctypes.c_uint32), ("z", ctypes.c_uint32)]
+
+
+class _Driver(ctypes.Structure):
+    """`tp_driver` of runtime/csrc/driver.h."""
+
+    _fields_ = [
+        ("abi", ctypes.c_uint32),
+        ("name", ctypes.c_char_p),
+        (
+            "module_load",
+            ctypes.CFUNCTYPE(
+                ctypes.c_int,
+                ctypes.c_int,
+                ctypes.c_char_p,
+                ctypes.c_size_t,
+                ctypes.POINTER(ctypes.c_void_p),
+            ),
+        ),
+        ("module_unload", ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)),
+        (
+            "function_get",
+            ctypes.CFUNCTYPE(
+                ctypes.c_int,
+                ctypes.c_void_p,
+                ctypes.c_char_p,
+                ctypes.c_uint32,
+                ctypes.POINTER(ctypes.c_void_p),
+            ),
+        ),
+        (
+            "launch",
+            ctypes.CFUNCTYPE(
+                ctypes.c_int,
+                ctypes.c_void_p,
+                _Dim3,
+                _Dim3,
+                _Dim3,
+                ctypes.c_uint32,
+                ctypes.c_void_p,
+                ctypes.POINTER(ctypes.c_void_p),
+            ),
+        ),
+        ("error", ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_int)),
+    ]
+
+
+def _table() -> _Driver:
+    return _library().vgpu_driver().contents
+
+
+def driver() -> int:
+    """Address of the virtual GPU's `tp_driver` table; builds libvgpu on first use."""
+    return ctypes.addressof(_table())
+
+
+def _apply_options() -> None:
+    chosen = _options.get()
+    _library().vgpu_set_options(chosen.late, chosen.seed, chosen.threads)
+
+
+@contextlib.contextmanager
+def options(**changes: bool | int) -> Iterator[VirtualOptions]:
+    """Changes fields of `VirtualOptions` for launches within the block, on this thread.
+
+    `checked` takes effect where a kernel is built, the others where it is launched.
+    """
+    token = _options.set(replace(_options.get(), **changes))
+    _apply_options()
+    try:
+        yield _options.get()
+    finally:
+        _options.reset(token)
+        _apply_options()
+
+
+@contextlib.contextmanager
+def registered(tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Launches within the block may touch global memory of these CPU tensors only, by name.
+
+    A tensor with gaps between its elements is registered from its first to its last byte.
+    """
+    library = _library()
+    library.vgpu_clear_ranges()
+    for name, tensor in tensors.items():
+        if tensor.numel():
+            last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+            size = (last + 1) * tensor.element_size()
+            library.vgpu_register(tensor.data_ptr(), size, name.encode())
+    try:
+        yield
+    finally:
+        library.vgpu_clear_ranges()
+
+
+_SCALARS = {
+    "bool": ctypes.c_bool,
+    "int": ctypes.c_int32,
+    "unsigned": ctypes.c_uint32,
+    "uint": ctypes.c_uint32,
+    "unsigned int": ctypes.c_uint32,
+    "int32_t": ctypes.c_int32,
+    "uint32_t": ctypes.c_uint32,
+    "int64_t": ctypes.c_int64,
+    "uint64_t": ctypes.c_uint64,
+    "long long": ctypes.c_int64,
+    "float": ctypes.c_float,
+    "double": ctypes.c_double,
+}
+
+
+def _three(size: Sequence[int]) -> _Dim3:
+    return _Dim3(*size, *[1] * (3 - len(size)))
+
+
+class VirtualModule:
+    """Kernels of one CUDA text, built and loaded.
+
+    cuda_text: as TileLang generates it, unmodified.
+    kernels: names to export; all that the text defines if None.
+    checked: overrides the current options' `checked`.
+
+    Raises what `build` raises.
+    """
+
+    def __init__(
+        self, cuda_text: str, kernels: Sequence[str] | None = None, *, checked: bool | None = None
+    ):
+        known = signatures(cuda_text)
+        self.kernels: dict[str, Signature] = {name: known[name] for name in kernels or known}
+        chosen = _options.get().checked if checked is None else checked
+        path = bytes(build(cuda_text, list(self.kernels), checked=chosen))
+        self._table = _table()
+        self._module = ctypes.c_void_p()
+        self._check(self._table.module_load(0, path, len(path) + 1, ctypes.byref(self._module)))
+
+    def _check(self, code: int) -> None:
+        if code:
+            raise VirtualError(self._table.error(code).decode())
+
+    def launch(
+        self,
+        kernel: str,
+        grid: Sequence[int],
+        block: Sequence[int],
+        smem: int,
+        args: Sequence[torch.Tensor | int | float],
+    ) -> None:
+        """Runs a kernel to its end.
+
+        grid, block: 1 to 3 sizes, x first. smem: bytes of dynamic shared memory.
+        args: in the order of the C signature; a CPU tensor for a pointer, a number for a scalar.
+
+        Raises VirtualError for whatever the kernel did wrong, TypeError for arguments that do not
+        fit the signature.
+        """
+        signature = self.kernels[kernel]
+        if len(args) != len(signature.parameters):
+            raise TypeError(
+                f"kernel {kernel} takes {len(signature.parameters)} arguments, got {len(args)}"
+            )
+        values, tensors = [], {}
+        for (kind, name), value in zip(signature.parameters, args, strict=True):
+            if kind.endswith("*"):
+                if not isinstance(value, torch.Tensor) or value.device.type != "cpu":
+                    raise TypeError(f"kernel {kernel}: {name} must be a CPU tensor, got {value!r}")
+                values.append(ctypes.c_void_p(value.data_ptr()))
+                tensors[name] = value
+            else:
+                scalar = _SCALARS.get(kind.removeprefix("const "))
+                if scalar is None:
+                    raise TypeError(f"kernel {kernel}: cannot pass {name} of type {kind}")
+                values.append(scalar(value))
+        pointers = (ctypes.c_void_p * len(values))(
+            *(ctypes.cast(ctypes.pointer(v), ctypes.c_void_p) for v in values)
+        )
+        function = ctypes.c_void_p()
+        self._check(
+            self._table.function_get(self._module, kernel.encode(), smem, ctypes.byref(function))
+        )
+        _apply_options()
+        with registered(tensors):
+            self._check(
+                self._table.launch(
+                    function, _three(grid), _three(()), _three(block), smem, None, pointers
+                )
+            )
+
+    def __del__(self):
+        module = getattr(self, "_module", None)
+        if module:
+            self._table.module_unload(module)

@@ -1,0 +1,35 @@
+// Block-wide and named barriers.
+#pragma once
+#include "vgpu/runtime.h"
+
+inline void __syncthreads() { vgpu_barrier(0, 0); }
+
+// One thread of the virtual GPU sees another's stores at once, so a fence orders only the compiler.
+inline void __threadfence() { __atomic_signal_fence(__ATOMIC_SEQ_CST); }
+inline void __threadfence_block() { __atomic_signal_fence(__ATOMIC_SEQ_CST); }
+
+namespace tl {
+
+inline void __sync_thread_partial(int barrier = 0, int threads = 0) {
+  vgpu_barrier(barrier, threads);
+}
+inline void __named_barrier_arrive(int barrier, int threads) {
+  vgpu_barrier_arrive(barrier, threads);
+}
+
+struct SyncThreadsBarrier {
+  template <int phase = 0>
+  static void sync() {
+    __syncthreads();
+  }
+};
+
+template <int threads>
+struct NamedBarrier {
+  template <int phase = 1>
+  static void sync() {
+    vgpu_barrier(phase, threads);
+  }
+};
+
+}  // namespace tl

@@ -1,0 +1,47 @@
+// The checked build compiles kernels with -fsanitize=thread and answers the calls the compiler puts
+// before every load and store itself; libtsan is not involved. Hidden, so that no other library of
+// the process ever sees these names.
+#pragma once
+#include "vgpu/runtime.h"
+
+#define VGPU_HOOK extern "C" __attribute__((visibility("hidden"), used)) VGPU_RAW
+
+#define VGPU_ACCESS(SIZE)                                                                   \
+  VGPU_HOOK void vgpu_read##SIZE(void* p) __asm__("__tsan_read" #SIZE);                     \
+  VGPU_HOOK void vgpu_read##SIZE(void* p) { vgpu_check(p, SIZE, false, true); }             \
+  VGPU_HOOK void vgpu_write##SIZE(void* p) __asm__("__tsan_write" #SIZE);                   \
+  VGPU_HOOK void vgpu_write##SIZE(void* p) { vgpu_check(p, SIZE, true, true); }
+VGPU_ACCESS(1)
+VGPU_ACCESS(2)
+VGPU_ACCESS(4)
+VGPU_ACCESS(8)
+VGPU_ACCESS(16)
+#undef VGPU_ACCESS
+
+#define VGPU_UNALIGNED(SIZE)                                                                \
+  VGPU_HOOK void vgpu_unaligned_read##SIZE(void* p) __asm__("__tsan_unaligned_read" #SIZE); \
+  VGPU_HOOK void vgpu_unaligned_read##SIZE(void* p) { vgpu_check(p, SIZE, false, false); }  \
+  VGPU_HOOK void vgpu_unaligned_write##SIZE(void* p) __asm__("__tsan_unaligned_write" #SIZE); \
+  VGPU_HOOK void vgpu_unaligned_write##SIZE(void* p) { vgpu_check(p, SIZE, true, false); }
+VGPU_UNALIGNED(2)
+VGPU_UNALIGNED(4)
+VGPU_UNALIGNED(8)
+VGPU_UNALIGNED(16)
+#undef VGPU_UNALIGNED
+
+VGPU_HOOK void vgpu_read_range(void* p, size_t n) __asm__("__tsan_read_range");
+VGPU_HOOK void vgpu_read_range(void* p, size_t n) {
+  vgpu_check(p, static_cast<uint32_t>(n), false, false);
+}
+VGPU_HOOK void vgpu_write_range(void* p, size_t n) __asm__("__tsan_write_range");
+VGPU_HOOK void vgpu_write_range(void* p, size_t n) {
+  vgpu_check(p, static_cast<uint32_t>(n), true, false);
+}
+VGPU_HOOK void vgpu_func_entry(void*) __asm__("__tsan_func_entry");
+VGPU_HOOK void vgpu_func_entry(void*) {}
+VGPU_HOOK void vgpu_func_exit() __asm__("__tsan_func_exit");
+VGPU_HOOK void vgpu_func_exit() {}
+VGPU_HOOK void vgpu_tsan_init() __asm__("__tsan_init");
+VGPU_HOOK void vgpu_tsan_init() {}
+
+#undef VGPU_HOOK

@@ -1,0 +1,227 @@
+// ldmatrix, stmatrix and mma.sync: warp-wide matrix fragments as the PTX manual lays them out.
+#pragma once
+#include "vgpu/numbers.h"
+#include "vgpu/runtime.h"
+
+namespace vgpu {
+
+// --- ldmatrix / stmatrix: Count 8x8 matrices of 16-bit elements --------------------------------
+// Lane 8i + r holds the address of row r of matrix i. Lane l's register i holds elements 2(l%4)
+// and 2(l%4)+1 of row l/4 of matrix i, or of the transposed matrix.
+
+struct MatrixOperand {
+  void* row;
+  uint32_t* registers;
+};
+
+template <int Count, bool Transposed, bool Store>
+struct MatrixWork {
+  VGPU_RAW static void run(const Site& site) {
+    require_full_warp(site, Store ? "stmatrix" : "ldmatrix");
+    for (int matrix = 0; matrix < Count; ++matrix) {
+      uint16_t* rows[8];
+      for (int r = 0; r < 8; ++r) {
+        void* row = operand_of<MatrixOperand>(site, matrix * 8 + r).row;
+        vgpu_check_shared(row, 16);
+        rows[r] = static_cast<uint16_t*>(row);
+      }
+      for (int lane = 0; lane < kWarp; ++lane) {
+        uint32_t& fragment = operand_of<MatrixOperand>(site, lane).registers[matrix];
+        for (int e = 0; e < 2; ++e) {
+          const int i = lane / 4, j = 2 * (lane % 4) + e;
+          uint16_t& element = Transposed ? rows[j][i] : rows[i][j];
+          if (Store) {
+            element = static_cast<uint16_t>(fragment >> 16 * e);
+          } else {
+            fragment = e ? fragment | uint32_t(element) << 16 : element;
+          }
+        }
+      }
+    }
+  }
+};
+
+template <int Count, bool Transposed>
+inline void load_matrix(const void* row, void* registers) {
+  MatrixOperand operand{const_cast<void*>(row), static_cast<uint32_t*>(registers)};
+  rendezvous<MatrixWork<Count, Transposed, false>>("ldmatrix", kFullMask, operand);
+}
+
+template <bool Transposed, class... Values>
+inline void store_matrix(const void* row, Values... values) {
+  uint32_t registers[] = {static_cast<uint32_t>(values)...};
+  MatrixOperand operand{const_cast<void*>(row), registers};
+  rendezvous<MatrixWork<sizeof...(Values), Transposed, true>>("stmatrix", kFullMask, operand);
+}
+
+// --- mma.sync -----------------------------------------------------------------------------------
+// One rule covers every m16n8 shape. With P elements to a 32-bit register, g = lane/4, t = lane%4:
+//   A register r: row g + 8(r%2),  columns (t + 4(r/2))P ...
+//   B register r: column g,        rows    (t + 4r)P ...
+//   C element e:  row g + 8(e/2),  column  2t + e%2
+// Products are exact in float (or int); each C element sums them in ascending k, which real tensor
+// cores do not promise: compare with a tolerance.
+
+typedef float Float8 __attribute__((vector_size(32)));
+typedef int Int8 __attribute__((vector_size(32)));
+
+struct Tf32 {
+  uint32_t bits;
+};
+
+template <class T>
+VGPU_RAW inline float widen(T v) {
+  return float(v);
+}
+VGPU_RAW inline float widen(Tf32 v) { return truncate_tf32(v.bits); }
+VGPU_RAW inline int widen(int8_t v) { return v; }
+VGPU_RAW inline int widen(uint8_t v) { return v; }
+
+struct MmaOperand {
+  void* c;
+  const void* a;
+  const void* b;
+};
+
+template <class A, class B, class C, int K>
+struct MmaWork {
+  using Wide = decltype(widen(A{}));
+  using Wide8 = std::conditional_t<std::is_same_v<Wide, float>, Float8, Int8>;
+  static constexpr int kPack = 4 / sizeof(A);  // elements to a register
+  static constexpr int kARegisters = K / kPack / 2, kBRegisters = K / kPack / 4;
+  static_assert(sizeof(A) == sizeof(B), "mma.sync operands have one width");
+
+  VGPU_RAW static void run(const Site& site) {
+    require_full_warp(site, "mma.sync");
+    alignas(64) A a[16][K];
+    alignas(64) B b[8][K];
+    alignas(64) Wide8 c[16];
+    for (int lane = 0; lane < kWarp; ++lane) {
+      const auto& me = operand_of<MmaOperand>(site, lane);
+      const int g = lane / 4, t = lane % 4;
+      for (int r = 0; r < kARegisters; ++r)
+        std::memcpy(static_cast<void*>(&a[g + 8 * (r % 2)][(t + 4 * (r / 2)) * kPack]),
+                    static_cast<const uint32_t*>(me.a) + r, 4);
+      for (int r = 0; r < kBRegisters; ++r)
+        std::memcpy(static_cast<void*>(&b[g][(t + 4 * r) * kPack]),
+                    static_cast<const uint32_t*>(me.b) + r, 4);
+      for (int e = 0; e < 4; ++e) c[g + 8 * (e / 2)][2 * t + e % 2] = static_cast<C*>(me.c)[e];
+    }
+    Wide8 columns[K];
+    for (int k = 0; k < K; ++k)
+      for (int n = 0; n < 8; ++n) columns[k][n] = widen(b[n][k]);
+    for (int m = 0; m < 16; ++m) {
+      Wide row[K];
+      for (int k = 0; k < K; ++k) row[k] = widen(a[m][k]);
+      Wide8 sum = c[m];
+      for (int k = 0; k < K; ++k) sum += row[k] * columns[k];
+      c[m] = sum;
+    }
+    for (int lane = 0; lane < kWarp; ++lane) {
+      const auto& me = operand_of<MmaOperand>(site, lane);
+      const int g = lane / 4, t = lane % 4;
+      for (int e = 0; e < 4; ++e) static_cast<C*>(me.c)[e] = C(c[g + 8 * (e / 2)][2 * t + e % 2]);
+    }
+  }
+};
+
+}  // namespace vgpu
+
+namespace tl {
+
+enum class DataType : int {
+  kInt4, kUInt4, kInt8, kUInt8, kInt16, kUInt16, kInt32, kUInt32, kInt64, kUInt64,
+  kFloat8_e4m3, kFloat8_e5m2, kFloat16, kBFloat16, kFloat16x2, kFloat32, kTensorFloat32, kFloat64,
+};
+
+}  // namespace tl
+
+namespace vgpu {
+
+template <tl::DataType>
+struct MmaType;
+#define VGPU_MMA_TYPE(NAME, ...)                                                            \
+  template <>                                                                               \
+  struct MmaType<tl::DataType::NAME> {                                                      \
+    using type = __VA_ARGS__;                                                               \
+  };
+VGPU_MMA_TYPE(kInt8, int8_t)
+VGPU_MMA_TYPE(kUInt8, uint8_t)
+VGPU_MMA_TYPE(kInt32, int)
+VGPU_MMA_TYPE(kFloat8_e4m3, tl::float_e4m3_t)
+VGPU_MMA_TYPE(kFloat8_e5m2, tl::float_e5m2_t)
+VGPU_MMA_TYPE(kFloat16, half)
+VGPU_MMA_TYPE(kBFloat16, bfloat16_t)
+VGPU_MMA_TYPE(kFloat32, float)
+VGPU_MMA_TYPE(kTensorFloat32, Tf32)
+#undef VGPU_MMA_TYPE
+
+constexpr bool is_float8(tl::DataType t) {
+  return t == tl::DataType::kFloat8_e4m3 || t == tl::DataType::kFloat8_e5m2;
+}
+
+// The mma.sync shapes and type pairs of the PTX manual that are modelled.
+constexpr bool mma_modelled(tl::DataType a, tl::DataType b, tl::DataType c, int k) {
+  using D = tl::DataType;
+  if (is_float8(a) && is_float8(b)) return k == 32 && (c == D::kFloat32 || c == D::kFloat16);
+  if (a != b) return false;
+  switch (a) {
+    case D::kFloat16: return (k == 8 || k == 16) && (c == D::kFloat32 || c == D::kFloat16);
+    case D::kBFloat16: return (k == 8 || k == 16) && c == D::kFloat32;
+    case D::kTensorFloat32: return (k == 4 || k == 8) && c == D::kFloat32;
+    case D::kInt8:
+    case D::kUInt8: return (k == 16 || k == 32) && c == D::kInt32;
+    default: return false;
+  }
+}
+
+}  // namespace vgpu
+
+namespace tl {
+
+// c (registers of this lane) += a * b, c as float, int or packed half, a and b as 32-bit registers.
+template <DataType AType, DataType BType, DataType CType, int M, int N, int K, bool TransA,
+          bool TransB, bool Saturate = false, class CRegister, class ARegister, class BRegister>
+inline void mma_sync(CRegister* c, const ARegister* a, const BRegister* b) {
+  static_assert(M == 16 && N == 8 && !TransA && TransB && !Saturate &&
+                    vgpu::mma_modelled(AType, BType, CType, K),
+                "the virtual GPU does not model this mma.sync");
+  static_assert(sizeof(ARegister) == 4 && sizeof(BRegister) == 4, "operands are 32-bit registers");
+  vgpu::MmaOperand operand{c, a, b};
+  vgpu::rendezvous<
+      vgpu::MmaWork<typename vgpu::MmaType<AType>::type, typename vgpu::MmaType<BType>::type,
+                    typename vgpu::MmaType<CType>::type, K>>("mma.sync", vgpu::kFullMask, operand);
+}
+
+#define VGPU_LDMATRIX(COUNT)                                                                \
+  inline void ptx_ldmatrix_x##COUNT(const void* row, void* registers) {                     \
+    vgpu::load_matrix<COUNT, false>(row, registers);                                        \
+  }                                                                                         \
+  inline void ptx_ldmatrix_x##COUNT##_trans(const void* row, void* registers) {             \
+    vgpu::load_matrix<COUNT, true>(row, registers);                                         \
+  }
+VGPU_LDMATRIX(1)
+VGPU_LDMATRIX(2)
+VGPU_LDMATRIX(4)
+#undef VGPU_LDMATRIX
+
+#define VGPU_STMATRIX(NAME, COUNT, TRANSPOSED)                                              \
+  template <class... V, class = std::enable_if_t<sizeof...(V) == COUNT>>                    \
+  inline void ptx_stmatrix_##NAME(const void* row, const V&... values) {                    \
+    vgpu::store_matrix<TRANSPOSED>(row, values...);                                         \
+  }
+VGPU_STMATRIX(x1, 1, false)
+VGPU_STMATRIX(x2, 2, false)
+VGPU_STMATRIX(x4, 4, false)
+VGPU_STMATRIX(x1_trans, 1, true)
+VGPU_STMATRIX(x2_trans, 2, true)
+VGPU_STMATRIX(x4_trans, 4, true)
+VGPU_STMATRIX(m8n8_x1, 1, false)
+VGPU_STMATRIX(m8n8_x2, 2, false)
+VGPU_STMATRIX(m8n8_x4, 4, false)
+VGPU_STMATRIX(m8n8_x1_trans, 1, true)
+VGPU_STMATRIX(m8n8_x2_trans, 2, true)
+VGPU_STMATRIX(m8n8_x4_trans, 4, true)
+#undef VGPU_STMATRIX
+
+}  // namespace tl

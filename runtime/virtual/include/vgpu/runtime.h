@@ -1,0 +1,120 @@
+// What a kernel's shared object sees of the virtual GPU: the thread it runs as, rendezvous with
+// other threads, memory checks and errors. Implemented in libvgpu.
+#pragma once
+#include "vgpu/vectors.h"
+
+namespace vgpu {
+
+constexpr int kWarp = 32;
+constexpr int kMaxThreads = 1024;
+constexpr int kBarriers = 16;
+constexpr uint32_t kFullMask = 0xffffffffu;
+
+struct Block;
+struct Warp;
+
+// A rendezvous of the lanes in `mask`: each leaves a pointer to its operands, the last to come
+// does the work of all.
+struct Site {
+  uint32_t mask = 0, arrived = 0;
+  const char* op = nullptr;
+  void* operand[kWarp];
+};
+
+struct Thread {
+  void* stack_pointer;  // of the suspended fiber
+  Warp* warp;
+  Block* block;
+  uint32_t lane, index;  // in the warp; in the block, x fastest
+  dim3 id;
+  bool released;  // set by whoever completes the rendezvous this thread waits in
+  const char* waits_on;
+};
+
+// 32 consecutive threads. Bits of the masks are lanes.
+struct Warp {
+  uint32_t live = 0;   // not exited
+  uint32_t ready = 0;  // may run
+  uint32_t index = 0;  // in the block
+  Thread* thread[kWarp];
+  Site site[kWarp];  // disjoint masks, so 32 are enough
+};
+
+}  // namespace vgpu
+
+// `const`: for the code of one CUDA thread these never change, so one call per kernel is enough
+// however often generated code spells threadIdx.x.
+VGPU_API __attribute__((const)) vgpu::Thread& vgpu_self();
+VGPU_API __attribute__((const)) unsigned vgpu_thread_idx(int axis);
+VGPU_API __attribute__((const)) unsigned vgpu_block_idx(int axis);
+VGPU_API __attribute__((const)) unsigned vgpu_block_dim(int axis);
+VGPU_API __attribute__((const)) unsigned vgpu_grid_dim(int axis);
+
+// Stops the launch: words go to the host together with the kernel, block and thread.
+VGPU_API [[noreturn]] void vgpu_fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
+
+// The lane's arrival. True: the caller is last, does the work and calls vgpu_release. False: the
+// work was done by another lane meanwhile.
+VGPU_API bool vgpu_arrive(vgpu::Site** site, const char* op, uint32_t mask, void* operand);
+VGPU_API void vgpu_release(vgpu::Site* site);
+
+// bar.sync: waits until `count` threads have come to barrier `id`; 0 means every live thread.
+// bar.arrive: counts this thread without waiting.
+VGPU_API void vgpu_barrier(int id, int count);
+VGPU_API void vgpu_barrier_arrive(int id, int count);
+
+// cp.async of one thread: `valid` of `bytes` come from `source`, the rest is zero.
+VGPU_API void vgpu_copy(void* target, const void* source, uint32_t bytes, uint32_t valid);
+VGPU_API void vgpu_copy_commit();
+// Waits until at most `pending` of this thread's groups are unfinished; -1 waits for everything,
+// committed or not.
+VGPU_API void vgpu_copy_wait(int pending);
+
+// Fails unless [address, address + bytes) lies in one memory the thread may use that way.
+VGPU_API void vgpu_check_global(const void* address, uint32_t bytes, bool write);
+VGPU_API void vgpu_check_shared(const void* address, uint32_t bytes);
+// The same for an access of unknown space: what the compiler's instrumentation reports.
+VGPU_API void vgpu_check(const void* address, uint32_t bytes, bool write, bool aligned);
+
+namespace vgpu {
+
+// CUDA's threadIdx and its like: each axis converts to its value on use.
+template <unsigned (*Read)(int)>
+struct Index {
+  template <int Axis>
+  struct Component {
+    operator unsigned() const { return Read(Axis); }
+  };
+  Component<0> x;
+  Component<1> y;
+  Component<2> z;
+};
+
+// Runs Work::run(operands) once for the lanes of `mask`, where operands[lane] points at that
+// lane's Operand, on the stack of the lane that comes last.
+template <class Work, class Operand>
+VGPU_RAW inline void rendezvous(const char* op, uint32_t mask, Operand& operand) {
+  Site* site;
+  if (!vgpu_arrive(&site, op, mask, &operand)) return;
+  Work::run(*site);
+  vgpu_release(site);
+}
+
+template <class Operand>
+VGPU_RAW inline Operand& operand_of(const Site& site, int lane) {
+  return *static_cast<Operand*>(site.operand[lane]);
+}
+
+// Matrix instructions are `.aligned`: all 32 lanes, or undefined.
+VGPU_RAW inline void require_full_warp(const Site& site, const char* op) {
+  if (site.arrived != kFullMask)
+    vgpu_fail("%s needs all 32 lanes of a warp, got lanes 0x%08x", op, site.arrived);
+}
+
+}  // namespace vgpu
+
+constexpr vgpu::Index<vgpu_thread_idx> threadIdx{};
+constexpr vgpu::Index<vgpu_block_idx> blockIdx{};
+constexpr vgpu::Index<vgpu_block_dim> blockDim{};
+constexpr vgpu::Index<vgpu_grid_dim> gridDim{};
+constexpr int warpSize = vgpu::kWarp;
