@@ -109,8 +109,7 @@ def driver() -> int:
     return ctypes.addressof(_table())
 
 
-def _apply_options() -> None:
-    chosen = _options.get()
+def _apply(chosen: VirtualOptions) -> None:
     _library().vgpu_set_options(chosen.late, chosen.seed, chosen.threads)
 
 
@@ -121,12 +120,12 @@ def options(**changes: bool | int) -> Iterator[VirtualOptions]:
     `checked` takes effect where a kernel is built, the others where it is launched.
     """
     token = _options.set(replace(_options.get(), **changes))
-    _apply_options()
+    _apply(_options.get())
     try:
         yield _options.get()
     finally:
         _options.reset(token)
-        _apply_options()
+        _apply(_options.get())
 
 
 @contextlib.contextmanager
@@ -200,11 +199,14 @@ class VirtualModule:
         block: Sequence[int],
         smem: int,
         args: Sequence[torch.Tensor | int | float],
+        *,
+        options: VirtualOptions | None = None,
     ) -> None:
         """Runs a kernel to its end.
 
         grid, block: 1 to 3 sizes, x first. smem: bytes of dynamic shared memory.
         args: in the order of the C signature; a CPU tensor for a pointer, a number for a scalar.
+        options: of this launch; the current ones if None. (`checked` belongs to the module.)
 
         Raises VirtualError for whatever the kernel did wrong, TypeError for arguments that do not
         fit the signature.
@@ -233,7 +235,7 @@ class VirtualModule:
         self._check(
             self._table.function_get(self._module, kernel.encode(), smem, ctypes.byref(function))
         )
-        _apply_options()
+        _apply(options or _options.get())
         with registered(tensors):
             self._check(
                 self._table.launch(
