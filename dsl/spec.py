@@ -2,9 +2,9 @@
 
 One declaration has five readers: the prover's assumptions and goals, the launcher's run-time
 checks, the Hypothesis strategies of the tests, the shapes of tests, benchmarks and builds, and the
-generated reference page. An `Op` therefore holds no code that touches a device; it names tensors by letters
-(B batch, S new tokens, T compressed entries, H heads, D head or hidden dim, K top-k or inner dim,
-R compression ratio, E experts, N residual streams, M tokens flattened, W window).
+generated reference page. An `Op` therefore holds no code that touches a device; it names tensors
+by letters (B batch, S new tokens, T compressed entries, H heads, D head or hidden dim, K top-k or
+inner dim, R compression ratio, E experts, N residual streams, M tokens flattened, W window).
 """
 
 from __future__ import annotations

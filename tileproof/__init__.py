@@ -20,6 +20,7 @@ _LAZY = {
     "ops": ("tileproof.runtime.ops", None),
     "patch": ("tileproof.model", "patch"),
     "prove": ("tileproof.verify", "prove"),
+    "virtual": ("tileproof.codegen.virtual", None),
 }
 
 __all__ = ["__version__", *_LAZY]

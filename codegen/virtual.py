@@ -1,0 +1,71 @@
+"""Any TileLang kernel as a function on torch CPU tensors, executed by the virtual GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tileproof.dsl import check
+from tileproof.runtime import virtual
+
+from .hostir import evaluate
+from .lower import Lowered, Parameter, lower
+
+
+def compile(
+    kernel: Any,
+    arch: str = "sm_80",
+    *,
+    checked: bool | None = None,
+) -> Callable[..., None]:
+    """Lower `kernel` for `arch` and return it as a function of its arguments in signature order.
+
+    Args:
+        kernel: a specialization of an op, a TileLang prim_func, or a :class:`Lowered` kernel.
+        checked: build with every shared and global access checked (slower); the current
+            ``virtual.options`` decide if None. They also choose schedule and async behaviour.
+
+    The function takes torch CPU tensors (outputs included, preallocated) and Python numbers. It
+    raises ContractError for a wrong count, shape or type, and VirtualError for whatever the kernel
+    did wrong, such as an access out of bounds or a deadlock.
+    """
+    lowered = kernel if isinstance(kernel, Lowered) else lower(kernel, arch)
+    kernels = [launch.kernel for launch in lowered.launches]
+    module = virtual.VirtualModule(lowered.cuda, kernels, checked=checked)
+
+    def call(*args: Any) -> None:
+        parameters = lowered.parameters
+        got, expected = len(args), len(parameters)
+        check(got == expected, f"{lowered.name}: arguments", got=got, expected=expected)
+        values: dict[str, Any] = {}
+        for parameter, value in zip(parameters, args, strict=True):
+            values[parameter.name] = value
+            if parameter.shape is not None:
+                _bind(lowered.name, parameter, value, values)
+        for launch in lowered.launches:
+            sizes = {k: v for k, v in values.items() if isinstance(v, int)}
+            grid = tuple(evaluate(e, sizes) for e in launch.grid)
+            if 0 in grid:
+                continue
+            block = tuple(evaluate(e, sizes) for e in launch.block)
+            smem = evaluate(launch.smem, sizes)
+            passed = [values[a.name] for a in launch.args]
+            module.launch(launch.kernel, grid, block, smem, passed)
+
+    return call
+
+
+def _bind(kernel: str, parameter: Parameter, value: Any, values: dict[str, Any]) -> None:
+    """Check one tensor against its declared shape and type; symbols take their first size."""
+    where = f"{kernel}: {parameter.name}"
+    check(isinstance(value, torch.Tensor), where, got=type(value).__name__, expected="a tensor")
+    got_type = str(value.dtype).removeprefix("torch.")
+    check(got_type == parameter.dtype, f"{where}.dtype", got=got_type, expected=parameter.dtype)
+    check(value.is_contiguous(), where, got="a strided tensor", expected="a contiguous one")
+    shape = parameter.shape or ()
+    check(value.ndim == len(shape), f"{where}.ndim", got=value.ndim, expected=len(shape))
+    for i, (size, declared) in enumerate(zip(value.shape, shape, strict=True)):
+        expected = values.setdefault(declared, size) if isinstance(declared, str) else declared
+        name = f"{declared}={expected}" if isinstance(declared, str) else expected
+        check(size == expected, f"{where}.shape[{i}]", got=size, expected=name)
