@@ -6,6 +6,8 @@ S splits of K.
 
 import torch
 
+from ._prenorm import split_length
+
 
 def _wide(x: torch.Tensor) -> torch.Tensor:
     """`x` in the type the sums are formed in."""
@@ -39,3 +41,21 @@ def post(x: torch.Tensor, y: torch.Tensor, post: torch.Tensor, comb: torch.Tenso
     """
     mixed = comb.transpose(1, 2) @ _wide(x)
     return (post[:, :, None] * _wide(y)[:, None, :] + mixed).to(x.dtype)
+
+
+def prenorm_gemm(x: torch.Tensor, fn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Step 1: ``x fn^T`` and ``sum x^2`` over each of S splits of K.
+
+    Args:
+        x: [M, K] bf16 or f32, the streams of a token side by side.
+        fn: [C, K] f32.
+
+    Returns:
+        partial [S, M, C] and sqrsum [S, M], f32; they are sums over ``split_length(K)`` columns.
+    """
+    length = split_length(x.shape[1])
+    columns = [slice(k, k + length) for k in range(0, x.shape[1], length)]
+    wide = _wide(x)
+    partial = torch.stack([wide[:, c] @ fn[:, c].to(wide.dtype).T for c in columns])
+    sqrsum = torch.stack([wide[:, c].square().sum(1) for c in columns])
+    return partial, sqrsum

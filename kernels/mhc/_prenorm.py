@@ -1,0 +1,125 @@
+"""The mixing projection ``x fn^T`` and ``sum x^2``, reduced in one canonical order (spec §4, §8).
+
+Tensor cores multiply bfloat16, yet the result is accurate to float32: a float32 is the exact sum of
+three bfloat16 (high, middle, low), so the parts of `fn` are stacked as rows of one operand and
+their products are added at the end. The order of every sum is a function of K alone:
+
+* K is cut into splits of at most 1024 columns, all of one length; a split is one partial result;
+* inside a split the matrix instruction takes 16 columns at a time, left to right;
+* of ``x^2``, eight running sums take columns ``64 t + 8 g .. 64 t + 8 g + 7``, t ascending, for
+  g = 0..7, and are then added in the order of g.
+
+Splits are added first to last. f32 activations are split into three parts too; their parts are
+multiplied one after the other for every 64 columns.
+"""
+
+from types import SimpleNamespace
+
+from tileproof.kernels.row_stream import OPTIONS, ceildiv
+
+SPLIT = 1024  # columns: 16 partial results for V4-Flash fill a GPU at one token
+SLICE = 64
+GROUPS = 8
+PARTS = 3  # bfloat16 parts of a float32
+
+# wgmma would sum in another order than mma.sync, which every architecture has.
+MATRIX_OPTIONS = {
+    **OPTIONS,
+    "pass_configs": {**OPTIONS["pass_configs"], "tl.disable_wgmma": True},
+    "matrix": True,
+}
+
+
+def splits(K: int) -> int:
+    """Number of partial results for K columns."""
+    return ceildiv(K, SPLIT)
+
+
+def split_length(K: int) -> int:
+    """Columns of one split: a multiple of 64; what reaches beyond K counts as zero."""
+    return ceildiv(K, splits(K) * SLICE) * SLICE
+
+
+def padded(C: int) -> int:
+    """Rows of one part of `fn` in shared memory, in whole steps of the warps that share them."""
+    step = 16 if _two_columns(C) else 8
+    return ceildiv(C, step) * step
+
+
+def _two_columns(C: int) -> bool:
+    """Whether two warps share the columns of a row tile, because one could not hold them."""
+    return C > 40
+
+
+def gemm_tile(C: int) -> tuple[int, int, int]:
+    """(tokens, threads, blocks per multiprocessor to allow registers for) of the projection."""
+    return (32, 128, 1) if _two_columns(C) else (64, 128, 4)
+
+
+def device(T, C, act, tokens, depth, threads, policy):
+    """Device code on a tile of `tokens` rows and `depth` columns, as a namespace of macros.
+
+    `multiply` adds one tile to the accumulator, `square` to the running sums of ``x^2``; `joined`
+    is one element of the finished product.
+    """
+    rows = padded(C)
+    owned = tokens * GROUPS // threads
+
+    @T.macro
+    def split_f32(source, parts, count):
+        # parts = [high; middle; low], high + middle + low = source exactly
+        for n, k in T.Parallel(count, depth):
+            high = T.cast(source[n, k], "bfloat16")
+            rest = source[n, k] - T.cast(high, "float32")
+            middle = T.cast(rest, "bfloat16")
+            parts[n, k] = high
+            parts[count + n, k] = middle
+            parts[2 * count + n, k] = T.cast(rest - T.cast(middle, "float32"), "bfloat16")
+
+    @T.macro
+    def multiply(x_tile, x_parts, fn_tile, fn_parts, product):
+        split_f32(fn_tile, fn_parts, rows)
+        # product += x [high; middle; low]^T
+        if act == "float32":
+            split_f32(x_tile, x_parts, tokens)
+            for p in T.unroll(PARTS):
+                part = x_parts[p * tokens : (p + 1) * tokens, :]
+                T.gemm(part, fn_parts, product, transpose_B=True, policy=policy)
+        else:
+            T.gemm(x_tile, fn_parts, product, transpose_B=True, policy=policy)
+
+    @T.macro
+    def square(x_tile, running):
+        thread = T.get_thread_binding()
+        values = T.alloc_local((GROUPS,), act)
+        wide = T.alloc_local((1,), "float32")
+        # running_g += x^2, eight columns of group g at a time
+        for i in T.unroll(owned):
+            for t in T.unroll(depth // SLICE):
+                for v in T.vectorized(GROUPS):
+                    values[v] = x_tile[
+                        (i * threads + thread) // GROUPS, t * SLICE + thread % GROUPS * GROUPS + v
+                    ]
+                for v in T.unroll(GROUPS):
+                    wide[0] = T.cast(values[v], "float32")
+                    wide[0] = wide[0] * wide[0]
+                    running[i] += wide[0]
+
+    @T.macro
+    def publish(running, groups):
+        thread = T.get_thread_binding()
+        for i in T.unroll(owned):
+            groups[(i * threads + thread) // GROUPS, thread % GROUPS] = running[i]
+
+    def joined(product, i, c):
+        """high + (middle + low) of one element."""
+        return product[i, c] + (product[i, rows + c] + product[i, 2 * rows + c])
+
+    return SimpleNamespace(
+        rows=rows,
+        owned=owned,
+        multiply=multiply,
+        square=square,
+        publish=publish,
+        joined=joined,
+    )
