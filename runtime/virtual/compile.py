@@ -9,6 +9,7 @@ import platform
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ _DRIVER_ABI = _HERE.parent / "csrc"
 # No contraction and no fast-math: the same bits on every machine. Generated code reads one local
 # array through many vector types, which strict aliasing forbids.
 _FLAGS = (
-    "-std=c++17 -O2 -fPIC -shared -fno-strict-aliasing -ffp-contract=off -fwrapv "
+    "-std=c++17 -O2 -fPIC -fno-strict-aliasing -ffp-contract=off -fwrapv -fstack-clash-protection "
     "-fvisibility=hidden -fno-extern-tls-init -Wno-attributes -Wno-unknown-pragmas"
 ).split()
 # Every load and store of the kernel announces itself; see vgpu/instrumentation.h.
@@ -118,18 +119,25 @@ def _sources_digest() -> str:
     return digest.hexdigest()
 
 
-def _compile(sources: Sequence[Path], output: Path, extra: Sequence[str]) -> None:
-    path, _ = compiler()
-    with replacing(output) as temporary:
-        command = [path, *_FLAGS, *_machine_flags(), *extra, f"-I{_INCLUDE}", f"-I{_DRIVER_ABI}"]
-        command += [*map(str, sources), "-o", str(temporary)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
-            first = errors[0] if errors else done.stderr.strip()
-            raise CompileError(
-                f"the virtual GPU cannot compile {sources[0].name}: {first}\n{done.stderr}"
-            )
+def _compile(sources: Sequence[Path], output: Path, extra: Sequence[str] = ()) -> None:
+    """Compiles and links `sources` into the shared object `output`.
+
+    In two steps: linking with -fsanitize would bring in the sanitizer's own runtime.
+    """
+    with replacing(output) as temporary, tempfile.TemporaryDirectory(dir=output.parent) as scratch:
+        objects = [Path(scratch) / f"{source.stem}.o" for source in sources]
+        flags = [*_FLAGS, *_machine_flags(), *extra, f"-I{_INCLUDE}", f"-I{_DRIVER_ABI}"]
+        for source, target in zip(sources, objects, strict=True):
+            _run([*flags, "-c", str(source), "-o", str(target)], source)
+        _run(["-shared", *map(str, objects), "-pthread", "-ldl", "-o", str(temporary)], output)
+
+
+def _run(arguments: Sequence[str], subject: Path) -> None:
+    done = subprocess.run([compiler()[0], *arguments], capture_output=True, text=True)
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+        first = errors[0] if errors else done.stderr.strip()
+        raise CompileError(f"the virtual GPU cannot build {subject.name}: {first}\n{done.stderr}")
 
 
 def _key(*parts: str) -> str:
@@ -155,8 +163,8 @@ def _translation_unit(cuda_path: Path, kernels: Sequence[Signature]) -> str:
         lines.append(f"    VGPU_KERNEL({kernel.name}, ({shared})),")
     lines.append("};")
     lines.append(
-        "VGPU_API const vgpu::Module vgpu_module = "
-        f"{{vgpu::kModuleAbi, kVgpuChecked, vgpu_kernels, {len(kernels)}}};"
+        "VGPU_API const vgpu::Module vgpu_module = {vgpu::kModuleAbi, vgpu::kChecked, vgpu_kernels, "
+        f"{len(kernels)}, vgpu::touch_shared}};"
     )
     return "\n".join(lines) + "\n"
 
@@ -185,7 +193,7 @@ def build(cuda_text: str, kernels: Sequence[str], *, checked: bool) -> Path:
             unit = folder / f"{key}.cpp"
             atomic_write(cuda_path, cuda_text)
             atomic_write(unit, _translation_unit(cuda_path, [known[name] for name in kernels]))
-            _compile([unit], output, _CHECKED_FLAGS if checked else [])
+            _compile([unit], output, _CHECKED_FLAGS if checked else ())
     return output
 
 
@@ -195,5 +203,5 @@ def build_library() -> Path:
     if not output.exists():
         with locked(output):
             if not output.exists():
-                _compile(sorted(_CSRC.glob("*.cpp")), output, ["-pthread", "-ldl"])
+                _compile(sorted(_CSRC.glob("*.cpp")), output)
     return output

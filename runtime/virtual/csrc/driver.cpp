@@ -37,7 +37,6 @@ int fail(std::string words) {
 struct Placement {
   const void* inside;
   uintptr_t image_begin = 0, image_end = 0;
-  size_t tls_module = 0;
   char *segment_begin = nullptr, *segment_end = nullptr;
 };
 
@@ -58,7 +57,6 @@ int visit_object(dl_phdr_info* info, size_t, void* wanted) {
   if (inside < begin || inside >= end) return 0;
   placement.image_begin = begin;
   placement.image_end = end;
-  placement.tls_module = info->dlpi_tls_modid;
   placement.segment_begin = static_cast<char*>(info->dlpi_tls_data);
   placement.segment_end = placement.segment_begin ? placement.segment_begin + tls_bytes : nullptr;
   return 1;
@@ -99,7 +97,7 @@ void run_blocks(Launch& launch) {
   const FaultStack fault_stack;
   auto block = pool().take();
   block->launch = &launch;
-  if (launch.kernel->dynamic_shared) launch.kernel->dynamic_shared();  // brings the segment to life
+  launch.module->table->touch_shared();
   const Placement placement = locate(launch.module->table);
   block->segment_begin = placement.segment_begin;
   block->segment_end = placement.segment_end;
@@ -126,8 +124,7 @@ int module_load(int, const void* image, size_t, void** module) {
     return fail(std::string(path) + " was not built by this version of the virtual GPU");
   }
   const Placement placement = locate(table);
-  *module = new DriverModule{
-      {handle, table, placement.image_begin, placement.image_end, placement.tls_module}, {}};
+  *module = new DriverModule{{handle, table, placement.image_begin, placement.image_end}, {}};
   return 0;
 }
 

@@ -29,8 +29,7 @@ void on_fault(int signal, siginfo_t* info, void*) {
     vgpu_fail("local memory of a thread exceeds the virtual GPU's stack");
   if (info->si_code == SI_KERNEL)
     vgpu_fail("misaligned vector access, or an address that cannot exist");
-  vgpu_check_global(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(at)), 1, false);
-  vgpu_fail("access to unmapped memory at %p", static_cast<const void*>(at));
+  fail_unmapped(*block.launch, reinterpret_cast<uintptr_t>(at));
 }
 
 }  // namespace

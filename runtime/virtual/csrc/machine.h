@@ -28,7 +28,6 @@ struct LoadedModule {
   void* handle;
   const Module* table;
   uintptr_t image_begin, image_end;  // constants of the module live here
-  size_t tls_module;                 // the dynamic linker's number, 0 without shared memory
 };
 
 struct Launch {
@@ -124,6 +123,9 @@ extern VGPU_FAST_TLS thread_local Thread* current;  // the running CUDA thread, 
 void record_error(Launch& launch, const std::string& words);
 // "kernel k, block (0, 0, 0), thread (3, 0, 0)"
 std::string place(const Thread& thread);
+
+// Reports an access that faulted, relative to the nearest argument.
+[[noreturn]] void fail_unmapped(const Launch& launch, uintptr_t at);
 
 // While it lives, machine faults inside kernels become errors of their launch.
 struct FaultGuard {

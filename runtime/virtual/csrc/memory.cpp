@@ -7,21 +7,19 @@ namespace vgpu {
 
 namespace {
 
-[[noreturn]] void out_of_bounds(const Launch& launch, uintptr_t at, uint32_t bytes, bool write) {
+// "out of bounds: <what> at 0x..; nearest is argument .."
+[[noreturn]] void out_of_bounds(const Launch& launch, uintptr_t at, const char* what) {
   const Range* nearest = nullptr;
   uintptr_t distance = ~uintptr_t(0);
   for (const Range& range : launch.ranges) {
     const uintptr_t d = at < range.begin ? range.begin - at : at >= range.end ? at - range.end : 0;
     if (d < distance) distance = d, nearest = &range;
   }
-  const char* verb = write ? "write" : "read";
-  if (!nearest)
-    vgpu_fail("out of bounds: %s of %u bytes at %#zx, the kernel has no tensor argument", verb,
-              bytes, static_cast<size_t>(at));
-  vgpu_fail("out of bounds: %s of %u bytes at %#zx; nearest is argument '%s' of %zu bytes, at byte "
-            "offset %td of it",
-            verb, bytes, static_cast<size_t>(at), nearest->name.c_str(),
-            static_cast<size_t>(nearest->end - nearest->begin),
+  const auto address = static_cast<size_t>(at);
+  if (!nearest) vgpu_fail("out of bounds: %s at %#zx, no tensor argument is near", what, address);
+  vgpu_fail("out of bounds: %s at %#zx; nearest is argument '%s' of %zu bytes, at byte offset %td "
+            "of it",
+            what, address, nearest->name.c_str(), static_cast<size_t>(nearest->end - nearest->begin),
             static_cast<ptrdiff_t>(at - nearest->begin));
 }
 
@@ -31,8 +29,11 @@ void check_range(Block& block, uintptr_t at, uint32_t bytes, bool write) {
   if (block.last_range >= launch.ranges.size() || !holds(launch.ranges[block.last_range])) {
     const auto after = std::upper_bound(launch.ranges.begin(), launch.ranges.end(), at,
                                         [](uintptr_t a, const Range& r) { return a < r.begin; });
-    if (after == launch.ranges.begin() || !holds(*(after - 1)))
-      out_of_bounds(launch, at, bytes, write);
+    if (after == launch.ranges.begin() || !holds(*(after - 1))) {
+      char what[64];
+      snprintf(what, sizeof what, "%s of %u bytes", write ? "write" : "read", bytes);
+      out_of_bounds(launch, at, what);
+    }
     block.last_range = static_cast<size_t>(after - 1 - launch.ranges.begin());
   }
   const Range& range = launch.ranges[block.last_range];
@@ -65,6 +66,10 @@ void perform(const Copy& copy) {
 }
 
 }  // namespace
+
+void fail_unmapped(const Launch& launch, uintptr_t at) {
+  out_of_bounds(launch, at, "access to unmapped memory");
+}
 
 void Block::finish_copies(CopyQueue& queue, uint32_t count) {
   for (uint32_t i = 0; i < count; ++i) perform(queue.copies[i]);

@@ -2,6 +2,9 @@
 // then the table through which libvgpu finds the kernels.
 #pragma once
 #include "vgpu/all.h"
+#if defined(VGPU_CHECKED)
+#include "vgpu/instrumentation.h"
+#endif
 
 namespace vgpu {
 
@@ -26,7 +29,18 @@ struct Module {
   bool checked;
   const Kernel* kernels;
   uint32_t kernel_count;
+  void (*touch_shared)();  // makes this OS thread's shared memory exist
 };
+
+#if defined(VGPU_CHECKED)
+constexpr bool kChecked = true;
+#else
+constexpr bool kChecked = false;
+#endif
+
+// The dynamic linker makes a thread's copy of thread_local variables on first use of one.
+static thread_local volatile char shared_anchor;
+VGPU_RAW inline void touch_shared() { shared_anchor = 1; }
 
 template <class T>
 constexpr Parameter describe() {
@@ -51,7 +65,7 @@ struct Export<Function> {
 
  private:
   template <size_t... I>
-  static void spread(void** arguments, std::index_sequence<I...>) {
+  VGPU_RAW static void spread(void** arguments, std::index_sequence<I...>) {
     Function(*static_cast<std::remove_cv_t<std::remove_reference_t<Ts>>*>(arguments[I])...);
   }
 };
@@ -61,10 +75,3 @@ struct Export<Function> {
 #define VGPU_KERNEL(NAME, SHARED)                                                           \
   {#NAME, vgpu::Export<NAME>::call, vgpu::Export<NAME>::parameters, vgpu::Export<NAME>::count, \
    SHARED}
-
-#if defined(VGPU_CHECKED)
-#include "vgpu/instrumentation.h"
-constexpr bool kVgpuChecked = true;
-#else
-constexpr bool kVgpuChecked = false;
-#endif
