@@ -1,5 +1,5 @@
 """Manifold-constrained hyper-connections (spec §4); importing this package registers the ops."""
 
-from . import collapse, post, prenorm_gemm
+from . import collapse, head, post, pre, prenorm_gemm, sinkhorn
 
-__all__ = ["collapse", "post", "prenorm_gemm"]
+__all__ = ["collapse", "head", "post", "pre", "prenorm_gemm", "sinkhorn"]

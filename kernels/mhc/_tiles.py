@@ -14,6 +14,25 @@ SHAPES = {
 }
 
 
+MIX_PARAMS = {"iters": 20, "eps": 1e-6, "norm_eps": 1e-6}
+
+
+def head_sizes(config):
+    """The HyperHead of a HF config; eps is added to weights, norm_eps to the mean square."""
+    yield {
+        "N": config["hc_mult"],
+        "D": config["hidden_size"],
+        "eps": config["hc_eps"],
+        "norm_eps": config["rms_norm_eps"],
+    }
+
+
+def mixing_sizes(config):
+    """Every HyperConnection of a HF config."""
+    for sizes in head_sizes(config):
+        yield {**sizes, "iters": config["hc_sinkhorn_iters"]}
+
+
 def stream_sizes(config):
     """The residual streams of a HF config: hc_mult streams of hidden_size."""
     yield {"N": config["hc_mult"], "D": config["hidden_size"]}
@@ -29,3 +48,29 @@ def stream_geometry(D: int, act: str) -> tuple[int, int, int, int]:
 def float_vector(N: int) -> int:
     """Floats of one access to a row of N floats that starts at a multiple of N: 4, 2 or 1."""
     return 4 if N % 4 == 0 else 2 if N % 2 == 0 else 1
+
+
+def weighted_sum(T, N, act):
+    """Macro ``(x, m, d, weight, y)``: one 16-byte column of all streams, summed in order."""
+    width = vector(act)
+
+    @T.macro
+    def column(x, m, d, weight, y):
+        streams = T.alloc_local((N, width), act)
+        term = T.alloc_local((width,), "float32")
+        total = T.alloc_local((width,), "float32")
+        for j in T.unroll(N):
+            for v in T.vectorized(width):
+                streams[j, v] = x[m, j, d + v]
+        # y = sum_j pre_j X_j
+        for v in T.vectorized(width):
+            total[v] = weight[0] * T.cast(streams[0, v], "float32")
+        for j in T.unroll(1, N):
+            for v in T.vectorized(width):
+                term[v] = weight[j] * T.cast(streams[j, v], "float32")
+            for v in T.vectorized(width):
+                total[v] += term[v]
+        for v in T.vectorized(width):
+            y[m, d + v] = total[v]
+
+    return column

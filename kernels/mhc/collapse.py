@@ -4,7 +4,7 @@ from tileproof.dsl import In, Op, Out
 from tileproof.kernels.row_stream import OPTIONS, THREADS
 
 from . import reference
-from ._tiles import HIDDEN, SHAPES, STREAMS, TOKENS, stream_geometry, stream_sizes
+from ._tiles import HIDDEN, SHAPES, STREAMS, TOKENS, stream_geometry, stream_sizes, weighted_sum
 
 op = Op(
     "mhc/collapse",
@@ -23,6 +23,7 @@ op = Op(
 def collapse(T, M, N, D, act):
     """A thread takes one 16-byte column of all N streams; streams are summed in order."""
     rows, lanes, width, steps = stream_geometry(D, act)
+    column = weighted_sum(T, N, act)
 
     @T.prim_func
     def kernel(
@@ -31,9 +32,6 @@ def collapse(T, M, N, D, act):
         with T.Kernel(T.ceildiv(M, rows), threads=THREADS) as block:
             thread = T.get_thread_binding()
             weight = T.alloc_local((N,), "float32")
-            streams = T.alloc_local((N, width), act)
-            term = T.alloc_local((width,), "float32")
-            total = T.alloc_local((width,), "float32")
             m = block * rows + thread // lanes
             if m < M:
                 for j in T.unroll(N):
@@ -41,18 +39,6 @@ def collapse(T, M, N, D, act):
                 for step in T.serial(steps):
                     d = (step * lanes + thread % lanes) * width
                     if d < D:
-                        for j in T.unroll(N):
-                            for v in T.vectorized(width):
-                                streams[j, v] = x[m, j, d + v]
-                        # y = sum_j pre_j X_j
-                        for v in T.vectorized(width):
-                            total[v] = weight[0] * T.cast(streams[0, v], "float32")
-                        for j in T.unroll(1, N):
-                            for v in T.vectorized(width):
-                                term[v] = weight[j] * T.cast(streams[j, v], "float32")
-                            for v in T.vectorized(width):
-                                total[v] += term[v]
-                        for v in T.vectorized(width):
-                            y[m, d + v] = total[v]
+                        column(x, m, d, weight, y)
 
     return kernel

@@ -4,6 +4,8 @@ Letters: M tokens, N residual streams, D hidden, C = N (N + 2) mixing coefficien
 S splits of K.
 """
 
+import math
+
 import torch
 
 from ._prenorm import split_length
@@ -59,3 +61,102 @@ def prenorm_gemm(x: torch.Tensor, fn: torch.Tensor) -> tuple[torch.Tensor, torch
     partial = torch.stack([wide[:, c] @ fn[:, c].to(wide.dtype).T for c in columns])
     sqrsum = torch.stack([wide[:, c].square().sum(1) for c in columns])
     return partial, sqrsum
+
+
+def _coefficients(partial, sqrsum, scale, base, K, norm_eps):
+    """Step 1: ``(x fn^T) r * scale + base``, r = 1 / sqrt(mean(x^2) + eps); scale per column."""
+    factor = 1 / torch.sqrt(sqrsum.sum(0) / K + norm_eps)
+    return partial.sum(0) * factor[:, None] * scale + base
+
+
+def _balanced(logits: torch.Tensor, iters: int, eps: float) -> torch.Tensor:
+    """Step 3: Sinkhorn on [M, N, N]; `iters` row and column normalizations, ending on columns."""
+    comb = torch.softmax(logits, dim=-1) + eps
+    comb = comb / (comb.sum(-2, keepdim=True) + eps)
+    for _ in range(iters - 1):
+        comb = comb / (comb.sum(-1, keepdim=True) + eps)
+        comb = comb / (comb.sum(-2, keepdim=True) + eps)
+    return comb
+
+
+def sinkhorn(
+    partial: torch.Tensor,
+    sqrsum: torch.Tensor,
+    scale: torch.Tensor,
+    base: torch.Tensor,
+    D: int,
+    iters: int = 20,
+    eps: float = 1e-6,
+    norm_eps: float = 1e-6,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Steps 1–3 from the projection's partial sums.
+
+    Args:
+        partial: [S, M, C] f32, C = N (N + 2).
+        sqrsum: [S, M] f32.
+        scale: [3] f32, of pre, post and comb.
+        base: [C] f32.
+        D: hidden size; the mean square is over K = N D.
+
+    Returns:
+        pre [M, N], post [M, N], comb [M, N, N], f32.
+    """
+    C = base.shape[0]
+    N = math.isqrt(C + 1) - 1
+    wide = scale.repeat_interleave(torch.tensor([N, N, N * N]))
+    z = _coefficients(partial, sqrsum, wide, base, N * D, norm_eps)
+    pre = torch.sigmoid(z[:, :N]) + eps
+    post = 2 * torch.sigmoid(z[:, N : 2 * N])
+    comb = _balanced(z[:, 2 * N :].reshape(-1, N, N), iters, eps)
+    return pre, post, comb
+
+
+def pre(
+    x: torch.Tensor,
+    fn: torch.Tensor,
+    scale: torch.Tensor,
+    base: torch.Tensor,
+    iters: int = 20,
+    eps: float = 1e-6,
+    norm_eps: float = 1e-6,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Steps 1–4: what precedes a sublayer.
+
+    Args:
+        x: [M, N, D] bf16 or f32.
+        fn: [C, N D] f32.
+        scale: [3] f32.
+        base: [C] f32.
+
+    Returns:
+        post [M, N], comb [M, N, N] f32 and the sublayer's input [M, D] in the type of `x`.
+    """
+    partial, sqrsum = prenorm_gemm(x.flatten(1), fn)
+    gate, post, comb = sinkhorn(partial, sqrsum, scale, base, x.shape[2], iters, eps, norm_eps)
+    return post, comb, collapse(x, gate)
+
+
+def head(
+    x: torch.Tensor,
+    partial: torch.Tensor,
+    sqrsum: torch.Tensor,
+    scale: torch.Tensor,
+    base: torch.Tensor,
+    eps: float = 1e-6,
+    norm_eps: float = 1e-6,
+) -> torch.Tensor:
+    """hc_head: ``y = sum_j (sigmoid(z_j) + eps) X_j``.
+
+    Args:
+        x: [M, N, D] bf16 or f32.
+        partial: [S, M, N] f32, the projection by the head's fn.
+        sqrsum: [S, M] f32.
+        scale: [1] f32.
+        base: [N] f32.
+
+    Returns:
+        [M, D] in the type of `x`, rounded once.
+    """
+    K = x.shape[1] * x.shape[2]
+    z = _coefficients(partial, sqrsum, scale, base, K, norm_eps)
+    return collapse(x, torch.sigmoid(z) + eps)

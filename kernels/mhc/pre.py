@@ -1,0 +1,141 @@
+"""mHC pre in one kernel, for few tokens: all that precedes a sublayer (spec §4, steps 1–4)."""
+
+from tileproof.dsl import In, Op, Out, derived
+from tileproof.kernels.row_stream import VECTOR_BYTES, ceildiv, vector
+
+from . import _mix, reference
+from ._prenorm import GROUPS, MATRIX_OPTIONS, PARTS, SLICE, device, padded, split_length, splits
+from ._tiles import HIDDEN, MIX_PARAMS, SHAPES, STREAMS, TOKENS, mixing_sizes, weighted_sum
+
+op = Op(
+    "mhc/pre",
+    args=(
+        In("x", "M N D", "act"),
+        In("fn", "C K", "f32"),
+        In("scale", "3", "f32"),
+        In("base", "C", "f32"),
+        Out("post", "M N", "f32"),
+        Out("comb", "M N N", "f32"),
+        Out("collapsed", "M D", "act"),
+    ),
+    dims={
+        "M": TOKENS,
+        "N": STREAMS,
+        "D": HIDDEN,
+        "C": derived(lambda N: N * (N + 2)),
+        "K": derived(lambda N, D: N * D),
+    },
+    doc="prenorm_gemm, sinkhorn and collapse in one launch, bit for bit (spec §4, steps 1–4)",
+    reference=reference.pre,
+    shapes={**SHAPES, "flash": {"M": 32, "N": 4, "D": 4096}, "pro": {"M": 32, "N": 4, "D": 7168}},
+    types={"act": ("bf16", "f32")},
+    params=MIX_PARAMS,
+    model_sizes=mixing_sizes,
+    reduces=("K", "N"),
+)
+
+_SHARED = 96 * 1024  # bytes a block may fill: sm_89 and sm_120a have 99 KiB
+
+
+def _stacked(C: int) -> int:
+    """Rows of the stacked parts of `fn`, in whole steps of four warps that share them."""
+    return ceildiv(PARTS * padded(C), 32) * 32
+
+
+def _tile(C: int, K: int, act: str, tokens: int) -> tuple[int, int]:
+    """(columns, stages) of one pipeline step: as many bytes in flight as shared memory holds.
+
+    f32 keeps 64 columns, because its parts are multiplied step by step.
+    """
+    wide = act == "bfloat16" and C <= 24 and split_length(K) % (2 * SLICE) == 0
+    depth = 2 * SLICE if wide else SLICE
+    parts = (_stacked(C) + (0 if act == "bfloat16" else PARTS * tokens)) * depth * 2
+    stage = depth * (tokens * VECTOR_BYTES // vector(act) + padded(C) * 4)
+    return depth, max(1, min(4, (_SHARED - parts) // stage))
+
+
+@op.kernel(**MATRIX_OPTIONS, tokens=16, threads=128)
+def pre(T, M, N, D, C, K, act, iters, eps, norm_eps, tokens, threads):
+    """A block takes 16 tokens through all steps; its warps share the columns of the product."""
+    width = vector(act)
+    column = weighted_sum(T, N, act)
+    depth, stages = _tile(C, K, act, tokens)
+    steps = split_length(K) // depth
+    stacked = _stacked(C)
+    vectors = D // width
+    code = device(T, C, act, tokens, depth, threads, T.GemmWarpPolicy.FullCol)
+    mixing = _mix.device(T, N, K, iters, eps, norm_eps)
+
+    @T.prim_func
+    def kernel(
+        x: T.Tensor((M, N, D), act),
+        fn: T.Tensor((C, K), "float32"),
+        scale: T.Tensor((3,), "float32"),
+        base: T.Tensor((C,), "float32"),
+        post: T.Tensor((M, N), "float32"),
+        comb: T.Tensor((M, N, N), "float32"),
+        collapsed: T.Tensor((M, D), act),
+    ):
+        with T.Kernel(T.ceildiv(M, tokens), threads=threads) as block:
+            thread = T.get_thread_binding()
+            flat = T.reshape(x, (M, K))
+            x_tile = T.alloc_shared((tokens, depth), act)
+            x_parts = T.alloc_shared((PARTS * tokens, depth), "bfloat16")
+            fn_tile = T.alloc_shared((code.rows, depth), "float32")
+            fn_parts = T.alloc_shared((stacked, depth), "bfloat16")
+            product = T.alloc_fragment((tokens, stacked), "float32")
+            staged = T.alloc_shared((tokens, stacked), "float32")
+            running = T.alloc_local((code.owned,), "float32")
+            groups = T.alloc_shared((tokens, GROUPS), "float32")
+            sums = T.alloc_fragment((tokens, C), "float32")
+            shared = T.alloc_shared((tokens, C), "float32")
+            squares = T.alloc_local((1,), "float32")
+            total = T.alloc_local((1,), "float32")
+            factor = T.alloc_local((1,), "float32")
+            gate = T.alloc_local((N,), "float32")
+            gain = T.alloc_local((N,), "float32")
+            mix = T.alloc_local((N, N), "float32")
+            gates = T.alloc_shared((tokens, N), "float32")
+            weight = T.alloc_local((N,), "float32")
+            # rows of fn_parts beyond the three parts stay zero
+            T.clear(fn_parts)
+            T.clear(sums)
+            T.clear(product)
+            T.clear(running)
+            squares[0] = 0.0
+            for t in T.Pipelined(splits(K) * steps, num_stages=stages):
+                T.copy(flat[block * tokens, t * depth], x_tile)
+                T.copy(fn[0, t * depth], fn_tile)
+                code.multiply(x_tile, x_parts, fn_tile, fn_parts, product)
+                code.square(x_tile, running)
+                if t % steps == steps - 1:
+                    # the split is complete: sums += high + (middle + low)
+                    T.copy(product, staged)
+                    code.publish(running, groups)
+                    for i, c in T.Parallel(tokens, C):
+                        sums[i, c] += code.joined(staged, i, c)
+                    if thread < tokens:
+                        total[0] = groups[thread, 0]
+                        for g in T.unroll(1, GROUPS):
+                            total[0] += groups[thread, g]
+                        squares[0] += total[0]
+                    T.clear(product)
+                    T.clear(running)
+            T.copy(sums, shared)
+            if (thread < tokens) & (block * tokens + thread < M):
+                m = block * tokens + thread
+                mixing.gates(shared, thread, squares[0], scale, base, factor, gate, gain)
+                mixing.balance(shared, thread, scale, base, factor, mix)
+                for j in T.unroll(N):
+                    gates[thread, j] = gate[j]
+                mixing.store_vector(gain, post, m)
+                mixing.store_matrix(mix, comb, m)
+            for step in T.serial(ceildiv(tokens * vectors, threads)):
+                i = (step * threads + thread) // vectors
+                d = (step * threads + thread) % vectors * width
+                if (i < tokens) & (block * tokens + i < M):
+                    for j in T.unroll(N):
+                        weight[j] = gates[i, j]
+                    column(x, block * tokens + i, d, weight, collapsed)
+
+    return kernel
