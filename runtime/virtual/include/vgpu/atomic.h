@@ -25,7 +25,7 @@ VGPU_RAW inline T atomic_update(T* address, Change change) {
 #define VGPU_ATOMIC(CUDA, TILELANG, EXPRESSION)                                             \
   template <class T>                                                                        \
   inline T CUDA(T* address, T value) {                                                      \
-    return vgpu::atomic_update(address, [value](T old) VGPU_RAW -> T { return EXPRESSION; }); \
+    return vgpu::atomic_update(address, [value](T old) VGPU_LEAF -> T { return EXPRESSION; }); \
   }                                                                                         \
   template <class T, class V>                                                               \
   inline void TILELANG(T* address, V value, int /* memory order */ = 0) {                   \
@@ -42,10 +42,10 @@ VGPU_ATOMIC(atomicMin, AtomicMin, value < old ? value : old)
 
 template <class T>
 inline T atomicExch(T* address, T value) {
-  return vgpu::atomic_update(address, [value](T) VGPU_RAW -> T { return value; });
+  return vgpu::atomic_update(address, [value](T) VGPU_LEAF -> T { return value; });
 }
 template <class T>
 inline T atomicCAS(T* address, T expected, T value) {
   return vgpu::atomic_update(
-      address, [=](T old) VGPU_RAW -> T { return old == expected ? value : old; });
+      address, [=](T old) VGPU_LEAF -> T { return old == expected ? value : old; });
 }

@@ -4,7 +4,7 @@
 #pragma once
 #include "vgpu/runtime.h"
 
-#define VGPU_HOOK extern "C" __attribute__((visibility("hidden"), used)) VGPU_RAW
+#define VGPU_HOOK extern "C" __attribute__((visibility("hidden"), used)) VGPU_LEAF
 
 #define VGPU_ACCESS(SIZE)                                                                   \
   VGPU_HOOK void vgpu_read##SIZE(void* p) __asm__("__tsan_read" #SIZE);                     \

@@ -40,7 +40,7 @@ constexpr bool kChecked = false;
 
 // The dynamic linker makes a thread's copy of thread_local variables on first use of one.
 static thread_local volatile char shared_anchor;
-VGPU_RAW inline void touch_shared() { shared_anchor = 1; }
+VGPU_LEAF inline void touch_shared() { shared_anchor = 1; }
 
 template <class T>
 constexpr Parameter describe() {
@@ -61,11 +61,11 @@ struct Export<Function> {
   static constexpr Parameter parameters[sizeof...(Ts) + 1] = {describe<std::decay_t<Ts>>()..., {}};
   static constexpr uint32_t count = sizeof...(Ts);
 
-  static void call(void** arguments) { spread(arguments, std::index_sequence_for<Ts...>{}); }
+  VGPU_RAW static void call(void** arguments) { spread(arguments, std::index_sequence_for<Ts...>{}); }
 
  private:
   template <size_t... I>
-  VGPU_RAW static void spread(void** arguments, std::index_sequence<I...>) {
+  VGPU_LEAF static void spread(void** arguments, std::index_sequence<I...>) {
     Function(*static_cast<std::remove_cv_t<std::remove_reference_t<Ts>>*>(arguments[I])...);
   }
 };

@@ -16,7 +16,7 @@ struct MatrixOperand {
 
 template <int Count, bool Transposed, bool Store>
 struct MatrixWork {
-  VGPU_RAW static void run(const Site& site) {
+  VGPU_LEAF static void run(const Site& site) {
     require_full_warp(site, Store ? "stmatrix" : "ldmatrix");
     for (int matrix = 0; matrix < Count; ++matrix) {
       uint16_t* rows[8];
@@ -70,12 +70,12 @@ struct Tf32 {
 };
 
 template <class T>
-VGPU_RAW inline float widen(T v) {
+VGPU_LEAF inline float widen(T v) {
   return float(v);
 }
-VGPU_RAW inline float widen(Tf32 v) { return truncate_tf32(v.bits); }
-VGPU_RAW inline int widen(int8_t v) { return v; }
-VGPU_RAW inline int widen(uint8_t v) { return v; }
+VGPU_LEAF inline float widen(Tf32 v) { return truncate_tf32(v.bits); }
+VGPU_LEAF inline int widen(int8_t v) { return v; }
+VGPU_LEAF inline int widen(uint8_t v) { return v; }
 
 struct MmaOperand {
   void* c;
@@ -91,7 +91,7 @@ struct MmaWork {
   static constexpr int kARegisters = K / kPack / 2, kBRegisters = K / kPack / 4;
   static_assert(sizeof(A) == sizeof(B), "mma.sync operands have one width");
 
-  VGPU_RAW static void run(const Site& site) {
+  VGPU_LEAF static void run(const Site& site) {
     require_full_warp(site, "mma.sync");
     alignas(64) A a[16][K];
     alignas(64) B b[8][K];

@@ -25,6 +25,13 @@
 #define TL_DEVICE inline
 
 // Helpers check memory by hand; the compiler's instrumentation of the checked build must not see
-// them, or a fragment gather would cost a call per element.
-#define VGPU_RAW __attribute__((no_sanitize_thread))
+// them, or a fragment gather would cost a call per element. A function keeps its exemption only as
+// long as it is not inlined into an instrumented one: VGPU_RAW is for those kernels call, VGPU_LEAF
+// for those that only VGPU_RAW functions call.
+#define VGPU_LEAF __attribute__((no_sanitize_thread))
+#if defined(VGPU_CHECKED)
+#define VGPU_RAW __attribute__((no_sanitize_thread, noinline))
+#else
+#define VGPU_RAW
+#endif
 #define VGPU_API extern "C" __attribute__((visibility("default")))

@@ -101,12 +101,12 @@ VGPU_RAW inline void rendezvous(const char* op, uint32_t mask, Operand& operand)
 }
 
 template <class Operand>
-VGPU_RAW inline Operand& operand_of(const Site& site, int lane) {
+VGPU_LEAF inline Operand& operand_of(const Site& site, int lane) {
   return *static_cast<Operand*>(site.operand[lane]);
 }
 
 // Matrix instructions are `.aligned`: all 32 lanes, or undefined.
-VGPU_RAW inline void require_full_warp(const Site& site, const char* op) {
+VGPU_LEAF inline void require_full_warp(const Site& site, const char* op) {
   if (site.arrived != kFullMask)
     vgpu_fail("%s needs all 32 lanes of a warp, got lanes 0x%08x", op, site.arrived);
 }

@@ -18,7 +18,7 @@ struct ShuffleOperand {
 
 template <class T>
 struct ShuffleWork {
-  VGPU_RAW static void run(const Site& site) {
+  VGPU_LEAF static void run(const Site& site) {
     for (int lane = 0; lane < kWarp; ++lane) {
       if (!(site.arrived >> lane & 1)) continue;
       auto& me = operand_of<ShuffleOperand<T>>(site, lane);
@@ -53,7 +53,7 @@ struct VoteOperand {
 };
 
 struct VoteWork {
-  VGPU_RAW static void run(const Site& site) {
+  VGPU_LEAF static void run(const Site& site) {
     uint32_t ballot = 0;
     for (int lane = 0; lane < kWarp; ++lane)
       if (site.arrived >> lane & 1)

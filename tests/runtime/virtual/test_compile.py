@@ -1,0 +1,82 @@
+"""Building: what is refused, and the cache."""
+
+import pytest
+import torch
+from tileproof.runtime import virtual
+from tileproof.runtime.virtual import compile as build_module
+
+from .support import kernel, run
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "tl::tma_nonexistent(0);",
+        "tl::mma_sync<tl::DataType::kInt4, tl::DataType::kInt4, tl::DataType::kInt32, 16, 8, 64, "
+        "false, true>((int*)0, (unsigned*)0, (unsigned*)0);",
+        "tl::cp_async_gs<12>((void*)0, (void*)0);",
+    ],
+)
+def test_what_is_not_modelled_does_not_compile(body):
+    with pytest.raises(virtual.CompileError, match="error"):
+        virtual.VirtualModule(kernel("int* y", body))
+
+
+def test_a_missing_compiler_is_one_clear_sentence(monkeypatch):
+    build_module.compiler.cache_clear()
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.delenv("CXX", raising=False)
+    try:
+        with pytest.raises(FileNotFoundError, match=r"needs a C\+\+ compiler.*install g\+\+"):
+            virtual.build(kernel("int* y", "y[0] = 1;"), ["k"], checked=False)
+    finally:
+        build_module.compiler.cache_clear()
+
+
+def test_signatures_read_types_names_and_shared_memory():
+    text = kernel(
+        "float* __restrict__ y, const bfloat16_t* __restrict__ x, int64_t n",
+        "extern __shared__ __align__(1024) uchar buf_dyn_shmem[];",
+    )
+    assert virtual.signatures(text) == {
+        "k": virtual.Signature(
+            "k",
+            (("float*", "y"), ("const bfloat16_t*", "x"), ("int64_t", "n")),
+            ("uchar", "buf_dyn_shmem"),
+        )
+    }
+
+
+def test_a_kernel_the_text_lacks():
+    with pytest.raises(KeyError, match="no kernel other in the CUDA text, it defines k"):
+        virtual.build(kernel("int* y", ""), ["other"], checked=False)
+
+
+def test_the_second_build_comes_from_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TILEPROOF_CACHE", str(tmp_path))
+    text = kernel("int* y", "y[tid] = 1;")
+    first = virtual.build(text, ["k"], checked=False)
+    stamp = first.stat().st_mtime_ns
+    assert tmp_path in first.parents
+    assert virtual.build(text, ["k"], checked=False) == first
+    assert first.stat().st_mtime_ns == stamp
+    assert virtual.build(text, ["k"], checked=True) != first
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([torch.zeros(1)], "takes 2 arguments, got 1"),
+        ([torch.zeros(1), 3], "x must be a CPU tensor, got 3"),
+    ],
+)
+def test_arguments_that_do_not_fit_the_signature(args, words):
+    with pytest.raises(TypeError, match=words):
+        run("float* y, const float* x", "", args)
+
+
+def test_options_nest_and_come_back():
+    before = virtual.current_options()
+    with virtual.options(seed=7), virtual.options(late=False):
+        assert virtual.current_options() == virtual.VirtualOptions(late=False, seed=7)
+    assert virtual.current_options() == before
