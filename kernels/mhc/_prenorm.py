@@ -83,8 +83,13 @@ def device(T, C, act, tokens, depth, threads, policy):
         if act == "float32":
             split_f32(x_tile, x_parts, tokens)
             for p in T.unroll(PARTS):
-                part = x_parts[p * tokens : (p + 1) * tokens, :]
-                T.gemm(part, fn_parts, product, transpose_B=True, policy=policy)
+                T.gemm(
+                    x_parts[p * tokens : (p + 1) * tokens, :],
+                    fn_parts,
+                    product,
+                    transpose_B=True,
+                    policy=policy,
+                )
         else:
             T.gemm(x_tile, fn_parts, product, transpose_B=True, policy=policy)
 

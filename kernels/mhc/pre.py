@@ -63,6 +63,7 @@ def pre(T, M, N, D, C, K, act, iters, eps, norm_eps, tokens, threads):
     steps = split_length(K) // depth
     stacked = _stacked(C)
     vectors = D // width
+    shares = ceildiv(tokens * C, threads)
     code = device(T, C, act, tokens, depth, threads, T.GemmWarpPolicy.FullCol)
     mixing = _mix.device(T, N, K, iters, eps, norm_eps)
 
@@ -78,7 +79,6 @@ def pre(T, M, N, D, C, K, act, iters, eps, norm_eps, tokens, threads):
     ):
         with T.Kernel(T.ceildiv(M, tokens), threads=threads) as block:
             thread = T.get_thread_binding()
-            flat = T.reshape(x, (M, K))
             x_tile = T.alloc_shared((tokens, depth), act)
             x_parts = T.alloc_shared((PARTS * tokens, depth), "bfloat16")
             fn_tile = T.alloc_shared((code.rows, depth), "float32")
@@ -87,7 +87,7 @@ def pre(T, M, N, D, C, K, act, iters, eps, norm_eps, tokens, threads):
             staged = T.alloc_shared((tokens, stacked), "float32")
             running = T.alloc_local((code.owned,), "float32")
             groups = T.alloc_shared((tokens, GROUPS), "float32")
-            sums = T.alloc_fragment((tokens, C), "float32")
+            sums = T.alloc_local((shares,), "float32")
             shared = T.alloc_shared((tokens, C), "float32")
             squares = T.alloc_local((1,), "float32")
             total = T.alloc_local((1,), "float32")
@@ -104,7 +104,7 @@ def pre(T, M, N, D, C, K, act, iters, eps, norm_eps, tokens, threads):
             T.clear(running)
             squares[0] = 0.0
             for t in T.Pipelined(splits(K) * steps, num_stages=stages):
-                T.copy(flat[block * tokens, t * depth], x_tile)
+                T.copy(T.reshape(x, (M, K))[block * tokens, t * depth], x_tile)
                 T.copy(fn[0, t * depth], fn_tile)
                 code.multiply(x_tile, x_parts, fn_tile, fn_parts, product)
                 code.square(x_tile, running)
@@ -112,8 +112,11 @@ def pre(T, M, N, D, C, K, act, iters, eps, norm_eps, tokens, threads):
                     # the split is complete: sums += high + (middle + low)
                     T.copy(product, staged)
                     code.publish(running, groups)
-                    for i, c in T.Parallel(tokens, C):
-                        sums[i, c] += code.joined(staged, i, c)
+                    for e in T.unroll(shares):
+                        i = (e * threads + thread) // C
+                        c = (e * threads + thread) % C
+                        if i < tokens:
+                            sums[e] += code.joined(staged, i, c)
                     if thread < tokens:
                         total[0] = groups[thread, 0]
                         for g in T.unroll(1, GROUPS):
@@ -121,7 +124,9 @@ def pre(T, M, N, D, C, K, act, iters, eps, norm_eps, tokens, threads):
                         squares[0] += total[0]
                     T.clear(product)
                     T.clear(running)
-            T.copy(sums, shared)
+            for e in T.unroll(shares):
+                if e * threads + thread < tokens * C:
+                    shared[(e * threads + thread) // C, (e * threads + thread) % C] = sums[e]
             if (thread < tokens) & (block * tokens + thread < M):
                 m = block * tokens + thread
                 mixing.gates(shared, thread, squares[0], scale, base, factor, gate, gain)

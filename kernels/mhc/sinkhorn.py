@@ -1,7 +1,7 @@
 """mHC mixing weights: norm, gates and the balanced matrix (spec §4, steps 1–3)."""
 
 from tileproof.dsl import In, Op, Out, derived
-from tileproof.kernels.row_stream import OPTIONS, THREADS
+from tileproof.kernels.row_stream import OPTIONS, THREADS, ceildiv
 
 from . import _mix, reference
 from ._prenorm import splits
@@ -37,6 +37,7 @@ op = Op(
 @op.kernel(**OPTIONS, tokens=32)
 def sinkhorn(T, M, N, D, C, S, iters, eps, norm_eps, tokens):
     """All threads add the splits, then one thread balances one token in its registers."""
+    shares = ceildiv(tokens * C, THREADS)
     code = _mix.device(T, N, N * D, iters, eps, norm_eps)
 
     @T.prim_func
@@ -51,7 +52,7 @@ def sinkhorn(T, M, N, D, C, S, iters, eps, norm_eps, tokens):
     ):
         with T.Kernel(T.ceildiv(M, tokens), threads=THREADS) as block:
             thread = T.get_thread_binding()
-            sums = T.alloc_fragment((tokens, C), "float32")
+            sums = T.alloc_local((shares,), "float32")
             shared = T.alloc_shared((tokens, C), "float32")
             squares = T.alloc_local((1,), "float32")
             factor = T.alloc_local((1,), "float32")
@@ -61,10 +62,14 @@ def sinkhorn(T, M, N, D, C, S, iters, eps, norm_eps, tokens):
             # sums = sum_s partial_s, first split to last
             T.clear(sums)
             for s in T.serial(S):
-                for i, c in T.Parallel(tokens, C):
-                    if block * tokens + i < M:
-                        sums[i, c] += partial[s, block * tokens + i, c]
-            T.copy(sums, shared)
+                for e in T.unroll(shares):
+                    i = (e * THREADS + thread) // C
+                    c = (e * THREADS + thread) % C
+                    if (i < tokens) & (block * tokens + i < M):
+                        sums[e] += partial[s, block * tokens + i, c]
+            for e in T.unroll(shares):
+                if e * THREADS + thread < tokens * C:
+                    shared[(e * THREADS + thread) // C, (e * THREADS + thread) % C] = sums[e]
             if (thread < tokens) & (block * tokens + thread < M):
                 m = block * tokens + thread
                 squares[0] = 0.0
