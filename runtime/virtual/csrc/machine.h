@@ -65,6 +65,17 @@ struct CopyQueue {
   uint32_t committed = 0;  // copies in groups
 };
 
+// Asynchronous work of one warp (wgmma), oldest first.
+struct DeferredQueue {
+  struct Item {
+    void (*perform)(const void* record);
+    std::vector<char> record;
+  };
+  std::vector<Item> items;
+  std::vector<uint32_t> groups;  // items in each committed group
+  uint32_t committed = 0;        // items in groups
+};
+
 // How ready threads take turns. All are fair between rendezvous; they differ in which bugs they
 // provoke.
 enum class Schedule {
@@ -92,6 +103,7 @@ struct Block {
   Warp warps[kMaxThreads / kWarp];
   Thread threads[kMaxThreads];
   CopyQueue copies[kMaxThreads];
+  DeferredQueue deferred[kMaxThreads / kWarp];
 
   ~Block();
   void run(uint64_t number);

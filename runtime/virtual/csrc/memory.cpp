@@ -1,4 +1,4 @@
-// Which memory a thread may touch, and cp.async.
+// Which memory a thread may touch, and work done after it was issued.
 #include <algorithm>
 
 #include "machine.h"
@@ -118,22 +118,71 @@ void vgpu_copy(void* target, const void* source, uint32_t bytes, uint32_t valid)
   }
 }
 
+// Closes the open group of a queue that holds `total` entries.
+template <class Queue>
+static void commit(Queue& queue, size_t total) {
+  queue.groups.push_back(static_cast<uint32_t>(total) - queue.committed);
+  queue.committed = static_cast<uint32_t>(total);
+}
+
+// Forgets all but the newest `pending` groups; returns how many entries they had.
+template <class Queue>
+static uint32_t retire(Queue& queue, size_t pending) {
+  uint32_t count = 0;
+  const size_t done = queue.groups.size() > pending ? queue.groups.size() - pending : 0;
+  for (size_t g = 0; g < done; ++g) count += queue.groups[g];
+  queue.groups.erase(queue.groups.begin(), queue.groups.begin() + static_cast<ptrdiff_t>(done));
+  queue.committed -= count;
+  return count;
+}
+
 void vgpu_copy_commit() {
   CopyQueue& queue = current->block->copies[current->index];
-  const auto total = static_cast<uint32_t>(queue.copies.size());
-  queue.groups.push_back(total - queue.committed);
-  queue.committed = total;
+  commit(queue, queue.copies.size());
 }
 
 void vgpu_copy_wait(int pending) {
   Block& block = *current->block;
   CopyQueue& queue = block.copies[current->index];
-  uint32_t count = 0;
-  const size_t keep = pending < 0 ? 0 : static_cast<size_t>(pending);
-  const size_t done = queue.groups.size() > keep ? queue.groups.size() - keep : 0;
-  for (size_t g = 0; g < done; ++g) count += queue.groups[g];
-  queue.groups.erase(queue.groups.begin(), queue.groups.begin() + static_cast<ptrdiff_t>(done));
-  queue.committed -= count;
-  block.finish_copies(queue,
-                      pending < 0 ? static_cast<uint32_t>(queue.copies.size()) : count);
+  if (pending < 0) {
+    retire(queue, 0);
+    block.finish_copies(queue, static_cast<uint32_t>(queue.copies.size()));
+  } else {
+    block.finish_copies(queue, retire(queue, static_cast<size_t>(pending)));
+  }
+}
+
+uint32_t vgpu_shared_address(const void* pointer) {
+  const Block& block = *current->block;
+  if (pointer < block.segment_begin || pointer >= block.segment_end)
+    vgpu_fail("%p is not in the block's shared memory", pointer);
+  const auto window = reinterpret_cast<uintptr_t>(block.segment_begin) / 1024 * 1024;
+  return static_cast<uint32_t>(reinterpret_cast<uintptr_t>(pointer) - window);
+}
+
+void* vgpu_shared_pointer(uint32_t address, uint32_t bytes) {
+  const Block& block = *current->block;
+  const auto window = reinterpret_cast<uintptr_t>(block.segment_begin) / 1024 * 1024;
+  auto* pointer = reinterpret_cast<void*>(window + address);
+  vgpu_check_shared(pointer, bytes);
+  return pointer;
+}
+
+void vgpu_defer(void (*perform)(const void* record), const void* record, size_t bytes) {
+  Block& block = *current->block;
+  if (!block.launch->options.late) return perform(record);
+  const char* begin = static_cast<const char*>(record);
+  block.deferred[current->warp->index].items.push_back({perform, {begin, begin + bytes}});
+}
+
+void vgpu_defer_commit() {
+  DeferredQueue& queue = current->block->deferred[current->warp->index];
+  commit(queue, queue.items.size());
+}
+
+void vgpu_defer_wait(int pending) {
+  DeferredQueue& queue = current->block->deferred[current->warp->index];
+  const uint32_t count = retire(queue, static_cast<size_t>(pending));
+  for (uint32_t i = 0; i < count; ++i) queue.items[i].perform(queue.items[i].record.data());
+  queue.items.erase(queue.items.begin(), queue.items.begin() + count);
 }

@@ -95,6 +95,7 @@ void Block::prepare(uint64_t number) {
     if (i % kWarp == 0) {
       warp = Warp{};
       warp.index = i / kWarp;
+      deferred[warp.index] = DeferredQueue{};
     }
     thread.warp = &warp;
     thread.block = this;

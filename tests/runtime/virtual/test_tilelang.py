@@ -40,6 +40,40 @@ def gemm():
     return gemm
 
 
+def square_gemm(dtype, transposed, accumulator="float32"):
+    @T.prim_func
+    def gemm(
+        a: T.Tensor((128, 128), dtype),
+        b: T.Tensor((128, 128), dtype),
+        c: T.Tensor((128, 128), accumulator),
+    ):
+        with T.Kernel(2, 1, threads=128) as (bx, by):
+            a_tile = T.alloc_shared((64, 64), dtype)
+            b_tile = T.alloc_shared((128, 64) if transposed else (64, 128), dtype)
+            acc = T.alloc_fragment((64, 128), accumulator)
+            T.clear(acc)
+            for k in T.Pipelined(2, num_stages=2):
+                T.copy(a[bx * 64, k * 64], a_tile)
+                if transposed:
+                    T.copy(b[0, k * 64], b_tile)
+                else:
+                    T.copy(b[k * 64, 0], b_tile)
+                T.gemm(a_tile, b_tile, acc, transpose_B=transposed)
+            T.copy(acc, c[bx * 64, 0])
+
+    return gemm
+
+
+# Makers are cached by identity, so each variant is one object.
+VARIANTS = {
+    (dtype, transposed): functools.partial(
+        square_gemm, dtype, transposed, "int32" if dtype == "int8" else "float32"
+    )
+    for dtype in ("float16", "float8_e4m3", "int8")
+    for transposed in (True, False)
+}
+
+
 def quantize():
     M = T.dynamic("M")
 
@@ -102,6 +136,35 @@ def test_row_reduction_and_fp8_quantisation_are_exact(arch):
     assert torch.equal(s, scale)
     want = (x.float() / scale[:, None]).clamp(-448, 448).to(torch.float8_e4m3fn)
     assert torch.equal(bits(y), bits(want))
+
+
+def run_square_gemm(text: str, dtype: str, transposed: bool, **options) -> bool:
+    torch.manual_seed(0)
+    a, b = torch.randint(-4, 5, (2, 128, 128)).to(
+        {"float16": torch.half, "float8_e4m3": torch.float8_e4m3fn, "int8": torch.int8}[dtype]
+    )
+    c = torch.full((128, 128), -1, dtype=torch.int32 if dtype == "int8" else torch.float32)
+    module = virtual.VirtualModule(text, checked=True)
+    (name,) = module.kernels
+    args = [dict(a=a, b=b, c=c)[parameter] for _, parameter in module.kernels[name].parameters]
+    chosen = virtual.VirtualOptions(**options)
+    module.launch(name, (2, 1), (128,), 65536, args, options=chosen)
+    other = b.double().T if transposed else b.double()
+    return torch.equal(c.double(), a.double() @ other)
+
+
+@pytest.mark.parametrize(("dtype", "transposed"), [*VARIANTS][:3] + [("int8", True)])
+@pytest.mark.parametrize("options", [dict(), dict(late=False, seed=1)])
+def test_wgmma_reads_its_operands_through_descriptors(dtype, transposed, options):
+    text = lowered(VARIANTS[dtype, transposed], "sm_90a")
+    assert "wgmma_ss" in text
+    assert run_square_gemm(text, dtype, transposed, **options)
+
+
+def test_a_dropped_wgmma_wait_shows_when_it_is_late():
+    text = lowered(VARIANTS["float16", True], "sm_90a").replace("tl::warpgroup_wait<0>();", "")
+    assert run_square_gemm(text, "float16", True, late=False)
+    assert not run_square_gemm(text, "float16", True, late=True)
 
 
 def test_a_dropped_barrier_in_generated_code_is_found():

@@ -13,3 +13,4 @@
 #include "vgpu/reduce.h"
 #include "vgpu/swizzle.h"
 #include "vgpu/warp.h"
+#include "vgpu/wgmma.h"

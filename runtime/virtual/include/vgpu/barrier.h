@@ -4,9 +4,8 @@
 
 inline void __syncthreads() { vgpu_barrier(0, 0); }
 
-// One thread of the virtual GPU sees another's stores at once, so a fence orders only the compiler.
-inline void __threadfence() { __atomic_signal_fence(__ATOMIC_SEQ_CST); }
-inline void __threadfence_block() { __atomic_signal_fence(__ATOMIC_SEQ_CST); }
+inline void __threadfence() { vgpu::compiler_fence(); }
+inline void __threadfence_block() { vgpu::compiler_fence(); }
 
 namespace tl {
 

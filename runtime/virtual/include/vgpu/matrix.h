@@ -77,6 +77,24 @@ VGPU_LEAF inline float widen(Tf32 v) { return truncate_tf32(v.bits); }
 VGPU_LEAF inline int widen(int8_t v) { return v; }
 VGPU_LEAF inline int widen(uint8_t v) { return v; }
 
+template <class T>
+using Wide = decltype(widen(T{}));
+template <class T>
+using Wide8 = std::conditional_t<std::is_same_v<Wide<T>, float>, Float8, Int8>;
+
+// c += a * transpose(b), each element of c summed in ascending k.
+template <class A, class B, int K>
+VGPU_LEAF inline void multiply(const A (&a)[16][K], const B (&b)[8][K], Wide8<A> (&c)[16]) {
+  Wide8<A> columns[K];
+  for (int k = 0; k < K; ++k)
+    for (int n = 0; n < 8; ++n) columns[k][n] = widen(b[n][k]);
+  for (int m = 0; m < 16; ++m) {
+    Wide<A> row[K];
+    for (int k = 0; k < K; ++k) row[k] = widen(a[m][k]);
+    for (int k = 0; k < K; ++k) c[m] += row[k] * columns[k];
+  }
+}
+
 struct MmaOperand {
   void* c;
   const void* a;
@@ -85,8 +103,6 @@ struct MmaOperand {
 
 template <class A, class B, class C, int K>
 struct MmaWork {
-  using Wide = decltype(widen(A{}));
-  using Wide8 = std::conditional_t<std::is_same_v<Wide, float>, Float8, Int8>;
   static constexpr int kPack = 4 / sizeof(A);  // elements to a register
   static constexpr int kARegisters = K / kPack / 2, kBRegisters = K / kPack / 4;
   static_assert(sizeof(A) == sizeof(B), "mma.sync operands have one width");
@@ -95,7 +111,7 @@ struct MmaWork {
     require_full_warp(site, "mma.sync");
     alignas(64) A a[16][K];
     alignas(64) B b[8][K];
-    alignas(64) Wide8 c[16];
+    Wide8<A> c[16];
     for (int lane = 0; lane < kWarp; ++lane) {
       const auto& me = operand_of<MmaOperand>(site, lane);
       const int g = lane / 4, t = lane % 4;
@@ -107,16 +123,7 @@ struct MmaWork {
                     static_cast<const uint32_t*>(me.b) + r, 4);
       for (int e = 0; e < 4; ++e) c[g + 8 * (e / 2)][2 * t + e % 2] = static_cast<C*>(me.c)[e];
     }
-    Wide8 columns[K];
-    for (int k = 0; k < K; ++k)
-      for (int n = 0; n < 8; ++n) columns[k][n] = widen(b[n][k]);
-    for (int m = 0; m < 16; ++m) {
-      Wide row[K];
-      for (int k = 0; k < K; ++k) row[k] = widen(a[m][k]);
-      Wide8 sum = c[m];
-      for (int k = 0; k < K; ++k) sum += row[k] * columns[k];
-      c[m] = sum;
-    }
+    multiply(a, b, c);
     for (int lane = 0; lane < kWarp; ++lane) {
       const auto& me = operand_of<MmaOperand>(site, lane);
       const int g = lane / 4, t = lane % 4;

@@ -35,3 +35,11 @@
 #define VGPU_RAW
 #endif
 #define VGPU_API extern "C" __attribute__((visibility("default")))
+
+namespace vgpu {
+
+// One thread of the virtual GPU sees another's stores at once; a fence only keeps the compiler
+// from moving them.
+inline void compiler_fence() { __asm__ volatile("" ::: "memory"); }
+
+}  // namespace vgpu

@@ -76,6 +76,16 @@ VGPU_API void vgpu_check_shared(const void* address, uint32_t bytes);
 // The same for an access of unknown space: what the compiler's instrumentation reports.
 VGPU_API void vgpu_check(const void* address, uint32_t bytes, bool write, bool aligned);
 
+// Addresses in the block's shared window, which keep their alignment up to 1024 bytes, and back.
+VGPU_API uint32_t vgpu_shared_address(const void* pointer);
+VGPU_API void* vgpu_shared_pointer(uint32_t address, uint32_t bytes);
+
+// Asynchronous work of a warp, called by one of its lanes for all: performed at once or, in late
+// mode, when its group is waited for. `record` is copied.
+VGPU_API void vgpu_defer(void (*perform)(const void* record), const void* record, size_t bytes);
+VGPU_API void vgpu_defer_commit();
+VGPU_API void vgpu_defer_wait(int pending);
+
 namespace vgpu {
 
 // CUDA's threadIdx and its like: each axis converts to its value on use.

@@ -1,2 +1,2 @@
 #pragma once
-#include "vgpu/warp.h"
+#include "vgpu/wgmma.h"

@@ -1,0 +1,242 @@
+// wgmma of sm_90a: matrix multiply of a warpgroup with operands in shared memory.
+//
+// Each warp computes its own 16 of the 64 rows when its 32 lanes have come, as the hardware lets
+// warps of a group drift apart. Operands are read through real descriptors: start address, strides
+// and swizzle mode decide which bytes of shared memory an element is.
+#pragma once
+#include "vgpu/matrix.h"
+
+namespace tl {
+
+// The 64-bit matrix descriptor of the PTX manual. Addresses and offsets in units of 16 bytes.
+struct GmmaDescriptor {
+  uint64_t bits = 0;
+
+  operator uint64_t() const { return bits; }
+  // Generated code steps through a tile by adding to the start address.
+  template <class T>
+  GmmaDescriptor operator+(T offset) const {
+    GmmaDescriptor moved = *this;
+    moved.advance(static_cast<uint32_t>(offset));
+    return moved;
+  }
+  void advance(uint32_t units) {
+    bits = (bits & ~uint64_t(0xffffffff)) | static_cast<uint32_t>(bits + units);
+  }
+};
+
+template <int layout = 0, int leading_offset = 0, int stride_offset = 0, class T>
+inline void initialize_wgmma_descriptor(GmmaDescriptor& descriptor, T* start) {
+  static_assert(layout >= 0 && layout < 4, "wgmma has four swizzle modes");
+  descriptor.bits = uint64_t(vgpu_shared_address(start) >> 4 & 0x3fff) |
+                    uint64_t(leading_offset & 0x3fff) << 16 |
+                    uint64_t(stride_offset & 0x3fff) << 32 | uint64_t(layout) << 62;
+}
+
+template <class T>
+inline void increase_descriptor_offset(GmmaDescriptor& descriptor, T bytes) {
+  descriptor.advance(static_cast<uint32_t>(bytes >> 4));
+}
+
+}  // namespace tl
+
+namespace vgpu {
+
+// Where the 16-byte chunks of an operand lie.
+struct OperandLayout {
+  uint32_t start, leading, stride, width;  // bytes; width of a swizzled row, 16 without swizzle
+
+  VGPU_LEAF explicit OperandLayout(uint64_t descriptor)
+      : start(static_cast<uint32_t>(descriptor & 0x3fff) << 4),
+        leading(static_cast<uint32_t>(descriptor >> 16 & 0x3fff) << 4),
+        stride(static_cast<uint32_t>(descriptor >> 32 & 0x3fff) << 4),
+        width(descriptor >> 62 == 0 ? 16 : 256u >> (descriptor >> 62)) {
+    if (descriptor >> 49 & 7) vgpu_fail("wgmma descriptor with a base offset is not modelled");
+  }
+
+  // Chunk `chunk` along the contiguous dimension of line `line`. K-major: a line is a row of A or
+  // a column of B; MN-major: a line is one k.
+  VGPU_LEAF const void* chunk(bool mn_major, uint32_t line, uint32_t chunk) const {
+    const uint32_t along = chunk * 16;
+    uint32_t offset = line % 8 * width + along % width;
+    if (width == 16 && mn_major) {
+      offset += along / 16 * stride + line / 8 * leading;
+    } else {
+      offset += line / 8 * stride + along / width * leading;
+    }
+    uint32_t address = start + offset;
+    // Rows of 128 bytes: the row number within 8 is XORed into the chunk number.
+    address ^= address >> 3 & (width - 16);
+    return vgpu_shared_pointer(address, 16);
+  }
+};
+
+template <class T, int Lines, int K>
+VGPU_LEAF inline void gather(T (&tile)[Lines][K], uint64_t descriptor, bool mn_major,
+                             uint32_t first) {
+  const OperandLayout layout(descriptor);
+  constexpr int kChunk = 16 / sizeof(T);
+  T part[kChunk];
+  if (mn_major) {
+    for (int k = 0; k < K; ++k)
+      for (int c = 0; c < Lines / kChunk; ++c) {
+        std::memcpy(static_cast<void*>(part), layout.chunk(true, k, first / kChunk + c), 16);
+        for (int i = 0; i < kChunk; ++i) tile[c * kChunk + i][k] = part[i];
+      }
+  } else {
+    for (int line = 0; line < Lines; ++line)
+      for (int c = 0; c < K / kChunk; ++c)
+        std::memcpy(static_cast<void*>(&tile[line][c * kChunk]),
+                    layout.chunk(false, first + line, c), 16);
+  }
+}
+
+// One wgmma of one warp: everything it needs after its lanes have gone on.
+struct WgmmaRecord {
+  uint64_t a, b;
+  const uint32_t* a_registers[kWarp];  // null: A comes from shared memory
+  void* c[kWarp];
+  uint32_t warp;  // in its group
+  bool accumulate;
+};
+
+struct WgmmaOperand {
+  uint64_t a, b;
+  const uint32_t* a_registers;
+  void* c;
+  bool accumulate;
+};
+
+template <class A, class B, class C, int N, int K, bool AMnMajor, bool BMnMajor, int Sign>
+struct WgmmaWork {
+  static constexpr int kPack = 4 / sizeof(A);
+
+  VGPU_LEAF static void run(const Site& site) {
+    require_full_warp(site, "wgmma");
+    const auto& first = operand_of<WgmmaOperand>(site, 0);
+    WgmmaRecord record{first.a, first.b, {}, {}, vgpu_self().warp->index % 4, first.accumulate};
+    for (int lane = 0; lane < kWarp; ++lane) {
+      const auto& me = operand_of<WgmmaOperand>(site, lane);
+      if (me.a != first.a || me.b != first.b || me.accumulate != first.accumulate)
+        vgpu_fail("wgmma: lanes of a warp disagree about the descriptors");
+      record.a_registers[lane] = me.a_registers;
+      record.c[lane] = me.c;
+    }
+    vgpu_defer(perform, &record, sizeof record);
+  }
+
+  VGPU_LEAF static void perform(const void* memory) {
+    const auto& record = *static_cast<const WgmmaRecord*>(memory);
+    alignas(64) A a[16][K];
+    if (record.a_registers[0]) {
+      for (int lane = 0; lane < kWarp; ++lane)
+        for (int r = 0; r < K / kPack / 2; ++r)
+          std::memcpy(static_cast<void*>(&a[lane / 4 + 8 * (r % 2)]
+                                           [(lane % 4 + 4 * (r / 2)) * kPack]),
+                      record.a_registers[lane] + r, 4);
+    } else {
+      gather(a, record.a, AMnMajor, record.warp * 16);
+    }
+    for (int n = 0; n < N; n += 8) {
+      alignas(64) B b[8][K];
+      gather(b, record.b, BMnMajor, static_cast<uint32_t>(n));
+      Wide8<A> sum[16] = {};
+      if (record.accumulate) exchange<false>(record, n, sum);
+      if (Sign < 0)
+        for (auto& row : sum) row = -row;
+      multiply(a, b, sum);
+      if (Sign < 0)
+        for (auto& row : sum) row = -row;
+      exchange<true>(record, n, sum);
+    }
+  }
+
+ private:
+  // Element i of a lane: row lane/4 + 8(i/2%2) of the warp's 16, column 8(i/4) + 2(lane%4) + i%2.
+  template <bool Store>
+  VGPU_LEAF static void exchange(const WgmmaRecord& record, int n, Wide8<A> (&sum)[16]) {
+    for (int lane = 0; lane < kWarp; ++lane) {
+      C* c = static_cast<C*>(record.c[lane]) + n / 2;
+      for (int i = 0; i < 4; ++i) {
+        auto& row = sum[lane / 4 + 8 * (i / 2)];
+        const int column = 2 * (lane % 4) + i % 2;
+        if (Store) {
+          c[i] = C(row[column]);
+        } else {
+          row[column] = c[i];
+        }
+      }
+    }
+  }
+};
+
+struct WgmmaCommit {
+  VGPU_LEAF static void run(const Site& site) {
+    require_full_warp(site, "wgmma.commit_group");
+    vgpu_defer_commit();
+  }
+};
+
+struct WgmmaWait {
+  VGPU_LEAF static void run(const Site& site) {
+    require_full_warp(site, "wgmma.wait_group");
+    vgpu_defer_wait(operand_of<int>(site, 0));
+  }
+};
+
+template <tl::DataType AType, tl::DataType BType, tl::DataType CType, int M, int N, int K,
+          bool AMnMajor, bool BMnMajor, int ScaleA, int ScaleB>
+inline void wgmma(WgmmaOperand operand) {
+  using A = typename MmaType<AType>::type;
+  static_assert(M == 64 && N % 8 == 0 && N >= 8 && N <= 256 && K * sizeof(A) == 32 &&
+                    mma_modelled(AType, BType, CType, K),
+                "the virtual GPU does not model this wgmma");
+  static_assert(sizeof(A) == 2 || (!AMnMajor && !BMnMajor),
+                "only 16-bit operands of wgmma may be MN-major");
+  static_assert((ScaleA == 1 || ScaleA == -1) && (ScaleB == 1 || ScaleB == -1),
+                "wgmma scales by +1 or -1");
+  rendezvous<WgmmaWork<A, typename MmaType<BType>::type, typename MmaType<CType>::type, N, K,
+                       AMnMajor, BMnMajor, ScaleA * ScaleB>>("wgmma", kFullMask, operand);
+}
+
+}  // namespace vgpu
+
+namespace tl {
+
+template <DataType AType, DataType BType, DataType CType, int M, int N, int K, bool AMnMajor,
+          bool BMnMajor, int ScaleA = 1, int ScaleB = 1>
+inline void wgmma_ss(uint64_t a, uint64_t b, uint32_t* c, bool accumulate) {
+  vgpu::wgmma<AType, BType, CType, M, N, K, AMnMajor, BMnMajor, ScaleA, ScaleB>(
+      {a, b, nullptr, c, accumulate});
+}
+template <DataType AType, DataType BType, DataType CType, int M, int N, int K, bool AMnMajor,
+          bool BMnMajor, int ScaleA = 1, int ScaleB = 1>
+inline void wgmma_rs(const uint32_t* a, uint64_t b, uint32_t* c, bool accumulate) {
+  static_assert(!AMnMajor, "register operands of wgmma are K-major");
+  vgpu::wgmma<AType, BType, CType, M, N, K, AMnMajor, BMnMajor, ScaleA, ScaleB>(
+      {0, b, a, c, accumulate});
+}
+
+inline void warpgroup_commit_batch() {
+  int nothing = 0;
+  vgpu::rendezvous<vgpu::WgmmaCommit>("wgmma.commit_group", vgpu::kFullMask, nothing);
+}
+template <int pending>
+inline void warpgroup_wait() {
+  int groups = pending;
+  vgpu::rendezvous<vgpu::WgmmaWait>("wgmma.wait_group", vgpu::kFullMask, groups);
+}
+template <int pending>
+inline void wait_wgmma() {
+  warpgroup_wait<pending>();
+}
+
+// Fences order accesses the virtual GPU already performs in order.
+inline void warpgroup_arrive() { vgpu::compiler_fence(); }
+template <class T>
+inline void warpgroup_fence_operand(T*, int) {
+  vgpu::compiler_fence();
+}
+inline void fence_proxy_async() { vgpu::compiler_fence(); }
+
+}  // namespace tl
