@@ -144,7 +144,8 @@ class Op:
         doc: one line for lists and the reference page, with the section of the specification.
         types: type variables, e.g. ``{"act": ("bf16", "f32")}``.
         params: compile-time scalars with defaults, e.g. ``{"iters": 20, "eps": 1e-6}``.
-        reference: ``f(*inputs, **params) -> output or tuple of outputs`` in plain torch.
+        reference: ``f(*inputs, ...) -> output or tuple of outputs`` in plain torch; further
+            parameters are the params and static dims it needs, by name.
         shapes: named size sets: static letters to ints; dynamic letters to an int or list of ints.
         model_sizes: Hugging Face config (as a dict) to the static sizes and params it needs.
         reduces: dims summed over, always in one fixed order.
@@ -322,6 +323,12 @@ class Specialization:
         return variant.factory(**{n: available[n] for n in wanted}).with_attr(
             "global_symbol", self.symbol
         )
+
+    def reference(self, *inputs: Any) -> Any:
+        """The op's reference on `inputs`, with the params and static dims it names filled in."""
+        wanted = inspect.signature(self.op.reference).parameters
+        fixed = {**self.dims, **self.params}
+        return self.op.reference(*inputs, **{k: v for k, v in fixed.items() if k in wanted})
 
     def bind(self, **dynamic: int) -> dict[str, tuple[int, ...]]:
         """Concrete shape of every tensor at one dynamic size, e.g. ``bind(M=7)["x"]``."""

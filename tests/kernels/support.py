@@ -1,0 +1,98 @@
+"""Kernels of the library on the virtual GPU, for tests."""
+
+from functools import cache
+
+import hypothesis.strategies as st
+import torch
+from hypothesis import HealthCheck, settings
+from tileproof.codegen import virtual
+from tileproof.dsl import ALL, strategies
+
+UNIT = 2.0**-24  # relative error of one rounding to float32
+ACT_UNIT = {"bf16": 2.0**-8, "f32": 2.0**-24}  # of one rounding to the type of activations
+FEW = settings(
+    max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+
+
+@cache
+def _compiled(op, sizes, arch, checked):
+    spec = op.specialize(**dict(sizes))
+    return spec, virtual.compile(spec, arch, checked=checked)
+
+
+def kernel(op, arch="sm_80", checked=False, **sizes):
+    """(specialization, callable) of one kernel; built once per test session."""
+    return _compiled(op, tuple(sorted(sizes.items())), arch, checked)
+
+
+def draw(spec, M, seed):
+    """Seeded standard normal inputs in call order, in their declared types."""
+    arrays = strategies.inputs(spec, {"M": M}, seed % 2**31)
+    dtypes = {a.name: getattr(torch, a.dtype.torch) for a in spec.args}
+    return [torch.from_numpy(v).to(dtypes[name]) for name, v in arrays.items()]
+
+
+def run(op, inputs, arch="sm_80", checked=False, **sizes):
+    """Outputs of the kernel, which found NaN in them; M is the token dim of the first input."""
+    spec, call = kernel(op, arch, checked, **sizes)
+    M = _tokens(spec, inputs)
+    shapes = spec.bind(M=M)
+    outputs = [
+        torch.full(shapes[a.name], float("nan"), dtype=getattr(torch, a.dtype.torch))
+        for a in spec.args
+        if a.role == "out"
+    ]
+    call(*inputs, *outputs)
+    assert all(not o.isnan().any() for o in outputs), "an element was not written"
+    return outputs
+
+
+def _tokens(spec, inputs):
+    return inputs[0].shape[spec.args[0].shape.index("M")]
+
+
+def tokens(op, tile=32, cap=257):
+    """Numbers of tokens at the edges of the op's domain and around its tile."""
+    return strategies.sizes(op, tile=tile, cap=cap).map(lambda sizes: sizes["M"])
+
+
+def seeds():
+    """Seeds of the inputs."""
+    return st.integers(0, 2**31 - 1)
+
+
+def rows(spec, tensors, index, args):
+    """`tensors` cut to the tokens of `index` along each one's token dim."""
+    return [
+        t.index_select(a.shape.index("M"), index).contiguous() if "M" in a.shape else t
+        for t, a in zip(tensors, args, strict=True)
+    ]
+
+
+def assert_rows_alone(op, inputs, picks, **sizes):
+    """A token's bits are the same alone and in the batch."""
+    spec, _ = kernel(op, **sizes)
+    ins = [a for a in spec.args if a.role == "in"]
+    outs = [a for a in spec.args if a.role == "out"]
+    together = run(op, inputs, **sizes)
+    for pick in picks:
+        index = torch.tensor([pick])
+        alone = run(op, rows(spec, inputs, index, ins), **sizes)
+        for got, expected in zip(alone, rows(spec, together, index, outs), strict=True):
+            assert torch.equal(got, expected), f"token {pick}"
+
+
+def assert_archs_agree(op, inputs, **sizes):
+    """All architectures give the same bits, with every access checked."""
+    first, *others = [run(op, inputs, arch, checked=True, **sizes) for arch in ALL]
+    for arch, outputs in zip(ALL[1:], others, strict=True):
+        for got, expected in zip(outputs, first, strict=True):
+            assert torch.equal(got, expected), arch
+
+
+def assert_within(got, expected, bound):
+    """``|got - expected| <= bound`` elementwise; all in float64."""
+    excess = (got.double() - expected.double()).abs() - bound
+    worst = excess.max().item() if excess.numel() else 0.0
+    assert worst <= 0, f"beyond the bound by {worst}"
