@@ -1,0 +1,86 @@
+"""What a patched module calls: one op of the library, or what `on_missing` says instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tileproof.dsl import ContractError
+from torch.utils.weak import WeakTensorKeyDictionary
+
+ACTIVATIONS = (torch.bfloat16, torch.float32)
+
+# A launch of the fused kernel costs a third of three launches, but its blocks take all of K, so
+# beyond two of them (16 tokens each) more multiprocessors idle than launches are saved. Bits are
+# equal on both sides.
+FUSED_TOKENS = 32
+
+
+class Kernels:
+    """The ops of one patched model; calling it runs one of them.
+
+    Args:
+        library: has one method per op stem, ``library.mhc_post(x, y, post, comb)``.
+        fallback: a library of the same shape for calls no kernel can serve, None to raise instead.
+        missing: the exception type by which `library` says that no specialization fits.
+    """
+
+    def __init__(self, library: Any, fallback: Any | None, missing: type[Exception]) -> None:
+        self.library = library
+        self.fallback = fallback
+        self.missing = missing
+        self._wide = WeakTensorKeyDictionary()  # parameter → (its state, its float32 copy)
+
+    def __call__(self, op: str, *tensors: torch.Tensor, **params: float) -> Any:
+        """Run `op` (``mhc_post``). Raises ContractError when nothing can serve the call."""
+        reason = _unsupported(tensors)
+        if reason is None:
+            try:
+                return getattr(self.library, op)(*tensors, **params)
+            except self.missing as error:
+                if self.fallback is None:
+                    raise
+                reason = str(error)
+        if self.fallback is None:
+            raise ContractError(f'{op}: {reason}, or patch with on_missing="reference"')
+        return getattr(self.fallback, op)(*tensors, **params)
+
+    def float32(self, parameter: torch.Tensor) -> torch.Tensor:
+        """`parameter` as contiguous float32: itself, or a copy kept until its values change."""
+        if parameter.dtype == torch.float32 and parameter.is_contiguous():
+            return parameter
+        if parameter.is_inference() or (torch.is_grad_enabled() and parameter.requires_grad):
+            return parameter.float().contiguous()  # no version counter, or a gradient to carry
+        state = (parameter.data_ptr(), parameter._version, parameter.dtype, parameter.device)
+        known = self._wide.get(parameter)
+        if known is None or known[0] != state:
+            known = (state, parameter.detach().float().contiguous())
+            self._wide[parameter] = known
+        return known[1]
+
+
+def _unsupported(tensors: tuple[torch.Tensor, ...]) -> str | None:
+    """Why no kernel can take `tensors`, as got/expected; None if one may."""
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return (
+            "got tensors that require grad, expected inference: the kernels have no backward, so"
+            " call the model under torch.no_grad()"
+        )
+    if tensors[0].dtype not in ACTIVATIONS:
+        got = str(tensors[0].dtype).removeprefix("torch.")
+        return f"got {got} activations, expected bfloat16 or float32"
+    return None
+
+
+def by_rows(x: torch.Tensor, apply: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """`apply`, a function of independent rows [M, D], over the last dim of `x` [..., D].
+
+    The result has the strides of `x`. Rows are taken in memory order, so a transposed tensor (the
+    query heads) is not copied.
+    """
+    order = sorted(range(x.ndim - 1), key=x.stride, reverse=True)
+    ordered = x.permute(*order, x.ndim - 1).contiguous()
+    y = apply(ordered.view(-1, x.shape[-1])).view(ordered.shape)
+    inverse = sorted(range(x.ndim - 1), key=order.__getitem__)
+    return y.permute(*inverse, x.ndim - 1)

@@ -1,0 +1,149 @@
+"""`tileproof.patch`: the kernels inside a transformers DeepSeek-V4 model, and out again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+from tileproof.dsl import ContractError, check
+
+if TYPE_CHECKING:
+    import torch
+
+    from .layers import Patched
+
+OnMissing = Literal["compile", "error", "reference"]
+
+
+class Patch:
+    """A patched model; :meth:`undo` (or leaving its ``with`` block) restores the exact classes.
+
+    Attributes:
+        ops: op → number of modules that run it.
+        library: the loaded library the modules call.
+    """
+
+    def __init__(self, modules: Mapping[str, list[Patched]], library: Any) -> None:
+        self.ops = {op: len(swapped) for op, swapped in modules.items() if swapped}
+        self.library = library
+        self._modules = [m for swapped in modules.values() for m in swapped]
+
+    def undo(self) -> None:
+        """Give every module its class back. A second call does nothing."""
+        while self._modules:
+            module = self._modules.pop()
+            module.__class__ = type(module).original()
+            del module._tileproof
+
+    def __enter__(self) -> Patch:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.undo()
+
+    def __repr__(self) -> str:
+        state = "active" if self._modules else "undone"
+        return f"Patch({state}, {', '.join(f'{op} × {n}' for op, n in self.ops.items())})"
+
+
+def patch(
+    model: torch.nn.Module,
+    backend: str = "auto",
+    *,
+    bundle: str | Path | None = None,
+    arch: str | None = None,
+    ops: Iterable[str] | None = None,
+    on_missing: OnMissing = "compile",
+) -> Patch:
+    """Run mHC and RMSNorm of a transformers DeepSeek-V4 `model` (bf16 or f32) on our kernels.
+
+    Only modules of this model change, and only their class: parameters, buffers, module names and
+    the state dict stay what they are, and copies or pickles of the model are unpatched. The
+    function is the one of the official code; against transformers in float32 it differs by
+    rounding only, in bfloat16 it rounds less often (spec §0.1 item 7, §1.1, §4).
+
+    Args:
+        model: a ``DeepseekV4ForCausalLM``, ``DeepseekV4Model`` or anything that contains one and
+            has its ``config``.
+        backend: ``auto``, ``cuda``, ``virtual`` or ``reference``, as for :func:`tileproof.load`.
+        bundle: the kernels to load; None for those this model needs from the user's cache.
+        arch: the architecture the virtual GPU plays, e.g. ``sm_90a``.
+        ops: which to swap, among ``norm/rmsnorm``, ``norm/rmsnorm_unweighted``, ``mhc/pre``
+            (HyperConnection), ``mhc/post`` (the residual mix of the decoder layer) and
+            ``mhc/head``; None for all.
+        on_missing: what happens where no kernel fits (a size the bundle lacks, another dtype, a
+            call that needs gradients): ``compile`` builds missing sizes on the spot where TileLang
+            is installed and raises for the rest, ``error`` raises, ``reference`` runs the op's
+            torch reference.
+
+    Raises ContractError, in one sentence, for a model that is not DeepSeek-V4 or already patched,
+    for an unknown op, and for a transformers whose DeepSeek-V4 computes something else.
+    """
+    choices = ("compile", "error", "reference")
+    check(on_missing in choices, "on_missing", got=repr(on_missing), expected=f"one of {choices}")
+    modules = _chosen(model, ops)
+    from .dispatch import Kernels
+    from .layers import REPLACEMENTS
+    from .library import References
+
+    kernels = Kernels(References(), References() if on_missing == "reference" else None, KeyError)
+
+    for op, swapped in modules.items():
+        for module in swapped:
+            module._tileproof = kernels
+            module.__class__ = REPLACEMENTS[op]
+    return Patch(modules, kernels.library)
+
+
+def _chosen(model: torch.nn.Module, ops: Iterable[str] | None) -> dict[str, list[Any]]:
+    """Op → the modules of `model` to swap. All checks happen before anything changes."""
+    try:
+        from .known import check_known
+        from .layers import REPLACEMENTS, Patched
+    except ImportError as error:
+        raise ContractError(
+            f"transformers: got {error}, expected version 5.20 or newer, which has DeepSeek-V4"
+        ) from error
+
+    names = list(REPLACEMENTS) if ops is None else [ops] if isinstance(ops, str) else list(ops)
+    unknown = [n for n in names if n not in REPLACEMENTS]
+    check(not unknown, "ops", got=unknown, expected=f"among {', '.join(REPLACEMENTS)}")
+    modules = list(model.modules())
+    patched = any(isinstance(m, Patched) for m in modules)
+    check(not patched, "model", got="one that is patched already", expected="undo() first")
+
+    originals = {REPLACEMENTS[n].original(): n for n in names}
+    within = _norms_of_projections(modules)
+    chosen: dict[str, list[Any]] = {n: [] for n in names}
+    for module in modules:
+        if type(module) in originals and id(module) not in within:
+            chosen[originals[type(module)]].append(module)
+    found = ", ".join(sorted({type(m).__name__ for m in modules})[:8])
+    none_found = f"{type(model).__name__} made of {found}"
+    expected = "a model with " + ", ".join(c.__name__ for c in originals)
+    check(any(chosen.values()), "model", got=none_found, expected=expected)
+    for original, name in originals.items():
+        check_known(original)
+        wrapped = [m for m in chosen[name] if "forward" in vars(m)]
+        check(
+            not wrapped,
+            f"{original.__name__}.forward",
+            got="one bound to the module itself, as accelerate's hooks do",
+            expected="the class's own: patch the model before it is dispatched",
+        )
+    return chosen
+
+
+def _norms_of_projections(modules: list[torch.nn.Module]) -> set[int]:
+    """Ids of the norms inside mHC modules: part of the projection, and of another width."""
+    from .layers import REPLACEMENTS
+
+    owners = tuple(REPLACEMENTS[op].original() for op in ("mhc/pre", "mhc/head"))
+    return {id(m.input_norm) for m in modules if isinstance(m, owners)}
