@@ -18,11 +18,9 @@ def cache_dir(*parts: str) -> Path:
 
     `TILEPROOF_CACHE` names it; else it is `tileproof` under `XDG_CACHE_HOME` or `~/.cache`.
     """
-    root = os.environ.get("TILEPROOF_CACHE")
-    if root is None:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        root = Path(home) / "tileproof"
-    path = Path(root).expanduser().joinpath(*parts)
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    root = Path(os.environ.get("TILEPROOF_CACHE") or home / "tileproof")
+    path = root.expanduser().joinpath(*parts)
     path.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -52,6 +50,6 @@ def locked(path: Path) -> Iterator[None]:
 
     The lock file `path`.lock stays behind; the kernel drops the lock itself if the holder dies.
     """
-    with open(path.with_name(path.name + ".lock"), "a") as handle:
+    with path.with_name(path.name + ".lock").open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..cache import atomic_write, cache_dir, locked, replacing
+from tileproof.runtime.cache import atomic_write, cache_dir, locked, replacing
 
 _HERE = Path(__file__).parent
 _INCLUDE = _HERE / "include"
@@ -23,10 +23,19 @@ _DRIVER_ABI = _HERE.parent / "csrc"
 
 # No contraction and no fast-math: the same bits on every machine. Generated code reads one local
 # array through many vector types, which strict aliasing forbids.
-_FLAGS = (
-    "-std=c++17 -O2 -fPIC -fno-strict-aliasing -ffp-contract=off -fwrapv -fstack-clash-protection "
-    "-fvisibility=hidden -fno-extern-tls-init -Wno-attributes -Wno-unknown-pragmas"
-).split()
+_FLAGS = [
+    "-std=c++17",
+    "-O2",
+    "-fPIC",
+    "-ffp-contract=off",
+    "-fno-strict-aliasing",
+    "-fwrapv",
+    "-fstack-clash-protection",
+    "-fvisibility=hidden",
+    "-fno-extern-tls-init",
+    "-Wno-attributes",
+    "-Wno-unknown-pragmas",
+]
 # Every load and store of the kernel announces itself; see vgpu/instrumentation.h.
 _CHECKED_FLAGS = ["-fsanitize=thread", "-DVGPU_CHECKED"]
 
@@ -74,8 +83,9 @@ def signatures(cuda_text: str) -> dict[str, Signature]:
             )
         parameters = []
         for text in filter(None, map(str.strip, kernel[2].split(","))):
-            declared, name = re.fullmatch(r"(.*?)(\w+)", text, re.S).groups()
-            parameters.append((" ".join(declared.replace("__restrict__", "").split()), name))
+            name = re.split(r"\W", text)[-1]
+            declared = text.removesuffix(name).replace("__restrict__", "")
+            parameters.append((" ".join(declared.split()), name))
         found[kernel[1]] = Signature(kernel[1], tuple(parameters), (shared or [None])[0])
     return found
 
@@ -89,8 +99,8 @@ def compiler() -> tuple[str, str]:
     for candidate in (os.environ.get("CXX"), "g++", "clang++"):
         path = candidate and shutil.which(candidate)
         if path:
-            version = subprocess.run([path, "--version"], capture_output=True, text=True, check=True)
-            return path, version.stdout.splitlines()[0]
+            version = subprocess.check_output([path, "--version"], text=True)
+            return path, version.splitlines()[0]
     raise FileNotFoundError(
         "the virtual GPU needs a C++ compiler to run kernels: install g++ 11 or newer"
         " (Debian/Ubuntu: apt install g++) or set CXX"
@@ -106,8 +116,10 @@ def _machine_flags() -> tuple[str, ...]:
         cpu = Path("/proc/cpuinfo").read_text()
     except OSError:
         return ()
-    flags = set(re.search(r"^flags\s*:(.*)$", cpu, re.M)[1].split()) if "flags" in cpu else set()
-    return ("-march=x86-64-v3",) if {"avx2", "f16c", "bmi2", "fma"} <= flags else ()
+    flags = re.search(r"^flags\s*:(.*)$", cpu, re.M)
+    if flags and {"avx2", "f16c", "bmi2", "fma"} <= set(flags[1].split()):
+        return ("-march=x86-64-v3",)
+    return ()
 
 
 @functools.cache
@@ -163,8 +175,8 @@ def _translation_unit(cuda_path: Path, kernels: Sequence[Signature]) -> str:
         lines.append(f"    VGPU_KERNEL({kernel.name}, ({shared})),")
     lines.append("};")
     lines.append(
-        "VGPU_API const vgpu::Module vgpu_module = {vgpu::kModuleAbi, vgpu::kChecked, vgpu_kernels, "
-        f"{len(kernels)}, vgpu::touch_shared}};"
+        "VGPU_API const vgpu::Module vgpu_module = {vgpu::kModuleAbi, vgpu::kChecked, "
+        f"vgpu_kernels, {len(kernels)}, vgpu::touch_shared}};"
     )
     return "\n".join(lines) + "\n"
 

@@ -8,6 +8,7 @@ import ctypes
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -35,7 +36,8 @@ class VirtualOptions:
     checked: bool = False
 
 
-_options = contextvars.ContextVar("virtual_options", default=VirtualOptions())
+_DEFAULT = VirtualOptions()
+_options = contextvars.ContextVar("virtual_options", default=_DEFAULT)
 
 
 def current_options() -> VirtualOptions:
@@ -114,7 +116,7 @@ def _apply(chosen: VirtualOptions) -> None:
 
 
 @contextlib.contextmanager
-def options(**changes: bool | int) -> Iterator[VirtualOptions]:
+def options(**changes: Any) -> Iterator[VirtualOptions]:
     """Changes fields of `VirtualOptions` for launches within the block, on this thread.
 
     `checked` takes effect where a kernel is built, the others where it is launched.
@@ -147,7 +149,7 @@ def registered(tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
         library.vgpu_clear_ranges()
 
 
-_SCALARS = {
+_SCALARS: dict[str, Any] = {
     "bool": ctypes.c_bool,
     "int": ctypes.c_int32,
     "unsigned": ctypes.c_uint32,
@@ -216,7 +218,8 @@ class VirtualModule:
             raise TypeError(
                 f"kernel {kernel} takes {len(signature.parameters)} arguments, got {len(args)}"
             )
-        values, tensors = [], {}
+        values: list[Any] = []
+        tensors: dict[str, torch.Tensor] = {}
         for (kind, name), value in zip(signature.parameters, args, strict=True):
             if kind.endswith("*"):
                 if not isinstance(value, torch.Tensor) or value.device.type != "cpu":
@@ -243,7 +246,7 @@ class VirtualModule:
                 )
             )
 
-    def __del__(self):
+    def __del__(self) -> None:
         module = getattr(self, "_module", None)
         if module:
             self._table.module_unload(module)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import torch
 from tileproof.runtime import virtual
 
-_INCLUDES = "".join(
-    f"#include <tl_templates/cuda/{name}.h>\n"
-    for name in ("instruction/mma", "copy", "copy_sm100", "cuda_fp8", "math", "reduce", "ldsm")
-    + ("scan", "atomic", "barrier", "intrin", "debug", "threadblock_swizzle")
+_HEADERS = (
+    "atomic barrier copy copy_sm100 cuda_fp8 debug instruction/mma intrin ldsm math reduce scan"
 )
+_INCLUDES = "".join(f"#include <tl_templates/cuda/{name}.h>\n" for name in _HEADERS.split())
 
 
 def kernel(parameters: str, body: str, name: str = "k") -> str:
     """CUDA text of one kernel, in the form TileLang writes it."""
-    head = f'extern "C" __global__ void'
+    head = 'extern "C" __global__ void'
     return (
         f"{_INCLUDES}{head} {name}({parameters});\n"
         f"{head} __launch_bounds__(1024, 1) {name}({parameters}) {{\n"

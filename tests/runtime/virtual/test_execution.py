@@ -29,7 +29,7 @@ def stage(body: str, **options) -> bool:
     return torch.equal(y, x.view(128, 4).flip(0).reshape(-1))
 
 
-SCHEDULES = [dict(seed=s, late=late) for s in (0, 1, 2, 3, 4) for late in (False, True)]
+SCHEDULES = [{"seed": s, "late": late} for s in (0, 1, 2, 3, 4) for late in (False, True)]
 
 
 @pytest.mark.parametrize("options", SCHEDULES)

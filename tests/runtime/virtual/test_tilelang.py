@@ -9,7 +9,7 @@ from tileproof.runtime import virtual
 from .support import bits
 
 tilelang = pytest.importorskip("tilelang")
-import tilelang.language as T  # noqa: E402
+import tilelang.language as T  # noqa: E402, N812
 from tilelang import tvm  # noqa: E402
 
 ARCHS = ["sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120a"]
@@ -47,7 +47,7 @@ def square_gemm(dtype, transposed, accumulator="float32"):
         b: T.Tensor((128, 128), dtype),
         c: T.Tensor((128, 128), accumulator),
     ):
-        with T.Kernel(2, 1, threads=128) as (bx, by):
+        with T.Kernel(2, 1, threads=128) as (bx, _):
             a_tile = T.alloc_shared((64, 64), dtype)
             b_tile = T.alloc_shared((128, 64) if transposed else (64, 128), dtype)
             acc = T.alloc_fragment((64, 128), accumulator)
@@ -69,8 +69,12 @@ VARIANTS = {
     (dtype, transposed): functools.partial(
         square_gemm, dtype, transposed, "int32" if dtype == "int8" else "float32"
     )
-    for dtype in ("float16", "float8_e4m3", "int8")
-    for transposed in (True, False)
+    for dtype, transposed in [
+        ("float16", True),
+        ("float16", False),
+        ("float8_e4m3", True),
+        ("int8", True),
+    ]
 }
 
 
@@ -117,9 +121,9 @@ def test_gemm_with_a_ragged_tail(arch):
     a, b = torch.randn(M, K).bfloat16(), torch.randn(N, K).bfloat16()
     want = a.double() @ b.double().T
     outputs = []
-    for options in (dict(), dict(late=False), dict(seed=1), dict(seed=2, late=False, threads=1)):
+    for options in ({}, {"late": False}, {"seed": 1}, {"seed": 2, "late": False, "threads": 1}):
         c = torch.full((M, N), torch.nan)
-        launch(gemm, arch, (3, 2), (64,), 8192, dict(a=a, b=b, c=c), **options)
+        launch(gemm, arch, (3, 2), (64,), 8192, {"a": a, "b": b, "c": c}, **options)
         outputs.append(bits(c))
     assert ((c.double() - want).norm() / want.norm()) < 1e-6
     assert all(torch.equal(outputs[0], other) for other in outputs)
@@ -131,7 +135,7 @@ def test_row_reduction_and_fp8_quantisation_are_exact(arch):
     x = torch.randn(M, D).bfloat16()
     y = torch.zeros(M, D, dtype=torch.float8_e4m3fn)
     s = torch.full((M,), torch.nan)
-    launch(quantize, arch, (M,), (128,), 512, dict(x=x, y=y, s=s))
+    launch(quantize, arch, (M,), (128,), 512, {"x": x, "y": y, "s": s})
     scale = torch.exp2(torch.ceil(torch.log2(x.float().abs().amax(1).clamp_min(1e-4) / 448)))
     assert torch.equal(s, scale)
     want = (x.float() / scale[:, None]).clamp(-448, 448).to(torch.float8_e4m3fn)
@@ -146,15 +150,16 @@ def run_square_gemm(text: str, dtype: str, transposed: bool, **options) -> bool:
     c = torch.full((128, 128), -1, dtype=torch.int32 if dtype == "int8" else torch.float32)
     module = virtual.VirtualModule(text, checked=True)
     (name,) = module.kernels
-    args = [dict(a=a, b=b, c=c)[parameter] for _, parameter in module.kernels[name].parameters]
+    tensors = {"a": a, "b": b, "c": c}
+    args = [tensors[parameter] for _, parameter in module.kernels[name].parameters]
     chosen = virtual.VirtualOptions(**options)
     module.launch(name, (2, 1), (128,), 65536, args, options=chosen)
     other = b.double().T if transposed else b.double()
     return torch.equal(c.double(), a.double() @ other)
 
 
-@pytest.mark.parametrize(("dtype", "transposed"), [*VARIANTS][:3] + [("int8", True)])
-@pytest.mark.parametrize("options", [dict(), dict(late=False, seed=1)])
+@pytest.mark.parametrize(("dtype", "transposed"), VARIANTS)
+@pytest.mark.parametrize("options", [{}, {"late": False, "seed": 1}])
 def test_wgmma_reads_its_operands_through_descriptors(dtype, transposed, options):
     text = lowered(VARIANTS[dtype, transposed], "sm_90a")
     assert "wgmma_ss" in text
@@ -178,7 +183,7 @@ def test_a_dropped_barrier_in_generated_code_is_found():
     wrong = []
     for seed in range(4):
         c = torch.full((M, N), torch.nan)
-        tensors = dict(a=a, b=b, c=c)
+        tensors = {"a": a, "b": b, "c": c}
         args = [tensors.get(parameter, M) for _, parameter in module.kernels[name].parameters]
         options = virtual.VirtualOptions(seed=seed)
         module.launch(name, (3, 2), (64,), 8192, args, options=options)

@@ -169,8 +169,8 @@ def test_mma_fragments(ctype, a_type, b_type, k, a_map, b_map, dtype):
     bytes_a, bytes_b = n_a * a.element_size(), n_b * b.element_size()
     run(
         f"{name}* c, const unsigned* a, const unsigned* b",
-        f"tl::mma_sync<tl::DataType::{a_type}, tl::DataType::{b_type}, tl::DataType::{ctype}, 16, 8,"
-        f" {k}, false, true>(c + tid * 4, a + tid * {bytes_a // 4}, b + tid * {bytes_b // 4});",
+        f"using D = tl::DataType; tl::mma_sync<D::{a_type}, D::{b_type}, D::{ctype}, 16, 8, {k},"
+        f" false, true>(c + tid * 4, a + tid * {bytes_a // 4}, b + tid * {bytes_b // 4});",
         [fragments_c, fragments_a.view(torch.int32), fragments_b.view(torch.int32)],
     )
     want = c.double() + a.double() @ b.double()

@@ -82,16 +82,54 @@ using Wide = decltype(widen(T{}));
 template <class T>
 using Wide8 = std::conditional_t<std::is_same_v<Wide<T>, float>, Float8, Int8>;
 
-// c += a * transpose(b), each element of c summed in ascending k.
+template <class T>
+VGPU_LEAF inline Wide8<T> widen8(const T* p) {
+  Wide8<T> wide;
+  for (int i = 0; i < 8; ++i) wide[i] = widen(p[i]);
+  return wide;
+}
+typedef uint16_t Bits8 __attribute__((vector_size(16)));
+typedef uint32_t Wider8 __attribute__((vector_size(32)));
+VGPU_LEAF inline Float8 widen8(const bfloat16_t* p) {
+  Bits8 bits;
+  std::memcpy(&bits, p, sizeof bits);
+  return reinterpret_cast<Float8>(__builtin_convertvector(bits, Wider8) << 16);
+}
+#if defined(__F16C__) && !defined(__clang__)
+VGPU_LEAF inline Float8 widen8(const half* p) {
+  short bits __attribute__((vector_size(16)));
+  std::memcpy(&bits, p, sizeof bits);
+  return __builtin_ia32_vcvtph2ps256(bits);
+}
+#endif
+
+// c += a * b, each element of c summed in ascending k.
 template <class A, class B, int K>
-VGPU_LEAF inline void multiply(const A (&a)[16][K], const B (&b)[8][K], Wide8<A> (&c)[16]) {
+VGPU_LEAF inline void multiply(const A (&a)[16][K], const B (&b)[K][8], Wide8<A> (&c)[16]) {
   Wide8<A> columns[K];
-  for (int k = 0; k < K; ++k)
-    for (int n = 0; n < 8; ++n) columns[k][n] = widen(b[n][k]);
-  for (int m = 0; m < 16; ++m) {
-    Wide<A> row[K];
-    for (int k = 0; k < K; ++k) row[k] = widen(a[m][k]);
-    for (int k = 0; k < K; ++k) c[m] += row[k] * columns[k];
+  for (int k = 0; k < K; ++k) columns[k] = widen8(b[k]);
+  constexpr int kRows = 4;  // sums that proceed side by side
+  for (int m = 0; m < 16; m += kRows) {
+    Wide<A> rows[kRows][K];
+    for (int r = 0; r < kRows; ++r) {
+      if constexpr (K % 8 == 0) {
+        for (int k = 0; k < K; k += 8) {
+          const Wide8<A> part = widen8(&a[m + r][k]);
+          std::memcpy(&rows[r][k], &part, sizeof part);
+        }
+      } else {
+        for (int k = 0; k < K; ++k) rows[r][k] = widen(a[m + r][k]);
+      }
+    }
+    Wide8<A> sums[kRows];
+    VGPU_UNROLL
+    for (int r = 0; r < kRows; ++r) sums[r] = c[m + r];
+    for (int k = 0; k < K; ++k) {
+      VGPU_UNROLL
+      for (int r = 0; r < kRows; ++r) sums[r] += rows[r][k] * columns[k];
+    }
+    VGPU_UNROLL
+    for (int r = 0; r < kRows; ++r) c[m + r] = sums[r];
   }
 }
 
@@ -110,23 +148,26 @@ struct MmaWork {
   VGPU_LEAF static void run(const Site& site) {
     require_full_warp(site, "mma.sync");
     alignas(64) A a[16][K];
-    alignas(64) B b[8][K];
+    alignas(64) B b[K][8];
     Wide8<A> c[16];
     for (int lane = 0; lane < kWarp; ++lane) {
       const auto& me = operand_of<MmaOperand>(site, lane);
       const int g = lane / 4, t = lane % 4;
+      VGPU_UNROLL
       for (int r = 0; r < kARegisters; ++r)
         std::memcpy(static_cast<void*>(&a[g + 8 * (r % 2)][(t + 4 * (r / 2)) * kPack]),
                     static_cast<const uint32_t*>(me.a) + r, 4);
-      for (int r = 0; r < kBRegisters; ++r)
-        std::memcpy(static_cast<void*>(&b[g][(t + 4 * r) * kPack]),
-                    static_cast<const uint32_t*>(me.b) + r, 4);
+      VGPU_UNROLL
+      for (int i = 0; i < kBRegisters * kPack; ++i)
+        b[(t + 4 * (i / kPack)) * kPack + i % kPack][g] = static_cast<const B*>(me.b)[i];
+      VGPU_UNROLL
       for (int e = 0; e < 4; ++e) c[g + 8 * (e / 2)][2 * t + e % 2] = static_cast<C*>(me.c)[e];
     }
     multiply(a, b, c);
     for (int lane = 0; lane < kWarp; ++lane) {
       const auto& me = operand_of<MmaOperand>(site, lane);
       const int g = lane / 4, t = lane % 4;
+      VGPU_UNROLL
       for (int e = 0; e < 4; ++e) static_cast<C*>(me.c)[e] = C(c[g + 8 * (e / 2)][2 * t + e % 2]);
     }
   }

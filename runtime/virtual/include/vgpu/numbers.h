@@ -3,9 +3,6 @@
 #include <cmath>
 
 #include "vgpu/vectors.h"
-#if defined(__F16C__)
-#include <immintrin.h>
-#endif
 
 namespace vgpu {
 
@@ -55,21 +52,16 @@ using E5M2 = Format<5, 2, 0x7b, 0x7b, 0x7f>;
 // e5m2 has infinities although conversions to it saturate.
 inline float decode_e5m2(unsigned code) { return F16::decode(code << 8); }
 
-inline float half_to_float(uint16_t code) {
-#if defined(__F16C__)
-  return _cvtsh_ss(code);
-#else
-  return F16::decode(code);
-#endif
-}
-
+// Through the compiler's own half type where the machine converts it in one instruction.
+#if defined(__F16C__) && defined(__FLT16_MAX__)
+inline float half_to_float(uint16_t code) { return bit_cast<_Float16>(code); }
 inline uint16_t float_to_half(float value) {
-#if defined(__F16C__)
-  return value == value ? _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT) : 0x7fff;
-#else
-  return static_cast<uint16_t>(F16::encode(value));
-#endif
+  return value == value ? bit_cast<uint16_t>(static_cast<_Float16>(value)) : 0x7fff;
 }
+#else
+inline float half_to_float(uint16_t code) { return F16::decode(code); }
+inline uint16_t float_to_half(float value) { return static_cast<uint16_t>(F16::encode(value)); }
+#endif
 
 inline float bf16_to_float(uint16_t code) {
   return bit_cast<float>(static_cast<uint32_t>(code) << 16);

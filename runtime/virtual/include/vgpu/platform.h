@@ -36,6 +36,9 @@
 #endif
 #define VGPU_API extern "C" __attribute__((visibility("default")))
 
+// Before a short loop over registers: -O2 leaves it rolled and its arrays in memory.
+#define VGPU_UNROLL _Pragma("GCC unroll 8")
+
 namespace vgpu {
 
 // One thread of the virtual GPU sees another's stores at once; a fence only keeps the compiler

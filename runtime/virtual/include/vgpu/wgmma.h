@@ -71,24 +71,20 @@ struct OperandLayout {
   }
 };
 
-template <class T, int Lines, int K>
-VGPU_LEAF inline void gather(T (&tile)[Lines][K], uint64_t descriptor, bool mn_major,
-                             uint32_t first) {
+// Element (line, k) of the operand goes to place(line, k), for lines first .. first + Lines.
+template <class T, int Lines, int K, class Place>
+VGPU_LEAF inline void gather(uint64_t descriptor, bool mn_major, uint32_t first, Place place) {
   const OperandLayout layout(descriptor);
   constexpr int kChunk = 16 / sizeof(T);
-  T part[kChunk];
-  if (mn_major) {
-    for (int k = 0; k < K; ++k)
-      for (int c = 0; c < Lines / kChunk; ++c) {
-        std::memcpy(static_cast<void*>(part), layout.chunk(true, k, first / kChunk + c), 16);
-        for (int i = 0; i < kChunk; ++i) tile[c * kChunk + i][k] = part[i];
-      }
-  } else {
-    for (int line = 0; line < Lines; ++line)
-      for (int c = 0; c < K / kChunk; ++c)
-        std::memcpy(static_cast<void*>(&tile[line][c * kChunk]),
-                    layout.chunk(false, first + line, c), 16);
-  }
+  for (int major = 0; major < (mn_major ? K : Lines); ++major)
+    for (int minor = 0; minor < (mn_major ? Lines : K); minor += kChunk) {
+      T part[kChunk];
+      const uint32_t line = static_cast<uint32_t>(major) + (mn_major ? 0 : first);
+      const uint32_t along = static_cast<uint32_t>(minor) + (mn_major ? first : 0);
+      std::memcpy(static_cast<void*>(part), layout.chunk(mn_major, line, along / kChunk), 16);
+      for (int i = 0; i < kChunk; ++i)
+        (mn_major ? place(minor + i, major) : place(major, minor + i)) = part[i];
+    }
 }
 
 // One wgmma of one warp: everything it needs after its lanes have gone on.
@@ -135,11 +131,13 @@ struct WgmmaWork {
                                            [(lane % 4 + 4 * (r / 2)) * kPack]),
                       record.a_registers[lane] + r, 4);
     } else {
-      gather(a, record.a, AMnMajor, record.warp * 16);
+      gather<A, 16, K>(record.a, AMnMajor, record.warp * 16,
+                       [&](int m, int k) VGPU_LEAF -> A& { return a[m][k]; });
     }
     for (int n = 0; n < N; n += 8) {
-      alignas(64) B b[8][K];
-      gather(b, record.b, BMnMajor, static_cast<uint32_t>(n));
+      alignas(64) B b[K][8];
+      gather<B, 8, K>(record.b, BMnMajor, static_cast<uint32_t>(n),
+                      [&](int column, int k) VGPU_LEAF -> B& { return b[k][column]; });
       Wide8<A> sum[16] = {};
       if (record.accumulate) exchange<false>(record, n, sum);
       if (Sign < 0)
