@@ -34,6 +34,7 @@ _FLAGS = [
     "-fvisibility=hidden",
     "-fno-extern-tls-init",
     "-Wno-attributes",
+    "-Wno-psabi",
     "-Wno-unknown-pragmas",
 ]
 # Every load and store of the kernel announces itself; see vgpu/instrumentation.h.
@@ -92,11 +93,11 @@ def signatures(cuda_text: str) -> dict[str, Signature]:
 
 @functools.cache
 def compiler() -> tuple[str, str]:
-    """Path and version line of the C++ compiler (`CXX`, else g++, else clang++).
+    """Path and version line of the C++ compiler: `CXX`, else g++.
 
     Raises FileNotFoundError in one sentence if there is none.
     """
-    for candidate in (os.environ.get("CXX"), "g++", "clang++"):
+    for candidate in (os.environ.get("CXX"), "g++"):
         path = candidate and shutil.which(candidate)
         if path:
             version = subprocess.check_output([path, "--version"], text=True)
@@ -171,7 +172,7 @@ def _translation_unit(cuda_path: Path, kernels: Sequence[Signature]) -> str:
     for kernel in kernels:
         shared = "nullptr"
         if kernel.dynamic_shared:
-            shared = f"[]() -> void* {{ return ::{kernel.dynamic_shared[1]}; }}"
+            shared = f"[]() VGPU_LEAF -> void* {{ return ::{kernel.dynamic_shared[1]}; }}"
         lines.append(f"    VGPU_KERNEL({kernel.name}, ({shared})),")
     lines.append("};")
     lines.append(

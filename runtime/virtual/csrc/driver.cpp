@@ -181,7 +181,11 @@ int launch_kernel(void* function, tp_dim3 grid, tp_dim3 cluster, tp_dim3 block,
   if (dynamic_smem > kSharedCapacity)
     return fail("kernel " + name + ": dynamic shared memory is at most " +
                 std::to_string(kSharedCapacity) + " bytes, got " + std::to_string(dynamic_smem));
-  if (entry.module->table->checked && ranges.empty())
+  const Parameter* parameters = entry.kernel->parameters;
+  const bool takes_pointers =
+      std::any_of(parameters, parameters + entry.kernel->parameter_count,
+                  [](const Parameter& parameter) { return parameter.pointer; });
+  if (entry.module->table->checked && takes_pointers && ranges.empty())
     return fail("kernel " + name +
                 " is a checked build: register the memory of its tensor arguments first");
 

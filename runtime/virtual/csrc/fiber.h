@@ -21,7 +21,7 @@ inline void* make_fiber(char* top, size_t /* bytes */, void (*entry)()) {
 
 }  // namespace vgpu
 
-#else  // portable, about twenty times slower: swapcontext makes a system call
+#else  // portable, about ten times slower: swapcontext makes a system call
 
 #include <ucontext.h>
 

@@ -6,7 +6,7 @@
 #include <type_traits>
 
 #if !defined(__GNUC__)
-#error "the virtual GPU needs g++ or clang++: its headers use GNU vector types and attributes"
+#error "the virtual GPU needs g++: its headers use GNU vector types and attributes"
 #endif
 
 #define __global__
