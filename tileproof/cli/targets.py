@@ -1,0 +1,62 @@
+"""What the words on a command line mean: ops, files, architectures, domains."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+from tileproof.dsl import ALL, arch, check
+
+
+def archs(text: str | None) -> tuple[str, ...]:
+    """``"sm_80,sm_90a"`` as names, all five if None. Errors list the known ones."""
+    if text is None:
+        return ALL
+    return tuple(arch(name.strip()).name for name in text.split(","))
+
+
+def pairs(options: list[str], what: str) -> dict[str, str]:
+    """``["k=v", …]`` as a dict."""
+    for option in options:
+        check("=" in option, what, got=repr(option), expected="NAME=VALUE")
+    return dict(option.split("=", 1) for option in options)
+
+
+def literals(options: list[str]) -> dict[str, Any]:
+    """``--arg k=v`` options; a value is a Python literal, else the text itself."""
+    return {k: _literal(v) for k, v in pairs(options, "--arg").items()}
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def domains(options: list[str]) -> dict[str, list[int]]:
+    """``--dim m=0..1048576`` (or ``m=65``) options as inclusive ranges."""
+    found = {}
+    for name, text in pairs(options, "--dim").items():
+        ends = text.split("..")
+        valid = len(ends) <= 2 and all(e.strip().lstrip("-").isdigit() for e in ends)
+        check(valid, f"--dim {name}", got=repr(text), expected="N or LO..HI")
+        found[name] = [int(ends[0]), int(ends[-1])]
+    return found
+
+
+def facts(path: Path | None, dims: list[str]) -> dict[str, Any] | None:
+    """Facts of a user's kernel from ``--facts F.json`` and ``--dim``; None if there are none."""
+    found: dict[str, Any] = {}
+    if path is not None:
+        try:
+            found = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: got {error}, expected one JSON object") from None
+        check(isinstance(found, dict), str(path), got=type(found).__name__, expected="an object")
+    ranges = domains(dims)
+    if ranges:
+        found["dims"] = {**found.get("dims", {}), **ranges}
+    return found or None
