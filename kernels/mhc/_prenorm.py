@@ -53,7 +53,9 @@ def _two_columns(C: int) -> bool:
 
 def gemm_tile(C: int) -> tuple[int, int, int]:
     """(tokens, threads, blocks per multiprocessor to allow registers for) of the projection."""
-    return (32, 128, 1) if _two_columns(C) else (64, 128, 4)
+    if _two_columns(C):
+        return 32, 128, 1
+    return 64, 128, 4 if C <= 24 else 2
 
 
 def device(T, C, act, tokens, depth, threads, policy):

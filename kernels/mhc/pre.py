@@ -34,7 +34,7 @@ op = Op(
     reduces=("K", "N"),
 )
 
-_SHARED = 96 * 1024  # bytes a block may fill: sm_89 and sm_120a have 99 KiB
+_SHARED = 98 * 1024  # bytes a block may fill: sm_89 and sm_120a have 99 KiB
 
 
 def _stacked(C: int) -> int:
@@ -42,7 +42,7 @@ def _stacked(C: int) -> int:
     return ceildiv(PARTS * padded(C), 32) * 32
 
 
-def _tile(C: int, K: int, act: str, tokens: int) -> tuple[int, int]:
+def _tile(N: int, C: int, K: int, act: str, tokens: int) -> tuple[int, int]:
     """(columns, stages) of one pipeline step: as many bytes in flight as shared memory holds.
 
     f32 keeps 64 columns, because its parts are multiplied step by step.
@@ -50,8 +50,9 @@ def _tile(C: int, K: int, act: str, tokens: int) -> tuple[int, int]:
     wide = act == "bfloat16" and C <= 24 and split_length(K) % (2 * SLICE) == 0
     depth = 2 * SLICE if wide else SLICE
     parts = (_stacked(C) + (0 if act == "bfloat16" else PARTS * tokens)) * depth * 2
+    sums = tokens * (_stacked(C) + GROUPS + C + N) * 4
     stage = depth * (tokens * VECTOR_BYTES // vector(act) + padded(C) * 4)
-    return depth, max(1, min(4, (_SHARED - parts) // stage))
+    return depth, max(1, min(4, (_SHARED - parts - sums) // stage))
 
 
 @op.kernel(**MATRIX_OPTIONS, tokens=16, threads=128)
@@ -59,7 +60,7 @@ def pre(T, M, N, D, C, K, act, iters, eps, norm_eps, tokens, threads):
     """A block takes 16 tokens through all steps; its warps share the columns of the product."""
     width = vector(act)
     column = weighted_sum(T, N, act)
-    depth, stages = _tile(C, K, act, tokens)
+    depth, stages = _tile(N, C, K, act, tokens)
     steps = split_length(K) // depth
     stacked = _stacked(C)
     vectors = D // width
@@ -78,6 +79,7 @@ def pre(T, M, N, D, C, K, act, iters, eps, norm_eps, tokens, threads):
         collapsed: T.Tensor((M, D), act),
     ):
         with T.Kernel(T.ceildiv(M, tokens), threads=threads) as block:
+            T.annotate_min_blocks_per_sm(3 if act == "bfloat16" else 1)
             thread = T.get_thread_binding()
             x_tile = T.alloc_shared((tokens, depth), act)
             x_parts = T.alloc_shared((PARTS * tokens, depth), "bfloat16")
@@ -97,8 +99,10 @@ def pre(T, M, N, D, C, K, act, iters, eps, norm_eps, tokens, threads):
             mix = T.alloc_local((N, N), "float32")
             gates = T.alloc_shared((tokens, N), "float32")
             weight = T.alloc_local((N,), "float32")
-            # rows of fn_parts beyond the three parts stay zero
-            T.clear(fn_parts)
+            # rows beyond the three parts are never written again
+            if stacked > PARTS * code.rows:
+                for n, k in T.Parallel(stacked - PARTS * code.rows, depth):
+                    fn_parts[PARTS * code.rows + n, k] = 0
             T.clear(sums)
             T.clear(product)
             T.clear(running)

@@ -1,0 +1,65 @@
+"""mhc/collapse: bit for bit the sequential formula, at every number of tokens and streams."""
+
+import pytest
+import torch
+from hypothesis import given
+from tileproof.kernels.mhc import reference
+from tileproof.kernels.mhc.collapse import op
+
+from ..support import (
+    ACT_UNIT,
+    FEW,
+    UNIT,
+    assert_archs_agree,
+    assert_rows_alone,
+    assert_within,
+    draw,
+    run,
+    seeds,
+    tokens,
+)
+
+EDGE = {"N": 3, "D": 96, "act": "bf16"}
+
+
+def sequential(x, pre):
+    """y = sum_j pre_j X_j, each product and each sum rounded to fp32, streams in order."""
+    total = pre[:, 0, None] * x[:, 0].float()
+    for j in range(1, x.shape[1]):
+        total = total + pre[:, j, None] * x[:, j].float()
+    return total.to(x.dtype)
+
+
+@FEW
+@given(M=tokens(op), seed=seeds())
+def test_every_number_of_tokens(M, seed):
+    inputs = draw(op.specialize(**EDGE), M, seed)
+    assert torch.equal(run(op, inputs, **EDGE)[0], sequential(*inputs))
+
+
+@pytest.mark.parametrize(
+    ("N", "D", "act"), [(2, 32, "f32"), (4, 64, "bf16"), (8, 160, "f32"), (4, 4096, "bf16")]
+)
+def test_streams_and_widths(N, D, act, seed):
+    sizes = {"N": N, "D": D, "act": act}
+    inputs = draw(op.specialize(**sizes), 9, seed)
+    assert torch.equal(run(op, inputs, **sizes)[0], sequential(*inputs))
+
+
+def test_reference(seed):
+    x, pre = draw(op.specialize(**EDGE), 33, seed)
+    expected = reference.collapse(x.double(), pre.double())
+    # N products and N - 1 sums, relative to the sum of magnitudes; then the cast
+    terms = reference.collapse(x.double().abs(), pre.double().abs())
+    limit = 2 * 3 * UNIT * terms + 1.01 * ACT_UNIT["bf16"] * expected.abs()
+    assert_within(run(op, [x, pre], **EDGE)[0], expected, limit)
+    assert_within(reference.collapse(x, pre), expected, limit)
+
+
+def test_a_token_does_not_see_its_neighbours(seed):
+    inputs = draw(op.specialize(**EDGE), 67, seed)
+    assert_rows_alone(op, inputs, (0, 7, 8, 66), **EDGE)
+
+
+def test_architectures_agree(seed):
+    assert_archs_agree(op, draw(op.specialize(**EDGE), 13, seed), **EDGE)
