@@ -126,7 +126,7 @@ def _machine_flags() -> tuple[str, ...]:
 @functools.cache
 def _sources_digest() -> str:
     digest = hashlib.sha256()
-    files = [*_INCLUDE.rglob("*"), *_CSRC.rglob("*"), *_DRIVER_ABI.glob("*.h")]
+    files = [*_INCLUDE.rglob("*"), *_CSRC.rglob("*"), _DRIVER_ABI / "driver.h"]
     for path in sorted(p for p in files if p.is_file()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()

@@ -176,6 +176,11 @@ int launch_kernel(void* function, tp_dim3 grid, tp_dim3 cluster, tp_dim3 block,
   if (threads == 0 || threads > kMaxThreads)
     return fail("kernel " + name + ": a block has 1 to 1024 threads, got " +
                 std::to_string(threads));
+  if (block.z > 64 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
+    return fail("kernel " + name + ": no GPU launches a block with z above 64 or a grid with x "
+                "above 2147483647 or y or z above 65535, got block z " + std::to_string(block.z) +
+                " and grid " + std::to_string(grid.x) + ", " + std::to_string(grid.y) + ", " +
+                std::to_string(grid.z));
   if (uint64_t(cluster.x) * cluster.y * cluster.z > 1)
     return fail("kernel " + name + ": the virtual GPU does not model clusters yet");
   if (dynamic_smem > kSharedCapacity)

@@ -93,7 +93,7 @@ void Block::prepare(uint64_t number) {
     Thread& thread = threads[i];
     Warp& warp = warps[i / kWarp];
     if (i % kWarp == 0) {
-      warp = Warp{};
+      warp.live = warp.ready = warp.active = 0;
       warp.index = i / kWarp;
       deferred[warp.index] = DeferredQueue{};
     }
@@ -189,9 +189,10 @@ void Block::exit(Thread& thread) {
   warp.live &= ~(1u << thread.lane);
   --live;
   // Whoever waits for exited threads only waits no longer.
-  for (Site& site : warp.site)
-    if (site.arrived && site.arrived == (site.mask & warp.live))
-      wake(warp, site.arrived & -site.arrived);
+  for (uint32_t left = warp.active; left; left &= left - 1) {
+    const Site& site = warp.site[__builtin_ctz(left)];
+    if (site.arrived == (site.mask & warp.live)) wake(warp, site.arrived & -site.arrived);
+  }
   for (Barrier& barrier : barriers) settle_barrier(barrier);
   sleep(thread, "exit");
 }
@@ -289,17 +290,23 @@ bool vgpu_arrive(Site** where, const char* op, uint32_t mask, void* operand) {
   Warp& warp = *me.warp;
   const uint32_t bit = 1u << me.lane;
   if (!(mask & bit)) vgpu_fail("%s: lane %u is not in its own mask 0x%08x", op, me.lane, mask);
-  Site* site = warp.site;
-  while (site->arrived && site->mask != mask) {
-    if (site->mask & mask & warp.live)
-      vgpu_fail("%s with lanes 0x%08x, while lanes 0x%08x of the same warp wait for lanes 0x%08x "
-                "in %s", op, mask, site->arrived, site->mask, site->op);
-    ++site;
+  // Lanes with different masks may wait at once, even if the masks overlap: some lanes of the one
+  // may have the other still ahead of them.
+  Site* site = nullptr;
+  for (uint32_t left = warp.active; left && !site; left &= left - 1) {
+    Site& candidate = warp.site[__builtin_ctz(left)];
+    if (candidate.mask == mask) site = &candidate;
   }
-  if (site->arrived && site->op != op && strcmp(site->op, op) != 0)
+  if (!site) {
+    const int free = __builtin_ctz(~warp.active);
+    warp.active |= 1u << free;
+    site = &warp.site[free];
+    site->mask = mask;
+    site->arrived = 0;
+    site->op = op;
+  } else if (site->op != op && strcmp(site->op, op) != 0) {
     vgpu_fail("%s, while lanes 0x%08x of the same warp are in %s", op, site->arrived, site->op);
-  site->mask = mask;
-  site->op = op;
+  }
   site->arrived |= bit;
   site->operand[me.lane] = operand;
   *where = site;
@@ -315,7 +322,7 @@ void vgpu_release(Site* site) {
   const uint32_t lanes = site->arrived;
   for (uint32_t left = lanes; left; left &= left - 1)
     warp.thread[__builtin_ctz(left)]->released = true;
-  site->arrived = 0;
+  warp.active &= ~(1u << (site - warp.site));
   me.block->wake(warp, lanes);
   me.block->let_others_run(me);
 }

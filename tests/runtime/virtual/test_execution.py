@@ -117,9 +117,9 @@ def test_indices_cover_a_three_dimensional_launch():
 # --- errors ------------------------------------------------------------------------------------
 
 
-def failure(body: str, args: list, parameters: str = COPY, **how) -> str:
+def failure(body: str, args: list, **how) -> str:
     with pytest.raises(virtual.VirtualError) as caught:
-        run(parameters, body, args, **how)
+        run(COPY, body, args, **how)
     return str(caught.value)
 
 
@@ -230,9 +230,12 @@ def test_a_launch_after_an_error_works():
 
 
 @pytest.mark.parametrize(
-    ("smem", "block", "words"),
-    [(232449, (32,), "at most 232448"), (0, (1025,), "1 to 1024 threads, got 1025")],
+    ("launch", "words"),
+    [
+        ({"smem": 232449}, "at most 232448"),
+        ({"block": (1025,)}, "1 to 1024 threads, got 1025"),
+        ({"grid": (1, 65536)}, "grid 1, 65536, 1"),
+    ],
 )
-def test_launches_no_gpu_would_take(smem, block, words):
-    args = [torch.zeros(1), torch.zeros(1)]
-    assert words in failure("", args, smem=smem, block=block)
+def test_launches_no_gpu_would_take(launch, words):
+    assert words in failure("", [torch.zeros(1), torch.zeros(1)], **launch)

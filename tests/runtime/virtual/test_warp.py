@@ -38,6 +38,24 @@ def test_disjoint_masks_of_one_warp_work_at_once():
     assert y.tolist() == [sum(range(16))] * 16 + [sum(range(16, 32))] * 16
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_partial_mask_may_come_before_the_full_one(seed):
+    # lanes 8..31 already wait for all when lanes 0..7 first talk among themselves, in two groups
+    y = torch.zeros(32, dtype=torch.int32)
+    run(
+        "int* y",
+        """
+        int sum = 0;
+        if (tid < 3) for (int i = 0; i < 4; ++i) sum += __reduce_add_sync(7u, tid);
+        else if (tid < 8) for (int i = 0; i < 9; ++i) sum += __reduce_add_sync(0xf8u, tid);
+        y[tid] = __reduce_max_sync(0xffffffffu, sum);
+        """,
+        [y],
+        seed=seed,
+    )
+    assert y.tolist() == [9 * (3 + 4 + 5 + 6 + 7)] * 32
+
+
 def test_ballot_and_votes():
     y = torch.zeros(3, dtype=torch.int32)
     run(

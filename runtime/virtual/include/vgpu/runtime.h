@@ -37,7 +37,8 @@ struct Warp {
   uint32_t ready = 0;  // may run
   uint32_t index = 0;  // in the block
   Thread* thread[kWarp];
-  Site site[kWarp];  // disjoint masks, so 32 are enough
+  uint32_t active = 0;  // sites where lanes wait
+  Site site[kWarp];     // a lane waits in one at a time, so 32 are enough
 };
 
 }  // namespace vgpu
