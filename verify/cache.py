@@ -1,0 +1,92 @@
+"""Results of earlier proofs, found again by what they were a proof of.
+
+The key covers the device and host IR (without the target, so architectures with equal code share
+one proof), every assumption, the tools' versions and the prover's own source.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from .domain import Domain
+from .model import KernelReport
+
+_memory: dict[str, dict[str, Any]] = {}
+
+
+@cache
+def tools() -> dict[str, str]:
+    """Versions of everything a verdict depends on."""
+    return {
+        "tileproof": version("tileproof"),
+        "tilelang": version("tilelang"),
+        "z3-solver": version("z3-solver"),
+        "prover": _sources(),
+    }
+
+
+@cache
+def _sources() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def ir_hash(lowered: Any) -> str:
+    """Hash of the program that will run, as text."""
+    digest = hashlib.sha256()
+    for mod in (lowered.device_mod, lowered.host_mod):
+        for _, function in mod.functions_items():
+            bare = function.without_attr("target") if function.attrs else function
+            digest.update(bare.script(show_meta=False).encode())
+    return digest.hexdigest()[:16]
+
+
+def key(program: str, domain: Domain) -> str:
+    """Where the result for a program under a domain lives."""
+    tensors = [
+        (t.name, t.dtype, str(t.shape), t.align, t.written, t.inout)
+        for t in domain.tensors.values()
+    ]
+    parts = [
+        program,
+        domain.describe(),
+        domain.assumptions(),
+        tensors,
+        domain.notes,
+        tools(),
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def read(name: str) -> KernelReport | None:
+    """An earlier result, or None. A damaged entry counts as none."""
+    if name not in _memory:
+        try:
+            _memory[name] = json.loads(_path(name).read_text())
+        except (OSError, ValueError):
+            return None
+    return KernelReport.from_dict(_memory[name])
+
+
+def write(name: str, report: KernelReport) -> None:
+    """Keep a result. A cache that cannot be written costs time, never the result."""
+    from tileproof.runtime.cache import atomic_write
+
+    _memory[name] = report.to_dict()
+    try:
+        atomic_write(_path(name), json.dumps(_memory[name]))
+    except OSError:
+        return
+
+
+def _path(name: str) -> Path:
+    from tileproof.runtime.cache import cache_dir
+
+    return cache_dir("proofs") / f"{name}.json"

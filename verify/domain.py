@@ -1,0 +1,242 @@
+"""What a proof assumes: the ranges of sizes, the contracts of index tensors, pointer alignment.
+
+Assumptions come from an ``Op`` (whose launcher checks the very same contracts before a launch) or,
+for a user's kernel, from a facts object.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tileproof.dsl import Specialization, check
+
+from . import terms
+from .terms import Symbol, Term, apply, const, var
+
+DEFAULT_RANGE = (0, 1 << 20)
+POINTER_ALIGN = 16
+FACT_KEYS = {
+    "dims",
+    "values",
+    "monotone",
+    "multiples",
+    "strides",
+    "inout",
+    "written",
+    "deterministic",
+    "batch",
+}
+_OPS = {
+    ast.Add: "add",
+    ast.Sub: "sub",
+    ast.Mult: "mul",
+    ast.FloorDiv: "div",
+    ast.Mod: "mod",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ValueRange:
+    """Contract of an integer tensor's elements: ``lo <= v <= hi``, or `none`."""
+
+    lo: Term
+    hi: Term
+    none: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class TensorFacts:
+    """One tensor of the source signature and what is promised about it."""
+
+    name: str
+    dtype: str
+    shape: tuple[Term, ...]
+    align: int = POINTER_ALIGN
+    written: str | None = None
+    inout: bool = False
+    values: ValueRange | None = None
+
+
+@dataclass
+class Domain:
+    """Everything assumed about one kernel. `multiples` maps dims to the number dividing them."""
+
+    dims: dict[str, Symbol] = field(default_factory=dict)
+    multiples: dict[str, int] = field(default_factory=dict)
+    tensors: dict[str, TensorFacts] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def describe(self) -> dict[str, str]:
+        """The dims and their ranges, for a report."""
+        out = {}
+        for name, symbol in self.dims.items():
+            text = f"{symbol.lo.value}..{symbol.hi.value}"
+            if name in self.multiples:
+                text += f", a multiple of {self.multiples[name]}"
+            out[name] = text
+        return out
+
+    def assumptions(self) -> list[str]:
+        """Every promise a proof rests on besides the dims, one sentence each."""
+        out = []
+        for t in self.tensors.values():
+            out.append(f"{t.name} is contiguous and aligned to {t.align} bytes")
+            if t.values is not None:
+                none = "" if t.values.none is None else f" or {t.values.none}"
+                lo, hi = terms.show(t.values.lo), terms.show(t.values.hi)
+                out.append(f"{lo} <= {t.name}[...] <= {hi}{none}")
+        return out
+
+    def load_interval(self, term: Term, ranges: terms.Ranges) -> terms.Interval:
+        """What a loaded element may be: its contract, else anything its type holds."""
+        from .facts import integer_range
+
+        tensor = self.tensors[term.value]
+        if tensor.values is None:
+            return integer_range(tensor.dtype) or (-(1 << 63), (1 << 63) - 1)
+        lo, hi = ranges.of(tensor.values.lo)[0], ranges.of(tensor.values.hi)[1]
+        none = tensor.values.none
+        return (lo, hi) if none is None else (min(lo, none), max(hi, none))
+
+
+def parse_facts(facts: Mapping[str, Any] | str | None) -> dict[str, Any]:
+    """A facts object from a mapping or JSON text. Raises ContractError for an unknown key."""
+    data = json.loads(facts) if isinstance(facts, str) else dict(facts or {})
+    unknown = sorted(set(data) - FACT_KEYS)
+    check(not unknown, "facts", got=unknown, expected=f"among {sorted(FACT_KEYS)}")
+    return data
+
+
+def build(source: Any, spec: Specialization | None, facts: Mapping[str, Any] | None) -> Domain:
+    """The domain of a source prim_func: from its op's declaration, then from user facts."""
+    given = parse_facts(facts)
+    domain = Domain()
+    buffers = [source.buffer_map.get(p) for p in source.params]
+    _dims(domain, source, buffers, spec, given)
+    declared = spec.args if spec is not None else ()
+    if spec is not None:
+        check(
+            len(declared) == sum(b is not None for b in buffers),
+            f"{spec.op.name}: tensors of the kernel",
+            got=sum(b is not None for b in buffers),
+            expected=len(declared),
+        )
+    position = 0
+    for buffer in buffers:
+        if buffer is None:
+            continue
+        arg = declared[position] if declared else None
+        position += 1
+        shape = tuple(_shape_term(n, domain) for n in buffer.shape)
+        name = str(buffer.name)
+        if arg is not None:
+            expected = tuple(expression(str(n), domain.dims) for n in arg.shape)
+            check(
+                [terms.poly(n).terms for n in shape] == [terms.poly(n).terms for n in expected],
+                f"shape of {name}",
+                got=[terms.show(n) for n in shape],
+                expected=list(arg.shape),
+            )
+        domain.tensors[name] = _tensor(name, str(buffer.dtype), shape, arg, given, domain)
+    if given.get("strides"):
+        domain.notes.append("facts.strides is not modelled")
+    return domain
+
+
+def _dims(
+    domain: Domain, source: Any, buffers: list[Any], spec: Specialization | None, given: Any
+) -> None:
+    names: list[str] = []
+    for p, buffer in zip(source.params, buffers, strict=True):
+        if buffer is None:
+            names.append(str(p.name))
+            continue
+        for n in buffer.shape:
+            names += [v for v in _variables(n) if v not in names]
+    declared = spec.op.dynamic if spec is not None else {}
+    user = given.get("dims", {})
+    for name in dict.fromkeys(names):
+        multiple = given.get("multiples", {}).get(name, 1)
+        if name in user:
+            lo, hi = (int(v) for v in user[name])
+        elif name in declared:
+            lo, hi = declared[name].lo, declared[name].hi
+        else:
+            lo, hi = DEFAULT_RANGE
+            domain.notes.append(f"{name} has no declared range: {lo}..{hi} is assumed")
+        if name in declared:
+            multiple *= declared[name].multiple
+        check(lo <= hi, f"range of {name}", got=f"{lo}..{hi}", expected="lo <= hi")
+        domain.dims[name] = Symbol(name, "dim", const(lo), const(hi))
+        if multiple != 1:
+            domain.multiples[name] = multiple
+    unused = sorted(set(user) - set(domain.dims))
+    if unused and spec is None:
+        domain.notes.append(f"facts.dims names no size of this kernel: {', '.join(unused)}")
+
+
+def _tensor(
+    name: str, dtype: str, shape: tuple[Term, ...], arg: Any, given: Any, domain: Domain
+) -> TensorFacts:
+    align, written, inout, values = POINTER_ALIGN, None, False, None
+    if arg is not None:
+        align, written, inout = arg.align, arg.written, arg.role == "inout"
+        if arg.values is not None:
+            lo, hi = (expression(e, domain.dims) for e in (arg.values.lo, arg.values.hi))
+            values = ValueRange(lo, hi, arg.values.none)
+    written = given.get("written", {}).get(name, written)
+    check(
+        written in (None, "once", "all"), f"written of {name}", got=written, expected="once or all"
+    )
+    if name in given.get("values", {}):
+        lo, hi = (expression(str(e), domain.dims) for e in given["values"][name])
+        values = ValueRange(lo, hi)
+    inout = inout or name in given.get("inout", ())
+    return TensorFacts(name, dtype, shape, align, written, inout, values)
+
+
+def expression(source: str, dims: Mapping[str, Symbol]) -> Term:
+    """A dim expression such as ``"T-1"``: + - * // % on dims, anything else is a ContractError."""
+
+    def build_term(node: ast.AST) -> Term:
+        if isinstance(node, ast.Expression):
+            return build_term(node.body)
+        if isinstance(node, ast.Constant) and isinstance(node.value, int):
+            return const(node.value)
+        if isinstance(node, ast.Name) and node.id in dims:
+            return var(dims[node.id])
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            return apply("sub", const(0), build_term(node.operand))
+        if isinstance(node, ast.BinOp) and type(node.op) in _OPS:
+            return apply(_OPS[type(node.op)], build_term(node.left), build_term(node.right))
+        expected = f"integers and {', '.join(dims) or 'no dims'} under + - * // %"
+        check(False, "size expression", got=repr(source), expected=expected)
+        raise AssertionError  # unreachable: check raised
+
+    try:
+        return build_term(ast.parse(source, mode="eval"))
+    except SyntaxError:
+        check(False, "size expression", got=repr(source), expected="arithmetic on dims")
+        raise AssertionError from None  # unreachable: check raised
+
+
+def _variables(expr: Any) -> list[str]:
+    from tilelang import tvm
+
+    found: list[str] = []
+    tvm.tirx.stmt_functor.post_order_visit(
+        tvm.tirx.Evaluate(expr),
+        lambda n: found.append(str(n.name)) if type(n).__name__ == "Var" else None,
+    )
+    return found
+
+
+def _shape_term(expr: Any, domain: Domain) -> Term:
+    from .facts import Converter, Facts
+
+    # Extents are mathematics, not machine arithmetic: the checks made on the way are dropped.
+    return Converter(Facts("shape"), domain.dims).expr(expr)

@@ -1,0 +1,184 @@
+"""What every device call does: the trusted core of the prover.
+
+A call that is not listed here makes the kernel UNKNOWN by name. Each entry states which memory the
+call touches, in what width, under which extra condition, and whether threads must arrive together.
+Sources: the PTX ISA manual for ``ptx_*``; TileLang 0.1.15's ``tl_templates/cuda/reduce.h`` for
+AllReduce.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Mode = Literal["read", "write"]
+SyncKind = Literal["barrier", "warp", "commit", "wait"]
+
+
+class UnmodelledError(Exception):
+    """A construct whose meaning is not in the table; its text is the name reported."""
+
+
+@dataclass(frozen=True)
+class Touch:
+    """One memory access of a call.
+
+    `pointer` is the TIR pointer argument and `offset` (elements) is added to it. The access covers
+    `count` elements of the pointer's type in one piece of machine width; `align` overrides the byte
+    alignment the width implies. `lane_below` says that only lanes below it take part; `when` is a
+    TIR condition. `slot` is ``(first thread, half)`` of a reduction workspace: this thread's
+    element, or its butterfly partner's when half is not 0.
+    """
+
+    pointer: Any
+    mode: Mode
+    count: int = 1
+    offset: Any = 0
+    align: int | None = None
+    lane_below: int | None = None
+    when: Any = None
+    asynchronous: bool = False
+    slot: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Effect:
+    """All that a call does. `collective` names the group whose threads must all make the call."""
+
+    touches: tuple[Touch, ...] = ()
+    sync: SyncKind | None = None
+    collective: Literal["none", "warp", "block"] = "none"
+
+
+NOTHING = Effect()
+
+
+def _int(expr: Any, what: str) -> int:
+    value = getattr(expr, "value", expr)
+    if not isinstance(value, int):
+        raise UnmodelledError(f"{what} that is not a constant")
+    return value
+
+
+def _cp_async(args: list[Any]) -> Effect:
+    # Zero-fill: when the predicate is false the source is not read but the destination is written.
+    count = _int(args[2], "cp.async size")
+    when = args[3] if len(args) > 3 else None
+    return Effect(
+        (
+            Touch(args[0], "write", count, asynchronous=True),
+            Touch(args[1], "read", count, when=when, asynchronous=True),
+        )
+    )
+
+
+def _ldmatrix(args: list[Any]) -> Effect:
+    # Lane i of the first 8*num lanes supplies the address of one row of eight 16-bit elements;
+    # every lane receives two elements of each of the num matrices.
+    num = _int(args[1], "ldmatrix count")
+    if num not in (1, 2, 4) or len(args) != 4:
+        raise UnmodelledError(f"ptx_ldmatrix of {num} matrices with {len(args)} arguments")
+    return Effect(
+        (
+            Touch(args[2], "read", 8, align=16, lane_below=8 * num),
+            Touch(args[3], "write", 2 * num),
+        ),
+        collective="warp",
+    )
+
+
+# Elements of A, B and C that one thread holds: PTX ISA, "Matrix fragments for mma".
+_MMA = {"m16n8k8": (4, 2, 4), "m16n8k16": (8, 4, 4), "m16n8k32": (16, 8, 4)}
+
+
+def _mma(args: list[Any]) -> Effect:
+    shape = str(args[1].value)
+    if shape not in _MMA or len(args) != 14:
+        raise UnmodelledError(f"ptx_mma {shape}")
+    a, b, c = _MMA[shape]
+    (pa, oa), (pb, ob), (pc, oc) = ((args[i], args[i + 1]) for i in (7, 9, 11))
+    return Effect(
+        (
+            Touch(pa, "read", a, oa),
+            Touch(pb, "read", b, ob),
+            Touch(pc, "read", c, oc),
+            Touch(pc, "write", c, oc),
+        ),
+        collective="warp",
+    )
+
+
+_ALL_REDUCE = re.compile(
+    r"tl::AllReduce<tl::\w+, (\d+), (\d+), (\d+), "
+    r"(?:tl::NamedBarrier<\d+>|tl::SyncThreadsBarrier)>::run"
+)
+_WARP = 32
+
+
+def _all_reduce(name: str, args: list[Any]) -> Effect:
+    match = _ALL_REDUCE.fullmatch(name)
+    if match is None:
+        raise UnmodelledError(name)
+    threads, scale, first = map(int, match.groups())
+    touches: list[Touch] = []
+    half = threads // 2
+    while half >= max(_WARP, scale):
+        # Each level of the butterfly above warp width writes the thread's slot of the workspace and
+        # reads its partner's.
+        if len(args) < 3:
+            raise UnmodelledError(f"{name} without a workspace")
+        touches.append(Touch(args[2], "write", slot=(first, 0)))
+        touches.append(Touch(args[2], "read", slot=(first, half)))
+        half //= 2
+    return Effect(tuple(touches), collective="block" if touches else "warp")
+
+
+def _extern(args: list[Any]) -> Effect:
+    name = str(args[0].value)
+    if name.startswith("tl::AllReduce<"):
+        return _all_reduce(name, args)
+    raise UnmodelledError(name)
+
+
+def _storage_sync(args: list[Any]) -> Effect:
+    scope = str(args[0].value)
+    if scope not in ("shared", "shared.dyn") or len(args) != 1:
+        raise UnmodelledError(f"tvm_storage_sync({scope}, …)")
+    return Effect(sync="barrier", collective="block")
+
+
+_TABLE: dict[str, Callable[[list[Any]], Effect]] = {
+    "tl.ptx_cp_async": _cp_async,
+    "tirx.ptx_commit_group": lambda _: Effect(sync="commit"),
+    "tirx.ptx_wait_group": lambda _: Effect(sync="wait"),
+    "tl.ptx_ldmatrix": _ldmatrix,
+    "tirx.ptx_mma": _mma,
+    "tirx.tvm_storage_sync": _storage_sync,
+    "tirx.call_extern": _extern,
+    "tl.sync_warp": lambda _: Effect(sync="warp", collective="warp"),
+}
+
+# Functions of their arguments alone.
+_PURE = {
+    *(f"tirx.{n}" for n in ("exp", "exp2", "log", "log2", "log1p", "sqrt", "rsqrt", "pow", "tanh")),
+    *(f"tirx.{n}" for n in ("fabs", "floor", "ceil", "round", "trunc", "sigmoid", "fma", "isnan")),
+    *(f"tirx.{n}" for n in ("reinterpret", "likely", "type_annotation", "popcount", "clz")),
+    *(f"tirx.{n}" for n in ("bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not")),
+    *(f"tirx.{n}" for n in ("shift_left", "shift_right", "isinf", "isfinite", "nearbyint")),
+    *(f"tl.{n}" for n in ("add2", "sub2", "mul2", "fma2", "max2", "min2", "abs2")),
+    *(f"tl.{n}" for n in ("ieee_add", "ieee_sub", "ieee_mul", "ieee_fmaf", "ieee_frcp")),
+    *(f"tl.{n}" for n in ("ieee_fsqrt", "ieee_frsqrt", "ieee_fdiv", "__exp", "__log")),
+    "tl.pow_of_int",
+    "tl.infinity",
+}
+
+
+def effect(name: str, args: list[Any]) -> Effect:
+    """The effect of the call `name`. Raises UnmodelledError with the name to report."""
+    if name in _PURE:
+        return NOTHING
+    if name in _TABLE:
+        return _TABLE[name](args)
+    raise UnmodelledError(name)

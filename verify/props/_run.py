@@ -1,0 +1,105 @@
+"""What properties share: the launch they look at, and the outcome of one obligation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tileproof.verify.domain import Domain
+from tileproof.verify.encode import Answer, Engine, Point
+from tileproof.verify.facts import Access, Facts
+from tileproof.verify.model import Counterexample, Verdict
+from tileproof.verify.replay import Machine, Setting, Trace
+from tileproof.verify.terms import Symbol, Term, evaluate
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One obligation, decided. A REFUTED one carries its confirmed counterexample."""
+
+    verdict: Verdict
+    reason: str = ""
+    example: Counterexample | None = None
+
+
+PROVED = Goal(Verdict.PROVED)
+
+
+@dataclass(frozen=True, eq=False)
+class Launch:
+    """One kernel launch with everything a property may ask about it.
+
+    `host` holds the checks of the host function; it is given with the first launch only. `outputs`
+    are the tensors whose coverage this launch answers for, `shared` those that other launches of
+    the call write too. `complete` is false when something in the kernel is not modelled.
+    """
+
+    facts: Facts
+    domain: Domain
+    engine: Engine
+    machine: Machine
+    extents: Mapping[str, Term]
+    host: Facts | None
+    complete: bool = True
+    outputs: frozenset[str] = frozenset()
+    shared: frozenset[str] = frozenset()
+
+    def writes(self, tensor: str) -> list[Access]:
+        """Every store to a global tensor."""
+        return [a for a in self.facts.accesses if a.buffer.tensor == tensor and a.mode == "write"]
+
+    def setting(self, point: Mapping[Symbol, int]) -> Setting:
+        """A solver's point as the place to re-execute."""
+        sizes = {s.name: v for s, v in point.items() if s.kind == "dim"}
+        indices = {s.name: v for s, v in point.items() if s.kind in ("block", "thread")}
+        loops = {s.origin: v for s, v in point.items() if s.kind == "loop"}
+        for axis in "xyz":
+            extent = self.extents.get(f"threadIdx.{axis}")
+            if extent is not None and extent.is_const:
+                sizes[f"threads.{axis}"] = extent.value
+        return Setting(sizes, indices, loops)
+
+    def replay(self, point: Mapping[Symbol, int]) -> Trace:
+        """Re-execute one thread of the launch, if the launch has such a thread."""
+        setting = self.setting(point)
+        dims = {s: v for s, v in point.items() if s.kind == "dim"}
+        for tag, extent in self.extents.items():
+            if not 0 <= setting.indices.get(tag, 0) < int(evaluate(extent, dims)):
+                return Trace()
+        return self.machine.run(setting)
+
+    def describe(self, point: Mapping[Symbol, int]) -> dict[str, Any]:
+        """The fields of a counterexample that name the place."""
+        setting = self.setting(point)
+        return {
+            "sizes": {s.name: v for s, v in point.items() if s.kind == "dim"},
+            "block": tuple(setting.indices.get(f"blockIdx.{a}", 0) for a in "xyz"),
+            "thread": tuple(setting.indices.get(f"threadIdx.{a}", 0) for a in "xyz"),
+            "loops": {s.name: v for s, v in point.items() if s.kind == "loop"},
+        }
+
+
+def undecided(answer: Answer, what: str) -> Goal:
+    """The goal of a query that ran out of budget."""
+    return Goal(Verdict.UNKNOWN, f"{what}: {answer.reason}")
+
+
+def found(example: Counterexample, point: Point, loads: bool) -> Goal:
+    """REFUTED if the counterexample was confirmed, else ALARM with the reason it could not be."""
+    if example.confirmed:
+        return Goal(Verdict.REFUTED, example.message, example)
+    why = (
+        "it hangs on the value of data"
+        if point.needs_data or loads
+        else "replay did not confirm it"
+    )
+    return Goal(Verdict.ALARM, f"{example.message} ({why})", example)
+
+
+@dataclass(frozen=True)
+class Property:
+    """A name and the function that yields its obligations for one launch."""
+
+    name: str
+    goals: Callable[[Launch], Iterator[Goal]]

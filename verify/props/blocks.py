@@ -1,0 +1,137 @@
+"""Two different blocks never touch the same element of a tensor that either of them writes.
+
+Blocks run in any order and at the same time, so such a pair would make the result depend on luck.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tileproof.verify import terms
+from tileproof.verify.digits import Digit, difference, split
+from tileproof.verify.encode import Answer
+from tileproof.verify.facts import Access, Context
+from tileproof.verify.model import Counterexample
+from tileproof.verify.terms import Symbol, Term, apply, const, le, sub, var
+
+from ._run import PROVED, Goal, Launch, found, undecided
+from .bounds import digit_holds
+
+Spread = tuple[tuple[int, Symbol, int], ...]  # (digit, block index, coefficient), outermost first
+
+
+def goals(launch: Launch) -> Iterator[Goal]:
+    """One obligation per pair of accesses to a written tensor, at least one of them a write."""
+    blocks = [b for b in launch.facts.blocks if launch.engine.ranges.of(var(b))[1] > 0]
+    written = dict.fromkeys(
+        a.buffer.tensor for a in launch.facts.accesses if a.mode == "write" and a.buffer.tensor
+    )
+    for tensor in written:
+        sites = [a for a in launch.facts.accesses if a.buffer.tensor == tensor]
+        spreads = {a: _spread(launch, a, blocks) for a in sites}
+        for i, first in enumerate(sites):
+            for second in sites[i:]:
+                if "write" in (first.mode, second.mode):
+                    same = spreads[first] is not None and spreads[first] == spreads[second]
+                    yield PROVED if same else _apart(launch, first, second, blocks)
+
+
+def _spread(launch: Launch, access: Access, blocks: list[Symbol]) -> Spread | None:
+    """How blocks spread an access over the tensor, if each keeps to a range of its own.
+
+    In each digit the block indices must be the leading digits of a mixed radix: with coefficients
+    c1 > c2 > …, what follows ci stays within 0..ci. Then different blocks differ in a leading
+    digit, whatever else they do, and this holds between any two accesses spread alike.
+    """
+    digits = split(access.index, access.buffer.shape or (), access.lanes)
+    if len(digits) > 1 and not all(digit_holds(launch, d, access).proved for d in digits):
+        return None
+    spread: list[tuple[int, Symbol, int]] = []
+    for position, digit in enumerate(digits):
+        parts = difference(digit.term, blocks)
+        if parts is None:
+            return None
+        order = sorted(parts[0].items(), key=lambda item: -item[1])
+        rest = parts[1]
+        steps: list[tuple[int, Term]] = []
+        for symbol, coefficient in reversed(order):
+            steps.append((coefficient, rest))
+            rest = terms.add(rest, terms.mul(var(symbol), const(coefficient)))
+        for coefficient, tail in steps:
+            if coefficient <= 0 or not _below(launch, access, digit, tail, coefficient):
+                return None
+        spread += [(position, symbol, coefficient) for symbol, coefficient in order]
+    if {symbol for _, symbol, _ in spread} != set(blocks):
+        return None  # blocks that differ only in a missing index would meet
+    return tuple(spread)
+
+
+def _below(launch: Launch, access: Access, digit: Digit, tail: Term, coefficient: int) -> bool:
+    last = const(coefficient - digit.lanes)
+    return launch.engine.within(tail, const(0), last, access.context).proved
+
+
+def _apart(launch: Launch, first: Access, second: Access, blocks: list[Symbol]) -> Goal:
+    """The general question, with two of everything: can two different blocks meet?"""
+    twin = _twins(launch, second)
+    index = terms.substitute(second.index, twin)
+    path = tuple(terms.substitute(c, twin) for c in second.context.path)
+    loops = tuple(twin[s].value for s in second.context.loops)
+    differ = const(0)
+    for b in blocks:
+        differ = apply("or", differ, apply("ne", var(b), twin[b]))
+    gap = sub(index, first.index)
+    overlap = apply("and", le(const(1 - second.lanes), gap), le(gap, const(first.lanes - 1)))
+    context = Context((*first.context.path, *path), (*first.context.loops, *loops))
+    everyone = [*launch.facts.symbols.values()]
+    extra = [*everyone, *(twin[s].value for s in everyone)]
+    answer = launch.engine.never(apply("and", differ, overlap), context, extra)
+    if answer.proved:
+        return PROVED
+    what = f"blocks of {first.site} and {second.site}"
+    if answer.point is None:
+        return undecided(answer, what)
+    return found(_example(launch, first, second, twin, answer), answer.point, answer.loads)
+
+
+def _twins(launch: Launch, access: Access) -> dict[Symbol, Term]:
+    """A second copy of every index of the launch; sizes stay shared."""
+    twin: dict[Symbol, Term] = {}
+    for s in (*launch.facts.symbols.values(), *access.context.loops):
+        lo, hi = terms.substitute(s.lo, twin), terms.substitute(s.hi, twin)
+        twin[s] = var(Symbol(s.name, s.kind, lo, hi, s.origin))
+    return twin
+
+
+def _example(
+    launch: Launch, first: Access, second: Access, twin: dict[Symbol, Term], answer: Answer
+) -> Counterexample:
+    assert answer.point is not None
+    values = answer.point.values
+    copies = {t.value: s for s, t in twin.items()}
+    one = {s: v for s, v in values.items() if s not in copies}
+    two = {s: v for s, v in values.items() if s.kind == "dim"}
+    two |= {copies[s]: v for s, v in values.items() if s in copies}
+    tensor = first.buffer.tensor
+    shared = None
+    for a in launch.replay(one).touched:
+        for b in launch.replay(two).touched:
+            meets = max(a.offset, b.offset) < min(a.offset + a.lanes, b.offset + b.lanes)
+            modes = {a.mode, b.mode}
+            if a.memory == b.memory == tensor and meets and "write" in modes:
+                shared = max(a.offset, b.offset)
+    places = [launch.describe(p) for p in (one, two)]
+    b1, b2 = (p["block"] for p in places)
+    where = "an element" if shared is None else f"element {shared}"
+    verb = "both write" if second.mode == first.mode else "read and write"
+    message = f"blocks {b1} and {b2} {verb} {where} of {tensor}"
+    return Counterexample(
+        "blocks",
+        first.site,
+        message,
+        buffer=tensor,
+        offset=shared,
+        other=f"block {b2} thread {places[1]['thread']} loops {places[1]['loops']}: {second.site}",
+        confirmed=shared is not None and b1 != b2,
+        **places[0],
+    )

@@ -1,0 +1,209 @@
+"""From a kernel to a report: lower, extract facts, run every property, decide.
+
+Rules of the verdict. A property is PROVED when each of its obligations is, nothing in the kernel
+is unmodelled, the preconditions can be met at all, and (for all but overflow itself) no machine
+integer wraps. N/A means that the kernel has nothing the property speaks about.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tileproof.codegen.lower import Lowered, lower
+from tileproof.dsl import ALL, Specialization
+
+from . import cache, domain, terms
+from .domain import Domain
+from .encode import Engine
+from .facts import DeviceWalker, Facts
+from .host import HostWalker, launch_checks
+from .model import KernelReport, PropertyReport, Report, Verdict, worst
+from .props import PROPERTIES, Launch, Property
+from .replay import Machine
+from .terms import const, le
+
+_MOST_REASONS = 5
+
+
+def prove(
+    kernel: Any,
+    arch: str | Sequence[str] | None = None,
+    *,
+    facts: Mapping[str, Any] | None = None,
+    pass_configs: Mapping[str, Any] | None = None,
+    use_cache: bool = True,
+) -> Report:
+    """Prove a kernel for every size of its domain, on one or several architectures.
+
+    Args:
+        kernel: a :class:`Specialization` of an op, or a TileLang prim_func.
+        arch: an architecture or several; by default every one the kernel is for.
+        facts: what is promised about a prim_func's sizes and tensors (architecture §10).
+        pass_configs: TileLang compile options of a prim_func.
+        use_cache: whether earlier results for the same program may be returned.
+    """
+    archs = [arch] if isinstance(arch, str) else list(arch or _archs(kernel))
+    reports = [prove_one(kernel, a, facts, pass_configs, use_cache) for a in archs]
+    return Report(reports, cache.tools())
+
+
+def _archs(kernel: Any) -> list[str]:
+    if isinstance(kernel, Specialization):
+        return sorted({a for v in kernel.op.variants for a in v.archs}, key=ALL.index)
+    return list(ALL)
+
+
+def prove_one(
+    kernel: Any,
+    arch: str,
+    facts: Mapping[str, Any] | None = None,
+    pass_configs: Mapping[str, Any] | None = None,
+    use_cache: bool = True,
+) -> KernelReport:
+    """One kernel on one architecture."""
+    start = time.perf_counter()
+    lowered = lower(kernel, arch, pass_configs=pass_configs)
+    lower_seconds = time.perf_counter() - start
+    report = prove_lowered(lowered, facts=facts, use_cache=use_cache)
+    report.lower_seconds = round(lower_seconds, 3)
+    return report
+
+
+def prove_lowered(
+    lowered: Lowered, *, facts: Mapping[str, Any] | None = None, use_cache: bool = True
+) -> KernelReport:
+    """Prove what `lowered` holds, as it stands; see :func:`prove`."""
+    start = time.perf_counter()
+    try:
+        return _prove_lowered(lowered, facts, use_cache, start)
+    finally:
+        terms.forget()
+
+
+def _prove_lowered(
+    lowered: Lowered, facts: Mapping[str, Any] | None, use_cache: bool, start: float
+) -> KernelReport:
+    assumed = domain.build(lowered.source, lowered.spec, facts)
+    ir_hash = cache.ir_hash(lowered)
+    key = cache.key(ir_hash, assumed)
+    if use_cache and (known := cache.read(key)) is not None:
+        known.kernel, known.arch, known.reused = lowered.name, lowered.arch, True
+        known.seconds = round(time.perf_counter() - start, 3)
+        return known
+    launches, unmodelled = _launches(lowered, assumed)
+    vacuous, notes = _vacuity(launches, assumed)
+    properties: dict[str, PropertyReport] = {}
+    for p in PROPERTIES:
+        properties[p.name] = _decide(p, launches, unmodelled, vacuous, properties)
+    report = KernelReport(
+        kernel=lowered.name,
+        arch=lowered.arch,
+        ir_hash=ir_hash,
+        properties=properties,
+        domain=assumed.describe(),
+        assumptions=assumed.assumptions(),
+        notes=[*assumed.notes, *notes],
+        unmodelled=unmodelled,
+        seconds=round(time.perf_counter() - start, 3),
+    )
+    cache.write(key, report)
+    return report
+
+
+def _launches(lowered: Lowered, assumed: Domain) -> tuple[list[Launch], list[str]]:
+    """The launches of one call, and the names of everything that could not be modelled."""
+    hosts = [f for _, f in lowered.host_mod.functions_items()]
+    host = HostWalker(Facts("host"), assumed).run(hosts[0])
+    unmodelled = list(host.unmodelled)
+    functions = {g.name_hint: f for g, f in lowered.device_mod.functions_items()}
+    parts = []
+    writers: dict[str, int] = {}
+    for launch in lowered.launches:
+        function = functions[launch.kernel]
+        extents = launch_checks(launch, host, assumed)
+        # Device parameters are reordered; the host's call says which tensor each one is.
+        names = {
+            p: a.name for p, a in zip(function.params, launch.args, strict=True) if a.is_tensor
+        }
+        tensors = {t.name: (t.shape, t.dtype) for t in assumed.tensors.values()}
+        walker = DeviceWalker(Facts(launch.kernel), assumed.dims, tensors, names, extents)
+        facts = walker.run(function)
+        unmodelled += facts.unmodelled
+        parts.append((facts, extents, function, names))
+        for tensor in {a.buffer.tensor for a in facts.accesses if a.mode == "write"}:
+            writers[tensor] = writers.get(tensor, 0) + 1
+    shapes = {str(b.name): list(b.shape) for b in lowered.source.buffer_map.values()}
+    promised = {t.name for t in assumed.tensors.values() if t.written is not None}
+    launches = []
+    for i, (facts, extents, function, names) in enumerate(parts):
+        own = {a.buffer.tensor for a in facts.accesses if a.mode == "write"}
+        never = {t for t in promised if t not in writers} if i == 0 else set()
+        launches.append(
+            Launch(
+                facts=facts,
+                domain=assumed,
+                engine=Engine(facts, assumed),
+                machine=Machine(function, shapes, names),
+                extents=extents,
+                host=host if i == 0 else None,
+                complete=not unmodelled,
+                outputs=frozenset((own & promised) | never),
+                shared=frozenset(t for t in own if writers[t] > 1),
+            )
+        )
+    return launches, list(dict.fromkeys(unmodelled))
+
+
+def _vacuity(launches: list[Launch], assumed: Domain) -> tuple[str, list[str]]:
+    """Why a proof would be empty ("" if it is not), and remarks on accesses never reached."""
+    if not launches:
+        return "the call launches no kernel", []
+    engine = launches[0].engine
+    dims = list(assumed.dims.values())
+    if not engine.satisfiable():
+        return "no size meets the assumptions on dims", []
+    for tensor in assumed.tensors.values():
+        if tensor.values is not None and tensor.values.none is None:
+            some = le(tensor.values.lo, tensor.values.hi)
+            if engine.on_sizes(some, dims).proved:
+                return f"no value meets the contract of {tensor.name}", []
+    accesses = [(launch, a) for launch in launches for a in launch.facts.accesses]
+    dead = [a for launch, a in accesses if launch.engine.never(const(1), a.context).proved]
+    if accesses and len(dead) == len(accesses):
+        return "no access is reached at any size", []
+    notes = [f"never reached in this domain: {a.site}" for a in dead[:_MOST_REASONS]]
+    return "", notes
+
+
+def _decide(
+    p: Property,
+    launches: list[Launch],
+    unmodelled: list[str],
+    vacuous: str,
+    earlier: Mapping[str, PropertyReport],
+) -> PropertyReport:
+    start = time.perf_counter()
+    goals = [g for launch in launches for g in p.goals(launch)]
+    failed = [g for g in goals if g.verdict is not Verdict.PROVED]
+    verdict = worst(g.verdict for g in goals) if goals else Verdict.NOT_APPLICABLE
+    reasons = list(dict.fromkeys(g.reason for g in failed))
+    if verdict in (Verdict.PROVED, Verdict.NOT_APPLICABLE):
+        doubts = [f"not modelled: {name}" for name in unmodelled]
+        if vacuous:
+            doubts.append(vacuous)
+        wraps = (Verdict.REFUTED, Verdict.ALARM, Verdict.UNKNOWN)
+        if "overflow" in earlier and earlier["overflow"].verdict in wraps:
+            doubts.append("integers may wrap: see overflow")
+        if doubts:
+            verdict = Verdict.UNKNOWN
+            reasons += doubts
+    return PropertyReport(
+        verdict=verdict,
+        obligations=len(goals),
+        proved=len(goals) - len(failed),
+        seconds=round(time.perf_counter() - start, 3),
+        reasons=reasons[:_MOST_REASONS],
+        counterexamples=[g.example for g in failed if g.example is not None][:_MOST_REASONS],
+    )

@@ -1,0 +1,351 @@
+"""A counterexample, re-executed on the IR itself with Python integers.
+
+Nothing here uses terms, facts or Z3: an error there cannot confirm itself. Values of data are not
+known, so a condition that needs one stops the run, and the counterexample stays an alarm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tileproof.codegen.hostir import evaluate
+
+from .intrinsics import Touch, UnmodelledError, effect
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One thread at one moment: sizes, indices by tag, loop values by TIR variable."""
+
+    sizes: Mapping[str, int]
+    indices: Mapping[str, int]
+    loops: Mapping[Any, int]
+
+
+@dataclass(frozen=True)
+class Touched:
+    """An access that really happens; `offset` and `extent` count elements."""
+
+    memory: str
+    mode: str
+    offset: int
+    lanes: int
+    extent: int | None
+    node: Any
+
+
+@dataclass
+class Trace:
+    """What a thread does at a setting; `overflows` are the nodes whose value does not fit."""
+
+    touched: list[Touched] = field(default_factory=list)
+    overflows: list[tuple[Any, int]] = field(default_factory=list)
+
+
+class UndeterminedError(Exception):
+    """A value that only data decides."""
+
+
+class Machine:
+    """Executes one device function for one thread, following only the loop iterations given."""
+
+    def __init__(self, function: Any, shapes: Mapping[str, Any], names: Mapping[Any, str]) -> None:
+        self.function = function
+        self.shapes = shapes
+        self.names = names
+
+    def run(self, setting: Setting) -> Trace:
+        """The trace of one thread; empty if the setting lies outside the launch."""
+        from tilelang import tvm
+
+        self.setting, self.trace = setting, Trace()
+        self.env: dict[Any, int] = {}
+        self.memory: dict[Any, int] = {}
+        self.allocated: dict[Any, int] = {}
+
+        def declare(node: Any) -> None:
+            buffer = getattr(node, "buffer", None)
+            if buffer is None or buffer.data in self.names:
+                return
+            size = _size(buffer)
+            if size is not None:
+                self.memory[buffer.data] = max(self.memory.get(buffer.data, 0), size)
+                if type(node).__name__ == "AllocBuffer":
+                    self.allocated[buffer.data] = size
+
+        tvm.tirx.stmt_functor.post_order_visit(self.function.body, declare)
+        self.stmt(self.function.body)
+        return self.trace
+
+    def extent(self, data: Any, element: int, view: Any = None) -> int | None:
+        if data in self.names:
+            total = 1
+            for n in self.shapes[self.names[data]]:
+                total *= evaluate(n, self.setting.sizes)
+            return total
+        size = _size(view) if view is not None else self.memory.get(data)
+        if size is not None and data in self.allocated:
+            size = min(size, self.allocated[data])
+        return None if size is None else size // element
+
+    def stmt(self, s: Any) -> None:
+        kind = type(s).__name__
+        if kind == "SeqStmt":
+            for part in s.seq:
+                self.stmt(part)
+        elif kind == "AttrStmt":
+            if str(s.attr_key) == "thread_extent":
+                self.env[s.node.var] = self.setting.indices.get(str(s.node.thread_tag), 0)
+            self.stmt(s.body)
+        elif kind == "For":
+            self.loop(s)
+        elif kind == "IfThenElse":
+            taken = self.condition(s.condition)
+            if taken is not None:
+                branch = s.then_case if taken else s.else_case
+                if branch is not None:
+                    self.stmt(branch)
+        elif kind == "BufferStore":
+            self.index(s, s.buffer, s.indices, "write")
+            self.visit(s.value)
+        elif kind == "Bind":
+            if str(s.var.dtype) != "handle":
+                self.bind(s)
+        elif kind == "Evaluate":
+            self.visit(s.value)
+
+    def bind(self, s: Any) -> None:
+        try:
+            self.env[s.var] = self.number(s.value)
+        except UndeterminedError:
+            self.visit(s.value)
+
+    def loop(self, s: Any) -> None:
+        value = self.setting.loops.get(s.loop_var)
+        if value is None:
+            return
+        try:
+            lo, extent = self.number(s.min), self.number(s.extent)
+        except UndeterminedError:
+            return
+        if lo <= value < lo + extent:
+            self.env[s.loop_var] = value
+            self.stmt(s.body)
+
+    def condition(self, e: Any) -> bool | None:
+        try:
+            return bool(self.number(e))
+        except UndeterminedError:
+            return None
+
+    # -- expressions -------------------------------------------------------------------------
+
+    def number(self, e: Any) -> int:
+        """Exact value of an integer expression; what does not fit its type is noted."""
+        kind = type(e).__name__
+        if kind == "IntImm":
+            return int(e.value)
+        if kind == "Var":
+            if e in self.env:
+                return int(self.env[e])
+            if str(e.name) in self.setting.sizes:
+                return self.setting.sizes[str(e.name)]
+            raise UndeterminedError(str(e.name))
+        if kind == "Cast":
+            return self.fits(e, self.number(e.value))
+        if kind in _ARITHMETIC:
+            return self.fits(e, _ARITHMETIC[kind](self.number(e.a), self.number(e.b)))
+        if kind == "And":
+            return int(bool(self.number(e.a)) and bool(self.number(e.b)))
+        if kind == "Or":
+            return int(bool(self.number(e.a)) or bool(self.number(e.b)))
+        if kind == "Not":
+            return int(not self.number(e.a))
+        if kind == "Call" and str(e.op.name) in _BITWISE:
+            return self.fits(e, _BITWISE[str(e.op.name)](*(self.number(a) for a in e.args)))
+        if kind == "Call" and str(e.op.name) == "tirx.if_then_else":
+            return self.number(e.args[1] if self.number(e.args[0]) else e.args[2])
+        if kind == "Select":
+            return self.number(e.true_value if self.number(e.condition) else e.false_value)
+        raise UndeterminedError(kind)
+
+    def fits(self, e: Any, value: int) -> int:
+        name = str(e.dtype)
+        if name.startswith("int") and "x" not in name:
+            half = 1 << (int(name[3:]) - 1)
+            if not -half <= value < half:
+                self.trace.overflows.append((e, value))
+        return value
+
+    def visit(self, e: Any) -> None:
+        """Perform the accesses inside a value."""
+        kind = type(e).__name__
+        if kind == "BufferLoad":
+            self.index(e, e.buffer, e.indices, "read")
+        elif kind == "Call":
+            self.call(e)
+        elif kind == "Select":
+            for part in (e.condition, e.true_value, e.false_value):
+                self.visit(part)
+        elif kind == "Shuffle":
+            for part in e.vectors:
+                self.visit(part)
+        else:
+            for field_name in ("a", "b", "value", "base"):
+                part = getattr(e, field_name, None)
+                if hasattr(part, "dtype"):
+                    self.visit(part)
+
+    def call(self, e: Any) -> None:
+        name, args = str(e.op.name), list(e.args)
+        if name == "tirx.if_then_else":
+            taken = self.condition(args[0])
+            if taken is not None:
+                self.visit(args[1] if taken else args[2])
+            return
+        try:
+            found = effect(name, args)
+        except UnmodelledError:
+            return
+        for touch in found.touches:
+            self.touch(touch, e)
+        for a in args:
+            if hasattr(a, "dtype") and str(a.dtype) != "handle":
+                self.visit(a)
+
+    def touch(self, touch: Touch, node: Any) -> None:
+        if touch.when is not None and not self.condition(touch.when):
+            return
+        if touch.lane_below is not None and self.lane() % 32 >= touch.lane_below:
+            return
+        pointer, offset, element = touch.pointer, 0, 1
+        try:
+            if type(pointer).__name__ == "Call":
+                dtype, data = pointer.args[0].dtype, pointer.args[1]
+                offset = self.number(pointer.args[2])
+                element = _element(dtype)
+            else:
+                data = pointer
+                element = self.element(data)
+            offset += touch.offset if isinstance(touch.offset, int) else self.number(touch.offset)
+        except UndeterminedError:
+            return
+        if touch.slot is not None:
+            first, half = touch.slot
+            offset += (self.setting.indices.get("threadIdx.x", 0) - first) ^ half
+        self.note(data, touch.mode, offset, touch.count, element, node)
+
+    def lane(self) -> int:
+        total, stride = 0, 1
+        for axis in "xyz":
+            total += stride * self.setting.indices.get(f"threadIdx.{axis}", 0)
+            stride *= self.setting.sizes.get(f"threads.{axis}", 1)
+        return total
+
+    def element(self, data: Any) -> int:
+        from tilelang import tvm
+
+        found: list[int] = []
+        tvm.tirx.stmt_functor.post_order_visit(
+            self.function.body,
+            lambda n: (
+                found.append(_element(n.buffer.dtype))
+                if getattr(n, "buffer", None) is not None and n.buffer.data.same_as(data)
+                else None
+            ),
+        )
+        return found[0] if found else 1
+
+    def index(self, node: Any, buffer: Any, indices: Any, mode: str) -> None:
+        view = None if buffer.data in self.names else buffer
+        element = _element(buffer.dtype)
+        try:
+            for offset, lanes in self.offsets(indices[0]):
+                self.note(buffer.data, mode, offset, lanes, element, node, view)
+        except UndeterminedError:
+            return
+
+    def offsets(self, e: Any) -> list[tuple[int, int]]:
+        """(first element, count) of each machine access behind an index."""
+        if "x" not in str(e.dtype):
+            return [(self.number(e), 1)]
+        if type(e).__name__ == "Ramp" and getattr(e.stride, "value", 0) == 1:
+            return [(self.number(e.base), int(e.lanes))]
+        return [(v, 1) for v in self.vector(e)]
+
+    def vector(self, e: Any) -> list[int]:
+        kind, count = type(e).__name__, int(str(e.dtype).split("x")[1])
+        if kind == "Ramp":
+            base, stride = self.number(e.base), self.number(e.stride)
+            return [base + i * stride for i in range(count)]
+        if kind == "Broadcast":
+            return [self.number(e.value)] * count
+        if kind == "Cast":
+            return self.vector(e.value)
+        if kind in _ARITHMETIC:
+            pairs = zip(self.vector(e.a), self.vector(e.b), strict=True)
+            return [_ARITHMETIC[kind](a, b) for a, b in pairs]
+        raise UndeterminedError(kind)
+
+    def note(
+        self,
+        data: Any,
+        mode: str,
+        offset: int,
+        lanes: int,
+        element: int,
+        node: Any,
+        view: Any = None,
+    ) -> None:
+        name = self.names.get(data, str(data.name))
+        extent = self.extent(data, element, view)
+        self.trace.touched.append(Touched(name, mode, offset, lanes, extent, node))
+
+
+def _truncate(a: int, b: int) -> int:
+    quotient = abs(a) // abs(b)
+    return quotient if (a < 0) == (b < 0) else -quotient
+
+
+_ARITHMETIC: dict[str, Callable[[int, int], int]] = {
+    "Add": lambda a, b: a + b,
+    "Sub": lambda a, b: a - b,
+    "Mul": lambda a, b: a * b,
+    "FloorDiv": lambda a, b: a // b,
+    "FloorMod": lambda a, b: a % b,
+    "Div": _truncate,
+    "Mod": lambda a, b: a - b * _truncate(a, b),
+    "Min": min,
+    "Max": max,
+    "LT": lambda a, b: int(a < b),
+    "LE": lambda a, b: int(a <= b),
+    "GT": lambda a, b: int(a > b),
+    "GE": lambda a, b: int(a >= b),
+    "EQ": lambda a, b: int(a == b),
+    "NE": lambda a, b: int(a != b),
+}
+_BITWISE: dict[str, Callable[..., int]] = {
+    "tirx.bitwise_and": lambda a, b: a & b,
+    "tirx.bitwise_or": lambda a, b: a | b,
+    "tirx.bitwise_xor": lambda a, b: a ^ b,
+    "tirx.shift_left": lambda a, b: a << b,
+    "tirx.shift_right": lambda a, b: a >> b,
+    "tirx.likely": lambda a: a,
+}
+
+
+def _element(dtype: Any) -> int:
+    from .facts import scalar_bits
+
+    return max(1, scalar_bits(dtype) // 8)
+
+
+def _size(buffer: Any) -> int | None:
+    total = _element(buffer.dtype)
+    for n in buffer.shape:
+        if type(n).__name__ != "IntImm":
+            return None
+        total *= int(n.value)
+    return total

@@ -1,0 +1,74 @@
+"""A report as text that fits 80 columns, or as JSON."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+
+from .model import Counterexample, KernelReport, Report, Verdict
+
+_WIDTH = 80
+
+
+def to_json(report: Report) -> str:
+    """The whole report; :meth:`Report.from_dict` reads it back."""
+    return json.dumps(report.to_dict(), indent=1)
+
+
+def to_text(report: Report) -> str:
+    """What a person reads: one line per kernel and architecture, then why any is not proved."""
+    lines: list[str] = []
+    for kernel in report.kernels:
+        seconds = f"{kernel.seconds + kernel.lower_seconds:.2f} s"
+        head = f"{kernel.verdict.value:8} {kernel.kernel} {kernel.arch} ({seconds})"
+        lines += textwrap.wrap(head, _WIDTH, subsequent_indent=" " * 9)
+        lines += _details(kernel)
+    counts = {v: sum(k.verdict is v for k in report.kernels) for v in Verdict}
+    total = ", ".join(f"{n} {v.value}" for v, n in counts.items() if n)
+    lines.append(total or "nothing to prove")
+    return "\n".join(lines)
+
+
+def _details(kernel: KernelReport) -> list[str]:
+    lines: list[str] = []
+    for name, p in kernel.properties.items():
+        if p.verdict in (Verdict.PROVED, Verdict.NOT_APPLICABLE):
+            continue
+        lines.append(f"  {name}: {p.verdict.value} ({p.proved}/{p.obligations} proved)")
+        shown = {e.message for e in p.counterexamples}
+        for example in p.counterexamples:
+            lines += _example(example)
+        for reason in p.reasons:
+            if not any(reason.startswith(message) for message in shown):
+                lines += _wrap(reason)
+    if lines:
+        for note in kernel.notes:
+            lines += _wrap(f"note: {note}")
+    return lines
+
+
+def _example(example: Counterexample) -> list[str]:
+    place = []
+    if example.sizes:
+        place.append(", ".join(f"{k}={v}" for k, v in example.sizes.items()))
+    if example.block:
+        place.append(f"block {_index(example.block)}")
+    if example.thread:
+        place.append(f"thread {_index(example.thread)}")
+    if example.loops:
+        place.append(", ".join(f"{k}={v}" for k, v in example.loops.items()))
+    lines = _wrap(example.message)
+    lines += _wrap(f"at {'; '.join(place)}" if place else "at any size")
+    if example.other:
+        lines += _wrap(f"and {example.other}")
+    return lines + _wrap(f"in {example.site}")
+
+
+def _index(values: tuple[int, ...]) -> str:
+    while len(values) > 1 and values[-1] == 0:
+        values = values[:-1]
+    return str(values[0]) if len(values) == 1 else str(values)
+
+
+def _wrap(text: str) -> list[str]:
+    return textwrap.wrap(text, _WIDTH, initial_indent="    ", subsequent_indent="      ")
