@@ -27,7 +27,9 @@ class VirtualOptions:
     seed: 0 is the plain schedule (a warp runs until it blocks, blocks in ascending order); odd
         seeds run a random warp ahead, even seeds also interleave warps; both shuffle the blocks.
     threads: OS threads that run blocks, 0 for one per core.
-    checked: build kernels with every access checked; run mode checks helpers only.
+    checked: build kernels with every load and store checked (bounds, const, alignment), at about
+        twice the time. Without it only what helpers touch is checked (cp.async, ldmatrix, wgmma,
+        256-bit accesses, atomics), and memory that is not mapped.
     """
 
     late: bool = True
