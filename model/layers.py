@@ -28,7 +28,8 @@ class Patched:
 
     def __reduce_ex__(self, protocol: int) -> Any:
         state = {k: v for k, v in vars(self).items() if k != "_tileproof"}
-        return copyreg.__newobj__, (self.original(),), state
+        # What pickle itself uses for plain objects, so loading one does not need tileproof.
+        return copyreg._reconstructor, (self.original(), object, None), state
 
 
 class DeepseekV4RMSNorm(Patched, hf.DeepseekV4RMSNorm):

@@ -91,9 +91,10 @@ def patch(
     modules = _chosen(model, ops)
     from .dispatch import Kernels
     from .layers import REPLACEMENTS
-    from .library import References
+    from .library import References, Virtual
 
-    kernels = Kernels(References(), References() if on_missing == "reference" else None, KeyError)
+    library = References() if backend == "reference" else Virtual(arch or "sm_80")
+    kernels = Kernels(library, References() if on_missing == "reference" else None, KeyError)
 
     for op, swapped in modules.items():
         for module in swapped:
