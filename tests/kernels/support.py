@@ -7,6 +7,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from tileproof.codegen import virtual
 from tileproof.dsl import ALL, strategies
+from tileproof.runtime import virtual as virtual_gpu
 
 UNIT = 2.0**-24  # relative error of one rounding to float32
 ACT_UNIT = {"bf16": 2.0**-8, "f32": 2.0**-24}  # of one rounding to the type of activations
@@ -84,11 +85,22 @@ def assert_rows_alone(op, inputs, picks, **sizes):
 
 
 def assert_archs_agree(op, inputs, **sizes):
-    """All architectures give the same bits, with every access checked."""
-    first, *others = [run(op, inputs, arch, checked=True, **sizes) for arch in ALL]
+    """All architectures give the same bits; on the first, every access is checked."""
+    first, *others = [run(op, inputs, a, checked=a == ALL[0], **sizes) for a in ALL]
     for arch, outputs in zip(ALL[1:], others, strict=True):
         for got, expected in zip(outputs, first, strict=True):
             assert torch.equal(got, expected), arch
+
+
+def assert_schedules_agree(op, inputs, **sizes):
+    """The order of warps and blocks, and when asynchronous copies land, change no bit."""
+    expected = run(op, inputs, **sizes)
+    for late in (True, False):
+        for seed in (1, 2):
+            with virtual_gpu.options(late=late, seed=seed):
+                outputs = run(op, inputs, **sizes)
+            for got, same in zip(outputs, expected, strict=True):
+                assert torch.equal(got, same), f"late={late}, seed={seed}"
 
 
 def assert_within(got, expected, bound):

@@ -12,6 +12,7 @@ from ..support import (
     UNIT,
     assert_archs_agree,
     assert_rows_alone,
+    assert_schedules_agree,
     assert_within,
     draw,
     run,
@@ -53,6 +54,10 @@ def test_every_number_of_tokens(M, seed):
 @pytest.mark.parametrize(("N", "D", "act"), [(2, 32, "f32"), (4, 64, "bf16"), (8, 160, "f32")])
 def test_streams_and_widths(N, D, act, seed):
     check(inputs_of(op.specialize(N=N, D=D, act=act), 35, seed), N, D, act)
+
+
+def test_schedules_agree(seed):
+    assert_schedules_agree(op, inputs_of(op.specialize(**EDGE), 35, seed), **EDGE)
 
 
 def test_a_token_does_not_see_its_neighbours(seed):

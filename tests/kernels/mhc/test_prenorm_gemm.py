@@ -11,6 +11,7 @@ from ..support import (
     UNIT,
     assert_archs_agree,
     assert_rows_alone,
+    assert_schedules_agree,
     assert_within,
     draw,
     run,
@@ -94,6 +95,10 @@ def test_splits_depend_on_columns_alone():
     for K in range(64, 40000, 32):
         S, length = _prenorm.splits(K), _prenorm.split_length(K)
         assert length % 64 == 0 and (S - 1) * length < K <= S * length and length <= 1024
+
+
+def test_schedules_agree(seed):
+    assert_schedules_agree(op, draw(op.specialize(**EDGE), 131, seed), **EDGE)
 
 
 def test_a_token_does_not_see_its_neighbours(seed):

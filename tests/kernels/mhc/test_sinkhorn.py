@@ -11,6 +11,7 @@ from ..support import (
     UNIT,
     assert_archs_agree,
     assert_rows_alone,
+    assert_schedules_agree,
     assert_within,
     draw,
     run,
@@ -74,6 +75,10 @@ def test_huge_logits_stay_finite():
     for sign in (1, -1):
         outputs = run(op, [partial * 1e6 * sign, sqrsum, scale, base], **EDGE)
         assert all(o.isfinite().all() for o in outputs)
+
+
+def test_schedules_agree(seed):
+    assert_schedules_agree(op, inputs_of(op.specialize(**EDGE), 37, seed), **EDGE)
 
 
 def test_a_token_does_not_see_its_neighbours(seed):

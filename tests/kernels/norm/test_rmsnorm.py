@@ -12,6 +12,7 @@ from ..support import (
     UNIT,
     assert_archs_agree,
     assert_rows_alone,
+    assert_schedules_agree,
     assert_within,
     draw,
     run,
@@ -63,6 +64,11 @@ def test_widths_and_types(D, act, weight, seed):
 def test_a_token_does_not_see_its_neighbours(seed):
     inputs = draw(op.specialize(**EDGE), 67, seed)
     assert_rows_alone(op, inputs, (0, 7, 8, 66), **EDGE)
+
+
+def test_schedules_agree(seed):
+    sizes = {"D": 4096, "act": "bf16", "weight": "f32"}
+    assert_schedules_agree(op, draw(op.specialize(**sizes), 9, seed), **sizes)
 
 
 def test_architectures_agree(seed):
