@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Mode = Literal["read", "write"]
@@ -89,32 +89,32 @@ def _ldmatrix(args: list[Any]) -> Effect:
     )
 
 
-# Elements of A, B and C that one thread holds: PTX ISA, "Matrix fragments for mma".
-_MMA = {"m16n8k8": (4, 2, 4), "m16n8k16": (8, 4, 4), "m16n8k32": (16, 8, 4)}
+# PTX ISA, "Matrix fragments for mma": a warp holds each of A (m*k), B (k*n) and C (m*n) once.
+_MMA = {
+    "m16n8k4": (16, 8, 4),
+    "m16n8k8": (16, 8, 8),
+    "m16n8k16": (16, 8, 16),
+    "m16n8k32": (16, 8, 32),
+}
 
 
 def _mma(args: list[Any]) -> Effect:
-    shape = str(args[1].value)
-    if shape not in _MMA or len(args) != 14:
-        raise UnmodelledError(f"ptx_mma {shape}")
-    a, b, c = _MMA[shape]
-    (pa, oa), (pb, ob), (pc, oc) = ((args[i], args[i + 1]) for i in (7, 9, 11))
-    return Effect(
-        (
-            Touch(pa, "read", a, oa),
-            Touch(pb, "read", b, ob),
-            Touch(pc, "read", c, oc),
-            Touch(pc, "write", c, oc),
-        ),
-        collective="warp",
+    shape = str(args[0].value)
+    if shape not in _MMA or len(args) != 13:
+        raise UnmodelledError(f"ptx_mma {shape} with {len(args)} arguments")
+    m, n, k = _MMA[shape]
+    a, b, c = (
+        Touch(args[i], "read", size // _WARP, args[i + 1])
+        for i, size in ((6, m * k), (8, k * n), (10, m * n))
     )
+    return Effect((a, b, c, replace(c, mode="write")), collective="warp")
 
 
+_WARP = 32
 _ALL_REDUCE = re.compile(
     r"tl::AllReduce<tl::\w+, (\d+), (\d+), (\d+), "
     r"(?:tl::NamedBarrier<\d+>|tl::SyncThreadsBarrier)>::run"
 )
-_WARP = 32
 
 
 def _all_reduce(name: str, args: list[Any]) -> Effect:

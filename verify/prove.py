@@ -193,8 +193,8 @@ def _decide(
         doubts = [f"not modelled: {name}" for name in unmodelled]
         if vacuous:
             doubts.append(vacuous)
-        wraps = (Verdict.REFUTED, Verdict.ALARM, Verdict.UNKNOWN)
-        if "overflow" in earlier and earlier["overflow"].verdict in wraps:
+        overflow = earlier.get("overflow")
+        if overflow is not None and overflow.proved < overflow.obligations:
             doubts.append("integers may wrap: see overflow")
         if doubts:
             verdict = Verdict.UNKNOWN

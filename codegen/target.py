@@ -1,0 +1,106 @@
+"""Find a user's kernel: ``FILE.py:NAME`` and arguments → a TileLang prim_func."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tileproof.dsl import check
+
+
+def is_target(text: str) -> bool:
+    """Whether a command-line word means a file's kernel rather than an op of the library."""
+    return ".py:" in text
+
+
+def resolve_target(target: str, args: Mapping[str, Any] | None = None) -> Any:
+    """The prim_func that ``FILE.py:NAME`` means.
+
+    NAME is a ``T.prim_func``, a ``@tilelang.jit`` function or a factory that returns either; `args`
+    are the arguments of the latter two, by name. Raises ContractError with one sentence otherwise.
+    """
+    path, _, name = target.rpartition(":")
+    check(path.endswith(".py") and name, "kernel", got=repr(target), expected="FILE.py:NAME")
+    file = Path(path)
+    check(file.is_file(), "kernel file", got=path, expected="a file that exists")
+    module = _import(file)
+    kernels = sorted(n for n, v in vars(module).items() if _is_kernel(v, module))
+    expected = f"one of {', '.join(kernels)}" if kernels else "a kernel"
+    check(hasattr(module, name), f"kernel in {path}", got=name, expected=expected)
+    return as_prim_func(getattr(module, name), args, target)
+
+
+def as_prim_func(kernel: Any, args: Mapping[str, Any] | None = None, what: str = "kernel") -> Any:
+    """A prim_func from itself, a jit function or a factory, called with `args`."""
+    from tilelang import tvm
+
+    given = dict(args or {})
+    for _ in range(2):  # a factory may return a jit function
+        if isinstance(kernel, tvm.tirx.PrimFunc):
+            check(not given, f"arguments of {what}", got=sorted(given), expected="none")
+            return kernel
+        check(callable(kernel), what, got=type(kernel).__name__, expected="a TileLang kernel")
+        build = getattr(kernel, "get_tir", None)
+        _fits(getattr(kernel, "func", kernel) if build is not None else kernel, given, what)
+        kernel, given = (build or kernel)(**given), {}
+    expected = "a prim_func"
+    check(isinstance(kernel, tvm.tirx.PrimFunc), what, got=type(kernel).__name__, expected=expected)
+    return kernel
+
+
+def parse_args(pairs: list[str]) -> dict[str, Any]:
+    """``["n=128", "dtype=bfloat16"]`` → Python values; what is no literal is text."""
+    out: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        check(bool(key and equals), "--arg", got=repr(pair), expected="key=value")
+        try:
+            out[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            out[key] = value
+    return out
+
+
+def _fits(function: Any, given: Mapping[str, Any], what: str) -> None:
+    parameters = inspect.signature(function).parameters
+    missing = [
+        n
+        for n, p in parameters.items()
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        if n not in given
+    ]
+    check(not missing, f"arguments of {what}", got=sorted(given), expected=f"also {missing}")
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        unknown = sorted(set(given) - set(parameters))
+        check(not unknown, f"arguments of {what}", got=unknown, expected=f"among {[*parameters]}")
+
+
+def _import(file: Path) -> Any:
+    """Run the file as a module of its own, with its folder importable as for a script."""
+    absolute = file.resolve()
+    digest = hashlib.sha256(str(absolute).encode()).hexdigest()[:12]
+    spec = importlib.util.spec_from_file_location(f"_tileproof_target_{digest}", absolute)
+    assert spec is not None and spec.loader is not None  # the suffix is .py
+    module = importlib.util.module_from_spec(spec)
+    # TileLang reads the source of the functions it traces through sys.modules.
+    sys.modules[spec.name] = module
+    sys.path.insert(0, str(absolute.parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        detail = f"{type(error).__name__}: {error}".splitlines()[0]
+        check(False, f"import of {file}", got=detail, expected="a module that imports")
+    finally:
+        sys.path.remove(str(absolute.parent))
+    return module
+
+
+def _is_kernel(value: Any, module: Any) -> bool:
+    own = getattr(value, "__module__", None) == module.__name__
+    return type(value).__name__ in ("PrimFunc", "JITImpl") or (inspect.isfunction(value) and own)
