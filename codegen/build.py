@@ -1,0 +1,285 @@
+"""Specializations × architectures → a bundle, on all cores, doing again only what changed."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tileproof import dsl
+from tileproof.dsl import Specialization, arch, check, get, load_library
+from tileproof.runtime.cache import atomic_write, cache_dir
+
+from . import hostir, lower
+from . import host as host_module
+from .bundle import Unit, arch_order, write_bundle
+from .device import cache_entry, compile_cuda
+from .host import PlannedLaunch, plan
+from .resources import Resources, gate
+from .toolchain import Toolkit, ToolchainError, versions
+
+
+@dataclass(frozen=True)
+class Event:
+    """Progress of a build: unit `done` of `total` was compiled; `cached` if nothing had to run."""
+
+    symbol: str
+    arch: str
+    done: int
+    total: int
+    cached: bool
+
+
+def build(
+    specs: Iterable[Specialization],
+    archs: Sequence[str],
+    out: str | Path,
+    *,
+    jobs: int | None = None,
+    toolkit: Toolkit = "pip",
+    on_event: Callable[[Event], None] | None = None,
+) -> Path:
+    """Compile every specialization for every architecture into the bundle `out`.
+
+    What compiled before is taken from the cache; `out` appears whole or not at all.
+
+    Args:
+        specs: of any ops; duplicates are built once.
+        archs: e.g. ``["sm_80", "sm_90a"]``.
+        out: the bundle's folder; a bundle that is there is replaced.
+        jobs: worker processes, one per core by default. With 1 everything runs in this process.
+        toolkit: ``"system"`` uses the nvcc on PATH instead of the one from PyPI.
+        on_event: called after every unit, from worker threads.
+
+    Raises ToolchainError for a missing or failing tool, ContractError for a kernel that breaks a
+    resource limit.
+    """
+    unique = {spec.symbol: spec for spec in specs}
+    check(bool(unique), "kernels to build", got="none", expected="at least one")
+    check(bool(archs), "architectures", got="none", expected="at least one")
+    targets = sorted({arch(name).name for name in archs}, key=arch_order)
+    versions(toolkit)
+    work = [(spec, target) for spec in unique.values() for target in targets]
+    counter = _Counter(len(work), on_event)
+
+    units: dict[int, Unit] = {}
+    left = []
+    for i, (spec, target) in enumerate(work):
+        if _is_cached(spec, target, toolkit):
+            units[i] = compile_unit(spec, target, toolkit)
+            counter.report(spec, target, cached=True)
+        else:
+            left.append(i)
+
+    def compile_here(i: int) -> None:
+        units[i] = compile_unit(*work[i], toolkit)
+        counter.report(*work[i], cached=False)
+
+    workers = min(jobs or os.cpu_count() or 1, len(left))
+    remote = [i for i in left if _is_library(work[i][0])] if workers > 1 else []
+    if remote:
+        with ThreadPoolExecutor(workers) as pool:
+            _Workers(pool, workers, toolkit).fill_cache([work[i] for i in remote], counter)
+    for i in left:
+        if i in remote:
+            units[i] = compile_unit(*work[i], toolkit)
+        else:
+            compile_here(i)
+    return write_bundle(list(units.values()), Path(out), versions(toolkit))
+
+
+class _Counter:
+    """Numbers events across threads."""
+
+    def __init__(self, total: int, on_event: Callable[[Event], None] | None) -> None:
+        self.total, self.done, self.on_event = total, 0, on_event
+        self.lock = threading.Lock()
+
+    def report(self, spec: Specialization, target: str, *, cached: bool) -> None:
+        with self.lock:
+            self.done += 1
+            if self.on_event is not None:
+                self.on_event(Event(spec.symbol, target, self.done, self.total, cached))
+
+
+def compile_unit(spec: Specialization, target: str, toolkit: Toolkit = "pip") -> Unit:
+    """Lower, compile and gate one specialization for one architecture, through the caches."""
+    lowered = _lowered(spec, target)
+    cuda = lowered["cuda"]
+    launches = tuple(PlannedLaunch.from_json(data) for data in lowered["launches"])
+    variant = spec.op.variant(target)
+    code = compile_cuda(cuda, target, contract_fma=variant.contract_fma, toolkit=toolkit)
+    resources = []
+    for launch in launches:
+        facts = code.kernels[launch.kernel]
+        used = Resources(
+            kernel=launch.kernel, dynamic_smem=launch.smem, threads=launch.threads, **facts
+        )
+        resources.append(used)
+    # The first launch of a matrix op is the one that multiplies.
+    for i, used in enumerate(resources):
+        gate(used, arch(target), op=spec.symbol, matrix=variant.matrix and i == 0)
+    return Unit(spec, target, launches, cuda, code.cubin, tuple(resources))
+
+
+def _lowered(spec: Specialization, target: str) -> dict[str, Any]:
+    """CUDA text and launches, from the cache where the kernel's sources are known completely."""
+    path = _lowering_path(spec, target)
+    if path is not None and path.exists():
+        return dict(json.loads(path.read_text()))
+    result = lower.lower(spec, target)
+    data = {"cuda": result.cuda, "launches": [launch.to_json() for launch in plan(result)]}
+    if path is not None:
+        atomic_write(path, json.dumps(data))
+    return data
+
+
+def _is_library(spec: Specialization) -> bool:
+    """Whether the op is one of ours: its sources are under `kernels`, a worker can import it."""
+    return spec.op.variants[0].factory.__module__.startswith("tileproof.kernels.")
+
+
+def _is_cached(spec: Specialization, target: str, toolkit: Toolkit) -> bool:
+    path = _lowering_path(spec, target)
+    if path is None or not path.exists():
+        return False
+    cuda = json.loads(path.read_text())["cuda"]
+    contract = spec.op.variant(target).contract_fma
+    return cache_entry(cuda, target, contract_fma=contract, toolkit=toolkit).exists()
+
+
+def _lowering_path(spec: Specialization, target: str) -> Path | None:
+    """Where a lowering is kept; None for an op of someone else's, whose imports we cannot know."""
+    if not _is_library(spec):
+        return None
+    parts = [_source_digest(), versions().tilelang, spec.symbol, target]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return cache_dir("lowered", key[:2]) / f"{key}.json"
+
+
+@functools.cache
+def _source_digest() -> str:
+    """Hash of everything a lowering reads: kernels, dsl and the lowering itself."""
+    digest = hashlib.sha256()
+    kernels = Path(next(iter(importlib.import_module("tileproof.kernels").__path__)))
+    files = [*kernels.rglob("*.py"), *Path(dsl.__file__).parent.glob("*.py")]
+    files += [Path(str(module.__file__)) for module in (lower, hostir, host_module)]
+    for path in sorted(files):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+class _Workers:
+    """Processes that fill the caches; importing TileLang takes them two seconds each.
+
+    They are started as commands, not by multiprocessing, which would run the caller's main module
+    again, and speak lines of JSON.
+    """
+
+    def __init__(self, pool: ThreadPoolExecutor, count: int, toolkit: Toolkit) -> None:
+        self.pool, self.count, self.toolkit = pool, count, toolkit
+        self.failed = threading.Event()
+
+    def fill_cache(self, work: Sequence[tuple[Specialization, str]], counter: _Counter) -> None:
+        queue = iter(work)
+        lock = threading.Lock()
+
+        def serve() -> None:
+            start = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
+            start += "from tileproof.codegen.build import _serve; _serve()"
+            command = [sys.executable, "-c", start, json.dumps(sys.path)]
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            assert process.stdin is not None and process.stdout is not None
+            try:
+                while not self.failed.is_set():
+                    with lock:
+                        job = next(queue, None)
+                    if job is None:
+                        break
+                    spec, target = job
+                    sizes = {**spec.types, **spec.params}
+                    sizes |= {k: v for k, v in spec.dims.items() if not spec.op.dims[k].derived}
+                    message = {"op": spec.op.name, "sizes": sizes, "arch": target}
+                    process.stdin.write(json.dumps(message | {"toolkit": self.toolkit}) + "\n")
+                    process.stdin.flush()
+                    _raise_reply(process.stdout.readline(), f"{spec.symbol} on {target}")
+                    counter.report(spec, target, cached=False)
+            except BaseException:
+                self.failed.set()
+                raise
+            finally:
+                process.stdin.close()
+                process.wait()
+
+        for future in [self.pool.submit(serve) for _ in range(self.count)]:
+            future.result()
+
+
+def _raise_reply(line: str, where: str) -> None:
+    """Raise here what a worker raised there."""
+    if not line:
+        raise ToolchainError(f"{where}: the build worker died")
+    error = json.loads(line)["error"]
+    if error is not None:
+        kind = dsl.ContractError if error["contract"] else ToolchainError
+        raise kind(error["words"])
+
+
+def _serve() -> None:
+    """A worker: one job per line of stdin, one answer per line of stdout, until stdin closes."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a compiler prints shall not mix with the answers
+    for line in sys.stdin:
+        job = json.loads(line)
+        error = None
+        try:
+            spec = get(job["op"]).specialize(**job["sizes"])
+            compile_unit(spec, job["arch"], job["toolkit"])
+        except Exception as raised:
+            words = str(raised) or type(raised).__name__
+            error = {"contract": isinstance(raised, dsl.ContractError), "words": words}
+        answers.write(json.dumps({"error": error}) + "\n")
+        answers.flush()
+
+
+def specs_for_model(config: Mapping[str, Any], act: str | None = None) -> list[Specialization]:
+    """What a Hugging Face DeepSeek-V4 config (as a dict) needs of every op of the library.
+
+    `act` is the activation type, ``"bf16"`` or ``"f32"``; None takes each op's first.
+    """
+    return [spec for op in load_library().values() for spec in op.for_model(config, act)]
+
+
+# What the ops ask of a configuration, for the two released models (spec §2).
+_COMMON = {
+    "head_dim": 512,
+    "index_head_dim": 128,
+    "hc_mult": 4,
+    "hc_sinkhorn_iters": 20,
+    "hc_eps": 1e-6,
+    "rms_norm_eps": 1e-6,
+}
+MODELS: Mapping[str, Mapping[str, Any]] = {
+    "flash": {**_COMMON, "hidden_size": 4096, "q_lora_rank": 1024},
+    "pro": {**_COMMON, "hidden_size": 7168, "q_lora_rank": 1536},
+}
+
+
+def default_specs(models: Sequence[str] = ("flash", "pro")) -> list[Specialization]:
+    """The whole library at the sizes of V4-Flash and V4-Pro, with bf16 activations."""
+    unknown = sorted(set(models) - set(MODELS))
+    check(not unknown, "model", got=unknown, expected=f"among {sorted(MODELS)}")
+    specs = [s for model in models for s in specs_for_model(MODELS[model], "bf16")]
+    return list({spec.symbol: spec for spec in specs}.values())

@@ -1,0 +1,192 @@
+"""The bundle: one folder with cubins, CUDA text, launchers and a manifest that vouches for them.
+
+manifest.json          ops, specializations, resources, proofs, and sha256 of every other file
+manifest.sha256        of manifest.json
+launchers.<platform>.so
+cubin/<symbol>.<arch>.cubin
+cuda/<symbol>.<arch>.cu
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tileproof
+from tileproof.dsl import Op, Specialization, arch, check
+from tileproof.runtime.bundle import SCHEMA, read_manifest
+from tileproof.runtime.cache import atomic_write
+
+from .host import HostKernel, PlannedLaunch, compile_launchers, generate
+from .resources import Resources
+from .toolchain import Versions
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One specialization compiled for one architecture."""
+
+    spec: Specialization
+    arch: str
+    launches: tuple[PlannedLaunch, ...]
+    cuda: str
+    cubin: bytes
+    resources: tuple[Resources, ...]
+
+
+def describe(op: Op) -> dict[str, Any]:
+    """Everything the runtime needs to know about `op`, as plain data (a manifest's op entry).
+
+    `reference.takes` names the params and static dims the reference wants besides the inputs.
+    """
+    roles = sorted({a.role for a in op.args})
+    check("inout" not in roles, f"{op.name}: roles", got=roles, expected="only in and out")
+    module, name = op.reference.__module__, op.reference.__qualname__
+    wanted = list(inspect.signature(op.reference).parameters)[len(op.inputs) :]
+    return {
+        "name": op.name,
+        "doc": op.doc,
+        "args": [
+            {"name": a.name, "shape": list(a.shape), "dtype": a.dtype, "role": a.role}
+            for a in op.args
+        ],
+        "dims": {
+            letter: {
+                "lo": d.lo,
+                "hi": d.hi,
+                "multiple": d.multiple,
+                "static": d.static,
+                "derived": d.derived is not None,
+            }
+            for letter, d in op.dims.items()
+        },
+        "types": {k: list(v) for k, v in op.types.items()},
+        "params": dict(op.params),
+        "reference": {"path": f"{module}:{name}", "takes": wanted},
+    }
+
+
+def platform_tag() -> str:
+    """The platform native code of this process runs on, e.g. ``linux-x86_64``."""
+    return f"{sys.platform}-{platform.machine()}"
+
+
+def write_bundle(units: Sequence[Unit], out: Path, tools: Versions) -> Path:
+    """Write `units` as the bundle `out`, replacing a bundle that is there in one step.
+
+    Raises ContractError when `out` is something else than a bundle.
+    """
+    replaceable = not out.exists() or (out / "manifest.json").exists() or _is_empty(out)
+    check(replaceable, "output folder", got=f"{out} with other files", expected="a new folder")
+    files, manifest = _contents(units, tools)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        for name, data in files.items():
+            (stage / name).parent.mkdir(exist_ok=True)
+            (stage / name).write_bytes(data)
+        _write_manifest(stage, manifest)
+        stage.chmod(0o755)
+        if out.exists():
+            # A folder cannot replace a folder in one step; the old one steps aside for a moment.
+            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+            out.rename(old)
+            stage.rename(out)
+            shutil.rmtree(old)
+        else:
+            stage.rename(out)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+    return out
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
+
+
+def _contents(units: Sequence[Unit], tools: Versions) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Every file of the bundle but the manifest, and the manifest."""
+    units = sorted(units, key=lambda u: (u.spec.symbol, arch_order(u.arch)))
+    files: dict[str, bytes] = {}
+    hosts: dict[str, HostKernel] = {}
+    entries: dict[str, dict[str, Any]] = {}
+    for unit in units:
+        symbol = unit.spec.symbol
+        cubin, cuda = f"cubin/{symbol}.{unit.arch}.cubin", f"cuda/{symbol}.{unit.arch}.cu"
+        files |= {cubin: unit.cubin, cuda: unit.cuda.encode()}
+        host = hosts.get(symbol, HostKernel(unit.spec, ()))
+        if unit.launches not in host.plans:
+            host = HostKernel(unit.spec, (*host.plans, unit.launches))
+        hosts[symbol] = host
+        entry = entries.setdefault(symbol, _specialization(unit.spec))
+        entry["archs"][unit.arch] = {
+            "cubin": cubin,
+            "cuda": cuda,
+            "plan": host.plans.index(unit.launches),
+            "launches": [launch.to_json() for launch in unit.launches],
+            "resources": [used.to_json() for used in unit.resources],
+            "proofs": None,
+        }
+    library = f"launchers.{platform_tag()}.so"
+    files[library] = compile_launchers(generate(list(hosts.values())))
+    ops = {unit.spec.op.name: unit.spec.op for unit in units}
+    archs = sorted({unit.arch for unit in units}, key=arch_order)
+    manifest = {
+        "schema": SCHEMA,
+        "tileproof": tileproof.__version__,
+        "tools": asdict(tools),
+        "archs": {a: {"runs_on": arch(a).runs_on, "cards": arch(a).cards} for a in archs},
+        "launchers": {platform_tag(): library},
+        "ops": {name: describe(op) for name, op in sorted(ops.items())},
+        "specializations": entries,
+        "files": {
+            name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+            for name, data in sorted(files.items())
+        },
+    }
+    return files, manifest
+
+
+def arch_order(name: str) -> int:
+    """``sm_90a`` → 90: architectures in the order of their generations."""
+    return int("".join(c for c in name if c.isdigit()))
+
+
+def _specialization(spec: Specialization) -> dict[str, Any]:
+    return {
+        "op": spec.op.name,
+        "dims": dict(spec.dims),
+        "types": dict(spec.types),
+        "params": dict(spec.params),
+        "archs": {},
+    }
+
+
+def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    atomic_write(folder / "manifest.json", text)
+    atomic_write(folder / "manifest.sha256", f"{digest}  manifest.json\n")
+
+
+def attach_proofs(bundle: Path, reports: Mapping[tuple[str, str], Mapping[str, Any]]) -> None:
+    """Record a verdict (plain data) per ``(symbol, arch)`` in the manifest of `bundle`.
+
+    Raises ContractError for a kernel the bundle does not have.
+    """
+    manifest = read_manifest(bundle)
+    for (symbol, arch_name), report in reports.items():
+        archs = manifest["specializations"].get(symbol, {}).get("archs", {})
+        got = f"{symbol} on {arch_name}"
+        check(arch_name in archs, f"{bundle}: proof", got=got, expected="a kernel of the bundle")
+        archs[arch_name]["proofs"] = dict(report)
+    _write_manifest(bundle, manifest)

@@ -1,0 +1,96 @@
+"""CUDA text → cubin and its resource table, cached by content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tileproof.dsl import check
+from tileproof.runtime.cache import atomic_write, cache_dir, locked
+
+from .resources import FAMILIES, from_ptxas, from_sass
+from .toolchain import Toolkit, cuda_includes, cuda_tool, run, versions
+
+_PATH_HASH = re.compile(r"_[0-9a-f]{8}_9_kernel_cu_[0-9a-f]{8}")
+
+# Bumped when the cached facts change shape.
+_FORMAT = "1"
+
+
+@dataclass(frozen=True)
+class DeviceCode:
+    """A compiled CUDA text: the cubin's bytes and facts per kernel as in ``Resources``."""
+
+    cubin: bytes
+    kernels: dict[str, dict[str, Any]]
+
+
+def flags(arch: str, *, contract_fma: bool) -> list[str]:
+    """nvcc's flags, for PTX and for the cubin alike. Fast-math is never among them."""
+    fmad = "true" if contract_fma else "false"
+    seed = "-frandom-seed=tileproof"
+    return ["-O3", "-std=c++17", f"-arch={arch}", f"-fmad={fmad}", seed]
+
+
+def cache_entry(cuda: str, arch: str, *, contract_fma: bool, toolkit: Toolkit = "pip") -> Path:
+    """Where the facts of a compiled text are kept; the cubin lies beside them. May not exist."""
+    tools = versions(toolkit)
+    options = flags(arch, contract_fma=contract_fma)
+    parts = [_FORMAT, cuda, tools.nvcc, tools.tilelang, toolkit, *options]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return cache_dir("device", key[:2]) / f"{key}.json"
+
+
+def compile_cuda(
+    cuda: str, arch: str, *, contract_fma: bool, toolkit: Toolkit = "pip"
+) -> DeviceCode:
+    """Compile `cuda` for `arch`, or take it from the cache.
+
+    Raises ToolchainError when nvcc is missing or refuses the text.
+    """
+    facts = cache_entry(cuda, arch, contract_fma=contract_fma, toolkit=toolkit)
+    cubin = facts.with_suffix(".cubin")
+    if not facts.exists():
+        with locked(facts):
+            if not facts.exists():
+                code = _compile(cuda, flags(arch, contract_fma=contract_fma), toolkit)
+                atomic_write(cubin, code.cubin)
+                atomic_write(facts, json.dumps(code.kernels))  # last: its presence means both
+    return DeviceCode(cubin.read_bytes(), json.loads(facts.read_text()))
+
+
+def _compile(cuda: str, options: list[str], toolkit: Toolkit) -> DeviceCode:
+    nvcc = cuda_tool("nvcc", toolkit)
+    includes = [f"-I{path}" for path in cuda_includes()]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        (folder / "kernel.cu").write_text(cuda)
+        run([nvcc, "-ptx", *options, *includes, "kernel.cu"], "nvcc", folder)
+        ptx = (folder / "kernel.ptx").read_text()
+        # Names of file-local objects carry a hash of the source's path; the same text shall give
+        # the same bytes wherever it is compiled.
+        (folder / "kernel.ptx").write_text(_PATH_HASH.sub("_kernel_cu_", ptx))
+        cubin_command = [nvcc, "-cubin", "-Xptxas=-v", *options, "kernel.ptx"]
+        log = run(cubin_command, "ptxas", folder)
+        disassembly = run(
+            [cuda_tool("nvdisasm", toolkit), "-c", "kernel.cubin"], "nvdisasm", folder
+        )
+        cubin = (folder / "kernel.cubin").read_bytes()
+    sass = from_sass(disassembly)
+    kernels = {}
+    for name, used in from_ptxas(log).items():
+        check(name in sass, f"{name}: disassembly", got="no instructions", expected="its code")
+        counts = sass[name]
+        kernels[name] = {
+            **used,
+            "instructions": sum(counts.values()),
+            "sass": {family: counts[family] for family in FAMILIES if counts[family]},
+            "cubin_bytes": len(cubin),
+        }
+    check(bool(kernels), "ptxas report", got="no kernel", expected="at least one")
+    return DeviceCode(cubin, kernels)

@@ -1,0 +1,251 @@
+"""The native launchers of a bundle: tables of facts in C++, read by ``runtime/csrc/launcher.cpp``.
+
+What a launcher checks comes from the `Op` and what it launches from TileLang's host IR, so there is
+nothing to keep in step by hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tileproof import runtime
+from tileproof.dsl import BoundTensor, DType, Specialization, check
+from tileproof.runtime.cache import cache_dir, locked, replacing
+
+from .hostir import to_c
+from .lower import Lowered
+from .toolchain import cxx, run, versions
+
+CSRC = Path(runtime.__file__).parent / "csrc"
+_SCALARS = {"int32": "kInt32", "int64": "kInt64"}
+_FLAGS = (
+    "-std=c++17 -O2 -fPIC -shared -fvisibility=hidden -Wall -Wno-invalid-offsetof "
+    "-Wl,--build-id=none -Wl,--as-needed -Wl,--strip-all"
+).split()
+
+
+@dataclass(frozen=True)
+class PlannedLaunch:
+    """One launch as plain data.
+
+    `parameters` in the device kernel's order: ``("tensor", index in the op's arguments)`` or
+    ``("int32" | "int64", letter)``. `grid` are C++ expressions over letters; `smem` in bytes.
+    """
+
+    kernel: str
+    parameters: tuple[tuple[str, int | str], ...]
+    grid: tuple[str, str, str]
+    block: tuple[int, int, int]
+    smem: int
+
+    @property
+    def threads(self) -> int:
+        """Threads of one block."""
+        return self.block[0] * self.block[1] * self.block[2]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data; :meth:`from_json` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PlannedLaunch:
+        """The inverse of :meth:`to_json`, for data that went through JSON."""
+        parameters = tuple((str(kind), value) for kind, value in data["parameters"])
+        x, y, z = data["block"]
+        gx, gy, gz = data["grid"]
+        return cls(data["kernel"], parameters, (gx, gy, gz), (x, y, z), data["smem"])
+
+
+def plan(lowered: Lowered) -> tuple[PlannedLaunch, ...]:
+    """The launches of one call of a lowered specialization.
+
+    Raises ContractError when the kernel's signature is not the op's, or when a launch needs more
+    than launchers do.
+    """
+    spec = lowered.spec
+    assert spec is not None, "only specializations have a declaration to check against"
+    indices = _match_signature(lowered, spec)
+    return tuple(_planned(launch, indices, spec) for launch in lowered.launches)
+
+
+def _match_signature(lowered: Lowered, spec: Specialization) -> dict[str, int]:
+    """Position in the op's arguments by the kernel's own parameter names."""
+    where = f"{spec.op.name} on {lowered.arch}"
+    count = len(spec.args)
+    check(len(lowered.parameters) == count, f"{where}: kernel parameters",
+          got=len(lowered.parameters), expected=count)  # fmt: skip
+    indices = {}
+    for i, (parameter, tensor) in enumerate(zip(lowered.parameters, spec.args, strict=True)):
+        got = f"{parameter.dtype}{list(parameter.shape or ())}"
+        expected = f"{tensor.dtype.tilelang}{list(tensor.shape)} as the op's {tensor.name}"
+        same = parameter.dtype == tensor.dtype.tilelang and parameter.shape == tensor.shape
+        check(same, f"{where}: kernel parameter {parameter.name}", got=got, expected=expected)
+        indices[parameter.name] = i
+    return indices
+
+
+def _planned(launch: Any, indices: Mapping[str, int], spec: Specialization) -> PlannedLaunch:
+    where = f"{spec.op.name}: {launch.kernel}"
+    parameters: list[tuple[str, int | str]] = []
+    for argument in launch.args:
+        if argument.is_tensor:
+            known = argument.name in indices
+            check(known, f"{where}: pointer", got=argument.name, expected="one of the op's tensors")
+            parameters.append(("tensor", indices[argument.name]))
+            continue
+        known = argument.name in spec.op.dynamic
+        check(known, f"{where}: scalar", got=argument.name, expected="one of the op's dims")
+        kind = str(argument.dtype)
+        check(kind in _SCALARS, f"{where}: scalar {argument.name}", got=kind, expected="an integer")
+        most = spec.op.dims[argument.name].hi
+        fits = kind == "int64" or most < 2**31
+        check(fits, f"{where}: dim {argument.name}", got=most, expected="a domain that fits int32")
+        parameters.append((kind, argument.name))
+    block = tuple(_constant(where, "block", extent) for extent in launch.block)
+    smem = _constant(where, "dynamic shared memory", launch.smem)
+    grid = tuple(str(to_c(extent)) for extent in launch.grid)
+    return PlannedLaunch(launch.kernel, tuple(parameters), grid, block, smem)  # type: ignore[arg-type]
+
+
+def _constant(where: str, what: str, expr: Any) -> int:
+    """Block and shared memory are opted in to when a kernel is loaded, before any size is known."""
+    text = str(to_c(expr))
+    check(text.isdigit(), f"{where}: {what}", got=text, expected="a constant")
+    return int(text)
+
+
+@dataclass(frozen=True)
+class HostKernel:
+    """One specialization and its distinct plans; architectures refer to a plan by its index."""
+
+    spec: Specialization
+    plans: tuple[tuple[PlannedLaunch, ...], ...]
+
+
+def generate(kernels: Sequence[HostKernel]) -> str:
+    """The C++ of one bundle's launchers, in the order given."""
+    parts = ["// Generated by tileproof.", "#include <algorithm>", '#include "launcher.h"', ""]
+    parts += ["using namespace tileproof;", ""]
+    for number, kernel in enumerate(kernels):
+        parts += [f"namespace k{number} {{", *_tables(kernel), "}"]
+        parts += [f"TILEPROOF_BIND({kernel.spec.symbol}, k{number}::kernel)", ""]
+    return "\n".join(parts)
+
+
+def _tables(kernel: HostKernel) -> list[str]:
+    spec = kernel.spec
+    tensors = spec.args
+    letters = list(spec.op.dynamic)
+    limits = {"tensors": (len(tensors), 24), "dynamic dims": (len(letters), 12)}
+    for what, (got, most) in limits.items():
+        check(got <= most, f"{spec.op.name}: {what}", got=got, expected=f"at most {most}")
+    lines = []
+    rows = []
+    for i, (declared, tensor) in enumerate(zip(spec.op.args, tensors, strict=True)):
+        if tensor.shape:
+            axes = ", ".join(
+                _axis(letter, size, letters)
+                for letter, size in zip(declared.shape, tensor.shape, strict=True)
+            )
+            lines.append(f"const Axis a{i}[] = {{{axes}}};")
+        rows.append(_tensor(tensor, f"a{i}" if tensor.shape else "nullptr"))
+    lines.append(f"const Tensor tensors[] = {{{', '.join(rows)}}};")
+    domains = ", ".join(
+        f'{{"{name}", {d.lo}, {d.hi}, {d.multiple}}}' for name, d in spec.op.dynamic.items()
+    )
+    if letters:
+        lines.append(f"const Letter letters[] = {{{domains}}};")
+    plans = []
+    for p, launches in enumerate(kernel.plans):
+        check(len(launches) <= 4, f"{spec.op.name}: launches", got=len(launches), expected="<= 4")
+        rows = []
+        for j, launch in enumerate(launches):
+            lines += _launch_tables(launch, f"{p}_{j}", letters)
+            block = ", ".join(map(str, launch.block))
+            rows.append(
+                f'{{"{launch.kernel}", {len(launch.parameters)}, parameters{p}_{j}, grid{p}_{j}, '
+                f"{{{block}}}, {launch.smem}}}"
+            )
+        lines.append(f"const Launch launches{p}[] = {{{', '.join(rows)}}};")
+        plans.append(f"{{{len(launches)}, launches{p}}}")
+    lines.append(f"const Plan plans[] = {{{', '.join(plans)}}};")
+    lines.append(
+        f'const Kernel kernel = {{"{spec.op.name}", {len(tensors)}, tensors, {len(letters)}, '
+        f"{'letters' if letters else 'nullptr'}, {len(plans)}, plans}};"
+    )
+    return lines
+
+
+def _axis(letter: str, size: int | str, letters: Sequence[str]) -> str:
+    label = "nullptr" if letter.isdigit() else f'"{letter}"'
+    if isinstance(size, int):
+        return f"{{{label}, {size}, -1}}"
+    return f"{{{label}, 0, {letters.index(size)}}}"
+
+
+def _tensor(tensor: BoundTensor, axes: str) -> str:
+    written = "true" if tensor.role != "in" else "false"
+    return (
+        f'{{"{tensor.name}", {_dlpack(tensor.dtype)}, {tensor.align}, {written}, '
+        f"{len(tensor.shape)}, {axes}}}"
+    )
+
+
+def _dlpack(element: DType) -> str:
+    whole = element.bits % 8 == 0
+    check(whole, "tensor element", got=element.name, expected="whole bytes (pass packed pairs)")
+    return f"{{{element.code}, {element.bits}, 1}}"
+
+
+def _launch_tables(launch: PlannedLaunch, suffix: str, letters: Sequence[str]) -> list[str]:
+    rows = []
+    for kind, value in launch.parameters:
+        if kind == "tensor":
+            rows.append(f"{{Parameter::kPointer, {value}}}")
+        else:
+            rows.append(f"{{Parameter::{_SCALARS[kind]}, {letters.index(str(value))}}}")
+    names = [f"[[maybe_unused]] const int64_t {n} = dims[{i}];" for i, n in enumerate(letters)]
+    grid = " ".join(f"grid[{i}] = {extent};" for i, extent in enumerate(launch.grid))
+    return [
+        f"const Parameter parameters{suffix}[] = {{{', '.join(rows)}}};",
+        f"void grid{suffix}([[maybe_unused]] const int64_t* dims, int64_t* grid) {{",
+        f"  {' '.join(names)}",
+        f"  {grid}",
+        "}",
+    ]
+
+
+def compile_launchers(source: str) -> bytes:
+    """The shared library of a generated source with the drivers in it, cached by content.
+
+    Raises ToolchainError without a C++ compiler.
+    """
+    from tvm_ffi import libinfo
+
+    compiler = cxx()
+    own = sorted(CSRC.glob("*.cpp"))
+    texts = [source, *(p.read_text() for p in [*own, *sorted(CSRC.glob("*.h"))])]
+    tools = versions()
+    parts = [*texts, tools.cxx, tools.tvm_ffi, *_FLAGS]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    output = cache_dir("host", key[:2]) / f"{key}.so"
+    if output.exists():
+        return output.read_bytes()
+    with locked(output), replacing(output) as target, tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        (folder / "kernels.cpp").write_text(source)
+        for path in [*own, *CSRC.glob("*.h")]:
+            shutil.copy(path, folder)
+        includes = [f"-I{path}" for path in libinfo.include_paths()]
+        library = Path(libinfo.find_libtvm_ffi())
+        names = ["kernels.cpp", *(p.name for p in own)]
+        link = [library, "-ldl", "-o", "launchers.so"]
+        run([compiler, *_FLAGS, *includes, *names, *link], "the C++ compiler", folder)
+        shutil.copy(folder / "launchers.so", target)
+    return output.read_bytes()

@@ -1,0 +1,86 @@
+// What a generated launcher states about one specialization of an op, and the two functions that
+// read it. The generated file holds tables of these structs and nothing else; launcher.cpp checks
+// a call against them and launches.
+#pragma once
+#include <tvm/ffi/c_api.h>
+
+#include <cstdint>
+
+#include "driver.h"
+
+namespace tileproof {
+
+constexpr int kMaxTensors = 24;
+constexpr int kMaxLetters = 12;
+constexpr int kMaxParameters = 32;
+constexpr int kMaxLaunches = 4;
+
+// One axis of a tensor: a fixed size, or (letter >= 0) a dim read from the call. `label` is the
+// letter of the declaration, null for a literal.
+struct Axis {
+  const char* label;
+  int64_t size;
+  int letter;
+};
+
+struct Tensor {
+  const char* name;
+  DLDataType dtype;
+  uint32_t align;  // bytes the data pointer must be a multiple of
+  bool written;
+  int ndim;
+  const Axis* axes;
+};
+
+// A dim that travels with the call: lo <= value <= hi, value % multiple == 0.
+struct Letter {
+  const char* name;
+  int64_t lo, hi, multiple;
+};
+
+// One parameter of a device kernel: a tensor's data pointer or a dim as int32 or int64.
+struct Parameter {
+  enum Kind : uint8_t { kPointer, kInt32, kInt64 } kind;
+  uint8_t index;  // of the tensor or of the letter
+};
+
+struct Launch {
+  const char* kernel;
+  int parameter_count;
+  const Parameter* parameters;
+  void (*grid)(const int64_t* dims, int64_t* grid);  // dims in the order of Kernel::letters
+  tp_dim3 block;
+  uint32_t smem;  // dynamic shared memory, bytes
+};
+
+// The launches of one call. Architectures with equal launches share a plan.
+struct Plan {
+  int launch_count;
+  const Launch* launches;
+};
+
+struct Kernel {
+  const char* op;
+  int tensor_count;
+  const Tensor* tensors;  // inputs, then outputs, in the op's order
+  int letter_count;
+  const Letter* letters;
+  int plan_count;
+  const Plan* plans;
+};
+
+// FFI function (plan, driver, device_type, device_id, image, image_bytes) -> function of the op's
+// tensors. Addresses travel as integers. The device is DLPack's; the driver's table and the image
+// are what driver.h says. The image is not needed after the call.
+int bind(const Kernel& kernel, const TVMFFIAny* args, int32_t count, TVMFFIAny* result);
+
+}  // namespace tileproof
+
+#define TILEPROOF_EXPORT extern "C" __attribute__((visibility("default")))
+
+// Exports `bind_<symbol>` for one Kernel.
+#define TILEPROOF_BIND(symbol, kernel)                                                  \
+  TILEPROOF_EXPORT int __tvm_ffi_bind_##symbol(void*, const TVMFFIAny* args, int32_t n, \
+                                               TVMFFIAny* result) {                     \
+    return tileproof::bind(kernel, args, n, result);                                    \
+  }

@@ -1,0 +1,243 @@
+"""`load` and `Library`: the ops of one or more bundles, called on torch tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import ops
+from .backends import Code, Cuda, Null, Virtual, choose
+from .bundle import Bundle
+from .errors import MissingKernel, check
+from .signature import Signature
+
+Run = Callable[..., Any]
+
+
+def load(path: str | Path, backend: str = "auto", arch: str | None = None) -> Library:
+    """Load the bundle `path` and make it the library that ``tileproof.ops`` runs on.
+
+    Args:
+        path: a folder written by ``tileproof build``.
+        backend: ``"cuda"``; ``"virtual"``, the virtual GPU on CPU tensors; ``"reference"``, the
+            torch references; ``"null"``, launchers without launches; ``"auto"``, cuda on a
+            machine with a device, else virtual.
+        arch: whose code to run; by default what the device needs, or the bundle's first.
+
+    Raises BundleError in one sentence for a damaged bundle or one without code for the device.
+    """
+    bundle = Bundle(path)
+    if backend == "reference":
+        library = Library.reference(bundle.manifest["ops"].values())
+    else:
+        library = Library(choose(backend, arch, bundle))
+        library.add(bundle)
+    ops.activate(library)
+    return library
+
+
+class Library:
+    """Ops by name: ``lib.mhc_post(x, y, post, comb)`` or ``lib["mhc/post"](...)``."""
+
+    def __init__(self, backend: Cuda | Virtual | Null | None) -> None:
+        self._backend = backend
+        self._operations: dict[str, Operation] = {}
+
+    @classmethod
+    def reference(cls, descriptions: Iterable[Mapping[str, Any]]) -> Library:
+        """A library that runs torch references and needs no bundle.
+
+        `descriptions` are what ``tileproof.codegen.bundle.describe`` gives for an op.
+        """
+        library = cls(None)
+        for description in descriptions:
+            library._operation(description)
+        return library
+
+    @property
+    def backend(self) -> str:
+        """``"cuda"``, ``"virtual"``, ``"null"`` or ``"reference"``."""
+        return self._backend.name if self._backend is not None else "reference"
+
+    @property
+    def ops(self) -> list[str]:
+        """Names of the ops, e.g. ``mhc/post``."""
+        return sorted(operation.signature.name for operation in self._operations.values())
+
+    def add(self, bundle: Bundle | str | Path) -> None:
+        """Add the kernels of another bundle; where both have one, the newer is used."""
+        source = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+        code = Code(source)
+        for description in source.manifest["ops"].values():
+            self._operation(description)
+        for symbol, facts in source.manifest["specializations"].items():
+            self[facts["op"]].add(code, symbol, facts)
+
+    def _operation(self, description: Mapping[str, Any]) -> Operation:
+        signature = Signature(description)
+        if signature.stem not in self._operations:
+            ops.register(signature)
+            self._operations[signature.stem] = Operation(signature, self._backend)
+        return self._operations[signature.stem]
+
+    def __getitem__(self, name: str) -> Operation:
+        operation = self._operations.get(name.replace("/", "_"))
+        if operation is None:
+            raise KeyError(f"op: got {name!r}, expected one of {', '.join(self.ops)}")
+        return operation
+
+    def __getattr__(self, stem: str) -> Operation:
+        if stem.startswith("_") or stem not in self._operations:
+            raise AttributeError(f"op: got {stem!r}, expected one of {', '.join(self.ops)}")
+        return self._operations[stem]
+
+    def has(self, name: str, **sizes: Any) -> bool:
+        """Whether op `name` can run at these static dims, types and params (defaults apply)."""
+        operation = self._operations.get(name.replace("/", "_"))
+        return operation is not None and operation.has(sizes)
+
+
+class Operation:
+    """One op of a library. Calling it allocates the outputs and runs it.
+
+    Inputs are torch tensors of exactly the op's rank; params and static dims no input shows are
+    keyword arguments. Returns the output, or a tuple of the outputs. Raises MissingKernel when no
+    specialization fits and ValueError or TypeError when a tensor breaks the op's contract.
+    """
+
+    def __init__(self, signature: Signature, backend: Cuda | Virtual | Null | None) -> None:
+        self.signature = signature
+        self._backend = backend
+        self._kernels: list[tuple[Code, str, dict[str, Any]]] = []
+        self._ready: dict[tuple[Any, ...], Run] = {}
+        self._count = len(signature.inputs)
+        self._axes = [(i, axis) for _, i, axis in signature.static_axes]
+        self._typed = [i for _, i in signature.type_axes]
+
+    def add(self, code: Code, symbol: str, facts: Mapping[str, Any]) -> None:
+        """Add one specialization; it comes before those added earlier."""
+        sizes = {**facts["dims"], **facts["types"], **facts["params"]}
+        self._kernels.insert(0, (code, symbol, sizes))
+        self._ready.clear()
+
+    def __call__(self, *tensors: torch.Tensor, **options: Any) -> Any:
+        try:
+            key = (
+                len(tensors),
+                tensors[0].get_device(),
+                *[tensors[i].shape[axis] for i, axis in self._axes],
+                *[tensors[i].dtype for i in self._typed],
+                *options.items(),
+            )
+            run = self._ready.get(key)
+        except (AttributeError, IndexError, TypeError):
+            self.signature.check_call(tensors, options)
+            raise
+        if run is None:
+            run = self._ready[key] = self._prepare(tensors, options)
+        return run(*tensors)
+
+    def _prepare(self, tensors: tuple[torch.Tensor, ...], options: Mapping[str, Any]) -> Run:
+        """What runs every call with this key: allocation and launch in the fewest steps."""
+        signature = self.signature
+        if self._backend is None:
+            return lambda *inputs: signature.run_reference(inputs, options)
+        symbol, sizes = self.select(tensors, options)
+        function = self.kernel(symbol, tensors[0].get_device())
+        types = {variable: sizes[variable] for variable in signature.description["types"]}
+        dims = {letter: sizes[letter] for letter, d in signature.dims.items() if d["static"]}
+        outputs = []
+        for argument in signature.outputs:
+            shape = [dims.get(x, int(x) if x.isdigit() else x) for x in argument.shape]
+            sources = [s if isinstance(s, int) else signature.dynamic_axes[s] for s in shape]
+            outputs.append((sources, signature.torch_dtype(argument, types)))
+        single = len(outputs) == 1
+
+        def run(*inputs: torch.Tensor) -> Any:
+            device = inputs[0].device
+            results = [
+                torch.empty(
+                    [s if isinstance(s, int) else inputs[s[0]].shape[s[1]] for s in sources],
+                    dtype=dtype,
+                    device=device,
+                )
+                for sources, dtype in outputs
+            ]
+            function(*inputs, *results)
+            return results[0] if single else tuple(results)
+
+        return run
+
+    def kernel(self, symbol: str, device_index: int = -1) -> Callable[..., None]:
+        """The function of one specialization: it takes inputs, then outputs, and allocates nothing.
+
+        On the cuda and null backends it is the bare TVM-FFI function, which takes any DLPack
+        arrays. `device_index` is the CUDA device, -1 for the CPU.
+        """
+        check(self._backend is not None, f"{self.signature.name}: kernel", got="backend 'reference'",
+              expected="a backend with kernels")  # fmt: skip
+        assert self._backend is not None
+        names = [a["name"] for a in self.signature.description["args"]]
+        code = next((c for c, known, _ in self._kernels if known == symbol), None)
+        have = ", ".join(known for _, known, _ in self._kernels)
+        check(code is not None, f"{self.signature.name}: kernel", got=symbol,
+              expected=f"one of {have}")  # fmt: skip
+        assert code is not None
+        return self._backend.function(code, symbol, names, device_index)
+
+    def select(
+        self, tensors: tuple[torch.Tensor, ...], options: Mapping[str, Any]
+    ) -> tuple[str, dict[str, Any]]:
+        """Symbol and sizes of the specialization for a call. Raises MissingKernel without one."""
+        signature = self.signature
+        signature.check_call(tensors, options)
+        types = signature.types(tensors)
+        wanted = {**signature.sizes(tensors, options), **signature.parameters(options)}
+        fitting = self._fitting({**wanted, **types})
+        if not fitting:
+            got = _words({**types, **wanted})
+            have = "; ".join(dict.fromkeys(_words({k: sizes[k] for k in {**types, **wanted}})
+                             for _, _, sizes in self._kernels))  # fmt: skip
+            words = (
+                f"{signature.name}: got {got}, expected a kernel of the library: {have or 'none'}"
+            )
+            raise MissingKernel(words, signature.name, wanted, types)
+        for letter in signature.hidden:
+            values = sorted({sizes[letter] for _, _, sizes in fitting})
+            check(len(values) == 1, f"{signature.name}: {letter}", got="no value",
+                  expected=f"one of {values} as a keyword argument", error=TypeError)  # fmt: skip
+        _, symbol, sizes = fitting[0]
+        return symbol, sizes
+
+    def _fitting(self, sizes: Mapping[str, Any]) -> list[tuple[Code, str, dict[str, Any]]]:
+        return [k for k in self._kernels if all(k[2].get(n) == v for n, v in sizes.items())]
+
+    def has(self, sizes: Mapping[str, Any]) -> bool:
+        """Whether a specialization has these static dims, types and params (defaults apply)."""
+        return self._backend is None or bool(self._fitting({**self.signature.params, **sizes}))
+
+    def fake(self, tensors: tuple[torch.Tensor, ...], options: Mapping[str, Any]) -> Any:
+        """Outputs without values, for tracing: shapes may be symbolic in dynamic dims."""
+        signature = self.signature
+        dims = signature.sizes(tensors, options)
+        if not signature.shows_outputs(dims):
+            if self._backend is None:
+                return signature.run_reference(tensors, options)
+            sizes = self.select(tensors, options)[1]
+            dims = {letter: sizes[letter] for letter, d in signature.dims.items() if d["static"]}
+        types = signature.types(tensors)
+        outputs = [
+            tensors[0].new_empty(
+                signature.output_shape(argument, tensors, dims),
+                dtype=signature.torch_dtype(argument, types),
+            )
+            for argument in signature.outputs
+        ]
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+
+def _words(sizes: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in sizes.items())

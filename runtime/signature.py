@@ -1,0 +1,194 @@
+"""One op as its manifest entry describes it: what a call's tensors say about its sizes."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .errors import check
+
+_TORCH_NAMES = {
+    "bool": "bool",
+    "i8": "int8",
+    "u8": "uint8",
+    "i32": "int32",
+    "i64": "int64",
+    "f16": "float16",
+    "bf16": "bfloat16",
+    "f32": "float32",
+    "f64": "float64",
+    "e4m3": "float8_e4m3fn",
+    "ue8m0": "float8_e8m0fnu",
+    "e2m1": "float4_e2m1fn_x2",
+}
+# Older versions of torch lack the narrowest types; ops that use them then name what is missing.
+TORCH: Mapping[str, torch.dtype] = {
+    name: getattr(torch, torch_name)
+    for name, torch_name in _TORCH_NAMES.items()
+    if hasattr(torch, torch_name)
+}
+_NAMES = {value: name for name, value in TORCH.items()}
+
+# References are code; a manifest may only name those that ship with tileproof.
+_REFERENCES = "tileproof.kernels."
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A tensor of an op: its axes in letters, its element type or type variable."""
+
+    name: str
+    shape: tuple[str, ...]
+    dtype: str
+
+
+class Signature:
+    """How an op is called.
+
+    `static_axes` says where each static dim can be read: (letter, input, axis). `hidden` are
+    static dims no input shows; like params they are keyword arguments.
+    """
+
+    def __init__(self, description: Mapping[str, Any]) -> None:
+        self.description = description
+        self.name: str = description["name"]
+        self.stem = self.name.replace("/", "_")
+        self.inputs = self._arguments("in")
+        self.outputs = self._arguments("out")
+        self.dims: Mapping[str, Mapping[str, Any]] = description["dims"]
+        self.params: Mapping[str, int | float] = description["params"]
+        self.static_axes: list[tuple[str, int, int]] = []
+        self.dynamic_axes: dict[str, tuple[int, int]] = {}
+        for i, argument in enumerate(self.inputs):
+            for axis, letter in enumerate(argument.shape):
+                if letter.isdigit():
+                    continue
+                if not self.dims[letter]["static"]:
+                    self.dynamic_axes.setdefault(letter, (i, axis))
+                elif letter not in [known for known, _, _ in self.static_axes]:
+                    self.static_axes.append((letter, i, axis))
+        visible = {letter for letter, _, _ in self.static_axes}
+        self.hidden = [
+            letter
+            for letter, facts in self.dims.items()
+            if facts["static"] and not facts["derived"] and letter not in visible
+        ]
+        self.type_axes: list[tuple[str, int]] = []
+        for i, argument in enumerate(self.inputs):
+            known = [variable for variable, _ in self.type_axes]
+            if argument.dtype in description["types"] and argument.dtype not in known:
+                self.type_axes.append((argument.dtype, i))
+
+    def _arguments(self, role: str) -> list[Argument]:
+        return [
+            Argument(a["name"], tuple(a["shape"]), a["dtype"])
+            for a in self.description["args"]
+            if a["role"] == role
+        ]
+
+    def check_call(self, tensors: Sequence[Any], options: Mapping[str, Any]) -> None:
+        """Raise TypeError unless there is one tensor of the right rank per input and `options`
+        are params or hidden dims."""
+        count, names = len(self.inputs), ", ".join(a.name for a in self.inputs)
+        expected = f"{count} ({names})"
+        check(len(tensors) == count, f"{self.name}: tensors", got=len(tensors), expected=expected,
+              error=TypeError)  # fmt: skip
+        for argument, value in zip(self.inputs, tensors, strict=True):
+            where = f"{self.name}: {argument.name}"
+            is_tensor = isinstance(value, torch.Tensor)
+            check(is_tensor, where, got=type(value).__name__, expected="a torch.Tensor",
+                  error=TypeError)  # fmt: skip
+            rank = len(argument.shape)
+            check(value.ndim == rank, f"{where}.ndim", got=value.ndim,
+                  expected=f"{rank} [{', '.join(argument.shape)}]", error=ValueError)  # fmt: skip
+        allowed = [*self.params, *self.hidden]
+        unknown = sorted(set(options) - set(allowed))
+        check(not unknown, f"{self.name}: keyword arguments", got=unknown,
+              expected=f"among {allowed}", error=TypeError)  # fmt: skip
+
+    def sizes(self, tensors: Sequence[torch.Tensor], options: Mapping[str, Any]) -> dict[str, int]:
+        """Static dims as far as inputs and options show them."""
+        dims = {letter: int(tensors[i].shape[axis]) for letter, i, axis in self.static_axes}
+        given = {k: int(v) for k, v in options.items() if k in self.hidden and v is not None}
+        return dims | given
+
+    def types(self, tensors: Sequence[torch.Tensor]) -> dict[str, str]:
+        """The element type of each type variable. Raises TypeError for a type no op has."""
+        found = {}
+        for variable, i in self.type_axes:
+            choices = self.description["types"][variable]
+            got = tensors[i].dtype
+            check(_NAMES.get(got) in choices, f"{self.name}: {self.inputs[i].name}.dtype", got=got,
+                  expected=" or ".join(str(TORCH[c]) for c in choices), error=TypeError)  # fmt: skip
+            found[variable] = _NAMES[got]
+        return found
+
+    def parameters(self, options: Mapping[str, Any]) -> dict[str, int | float]:
+        """Every param, from `options` or its default, in the type of the default."""
+        return {k: type(v)(options.get(k, v)) for k, v in self.params.items()}
+
+    def torch_dtype(self, argument: Argument, types: Mapping[str, str]) -> torch.dtype:
+        """The torch type of one argument once type variables are known."""
+        name = types.get(argument.dtype, argument.dtype)
+        check(name in TORCH, f"{self.name}: {argument.name}.dtype", got=f"torch {torch.__version__}",
+              expected=f"a torch with {_TORCH_NAMES[name]}", error=TypeError)  # fmt: skip
+        return TORCH[name]
+
+    def output_shape(
+        self, argument: Argument, tensors: Sequence[torch.Tensor], dims: Mapping[str, int]
+    ) -> list[int]:
+        """The shape of an output; `dims` has the static letters."""
+        return [self._size(letter, tensors, dims) for letter in argument.shape]
+
+    def _size(self, letter: str, tensors: Sequence[torch.Tensor], dims: Mapping[str, int]) -> int:
+        if letter.isdigit():
+            return int(letter)
+        if letter in dims:
+            return dims[letter]
+        i, axis = self.dynamic_axes[letter]
+        return tensors[i].shape[axis]
+
+    def shows_outputs(self, dims: Mapping[str, int]) -> bool:
+        """Whether `dims` and the inputs give every output's shape."""
+        letters = {letter for a in self.outputs for letter in a.shape if not letter.isdigit()}
+        return letters <= {*dims, *self.dynamic_axes}
+
+    def reference(self) -> Callable[..., Any]:
+        """The op's torch reference. Raises BundleError for a path outside ``tileproof.kernels``."""
+        path: str = self.description["reference"]["path"]
+        check(path.startswith(_REFERENCES), f"{self.name}: reference", got=path,
+              expected=f"a function under {_REFERENCES}*")  # fmt: skip
+        module, _, name = path.partition(":")
+        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        return function
+
+    def run_reference(self, tensors: Sequence[torch.Tensor], options: Mapping[str, Any]) -> Any:
+        """The reference's result, contiguous like a kernel's."""
+        self.check_call(tensors, options)
+        self._check_letters(tensors)
+        self.types(tensors)
+        known = {**self.sizes(tensors, options), **self.parameters(options)}
+        wanted = self.description["reference"]["takes"]
+        missing = [k for k in wanted if k not in known]
+        check(not missing, f"{self.name}: keyword arguments", got=f"none for {missing}",
+              expected="a value", error=TypeError)  # fmt: skip
+        result = self.reference()(*tensors, **{k: known[k] for k in wanted})
+        if isinstance(result, torch.Tensor):
+            return result.contiguous()
+        return tuple(r.contiguous() for r in result)
+
+    def _check_letters(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Repeated letters agree and literals hold, in the launcher's words."""
+        seen: dict[str, int] = {}
+        for argument, tensor in zip(self.inputs, tensors, strict=True):
+            for axis, letter in enumerate(argument.shape):
+                got = int(tensor.shape[axis])
+                literal = letter.isdigit()
+                expected = int(letter) if literal else seen.setdefault(letter, got)
+                words = str(expected) if literal else f"{letter}={expected}"
+                check(got == expected, f"{self.name}: {argument.name}.shape[{axis}]", got=got,
+                      expected=words, error=ValueError)  # fmt: skip
