@@ -16,17 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tileproof import dsl
 from tileproof.dsl import Specialization, arch, check, get, load_library
 from tileproof.runtime.cache import atomic_write, cache_dir
 
-from . import hostir, lower
+from tileproof import dsl
+
 from . import host as host_module
+from . import hostir, lower
 from .bundle import Unit, arch_order, write_bundle
 from .device import cache_entry, compile_cuda
 from .host import PlannedLaunch, plan
 from .resources import Resources, gate
-from .toolchain import Toolkit, ToolchainError, versions
+from .toolchain import ToolchainError, Toolkit, versions
 
 
 @dataclass(frozen=True)

@@ -75,8 +75,7 @@ def _compile(cuda: str, options: list[str], toolkit: Toolkit) -> DeviceCode:
         # Names of file-local objects carry a hash of the source's path; the same text shall give
         # the same bytes wherever it is compiled.
         (folder / "kernel.ptx").write_text(_PATH_HASH.sub("_kernel_cu_", ptx))
-        cubin_command = [nvcc, "-cubin", "-Xptxas=-v", *options, "kernel.ptx"]
-        log = run(cubin_command, "ptxas", folder)
+        log = run([nvcc, "-cubin", "-Xptxas=-v", *options, "kernel.ptx"], "ptxas", folder)
         disassembly = run(
             [cuda_tool("nvdisasm", toolkit), "-c", "kernel.cubin"], "nvdisasm", folder
         )

@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tileproof import runtime
 from tileproof.dsl import BoundTensor, DType, Specialization, check
 from tileproof.runtime.cache import cache_dir, locked, replacing
+
+from tileproof import runtime
 
 from .hostir import to_c
 from .lower import Lowered
@@ -24,10 +25,9 @@ from .toolchain import cxx, run, versions
 
 CSRC = Path(runtime.__file__).parent / "csrc"
 _SCALARS = {"int32": "kInt32", "int64": "kInt64"}
-_FLAGS = (
-    "-std=c++17 -O2 -fPIC -shared -fvisibility=hidden -Wall -Wno-invalid-offsetof "
-    "-Wl,--build-id=none -Wl,--as-needed -Wl,--strip-all"
-).split()
+_LIMITS = {"tensors": 24, "dynamic dims": 12, "kernel parameters": 32, "launches": 4}
+_FLAGS = ["-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall"]
+_FLAGS += ["-Wl,--build-id=none", "-Wl,--as-needed", "-Wl,--strip-all"]
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,12 @@ def _match_signature(lowered: Lowered, spec: Specialization) -> dict[str, int]:
     """Position in the op's arguments by the kernel's own parameter names."""
     where = f"{spec.op.name} on {lowered.arch}"
     count = len(spec.args)
-    check(len(lowered.parameters) == count, f"{where}: kernel parameters",
-          got=len(lowered.parameters), expected=count)  # fmt: skip
+    check(
+        len(lowered.parameters) == count,
+        f"{where}: kernel parameters",
+        got=len(lowered.parameters),
+        expected=count,
+    )
     indices = {}
     for i, (parameter, tensor) in enumerate(zip(lowered.parameters, spec.args, strict=True)):
         got = f"{parameter.dtype}{list(parameter.shape or ())}"
@@ -142,9 +146,8 @@ def _tables(kernel: HostKernel) -> list[str]:
     spec = kernel.spec
     tensors = spec.args
     letters = list(spec.op.dynamic)
-    limits = {"tensors": (len(tensors), 24), "dynamic dims": (len(letters), 12)}
-    for what, (got, most) in limits.items():
-        check(got <= most, f"{spec.op.name}: {what}", got=got, expected=f"at most {most}")
+    _limit(spec, "tensors", len(tensors))
+    _limit(spec, "dynamic dims", len(letters))
     lines = []
     rows = []
     for i, (declared, tensor) in enumerate(zip(spec.op.args, tensors, strict=True)):
@@ -163,9 +166,10 @@ def _tables(kernel: HostKernel) -> list[str]:
         lines.append(f"const Letter letters[] = {{{domains}}};")
     plans = []
     for p, launches in enumerate(kernel.plans):
-        check(len(launches) <= 4, f"{spec.op.name}: launches", got=len(launches), expected="<= 4")
+        _limit(spec, "launches", len(launches))
         rows = []
         for j, launch in enumerate(launches):
+            _limit(spec, "kernel parameters", len(launch.parameters))
             lines += _launch_tables(launch, f"{p}_{j}", letters)
             block = ", ".join(map(str, launch.block))
             rows.append(
@@ -180,6 +184,12 @@ def _tables(kernel: HostKernel) -> list[str]:
         f"{'letters' if letters else 'nullptr'}, {len(plans)}, plans}};"
     )
     return lines
+
+
+def _limit(spec: Specialization, what: str, got: int) -> None:
+    """Launchers keep a call on the stack, in arrays of these sizes (launcher.h)."""
+    most = _LIMITS[what]
+    check(got <= most, f"{spec.op.name}: {what}", got=got, expected=f"at most {most}")
 
 
 def _axis(letter: str, size: int | str, letters: Sequence[str]) -> str:
@@ -245,7 +255,7 @@ def compile_launchers(source: str) -> bytes:
         includes = [f"-I{path}" for path in libinfo.include_paths()]
         library = Path(libinfo.find_libtvm_ffi())
         names = ["kernels.cpp", *(p.name for p in own)]
-        link = [library, "-ldl", "-o", "launchers.so"]
-        run([compiler, *_FLAGS, *includes, *names, *link], "the C++ compiler", folder)
+        objects = [*names, str(library), "-ldl", "-o", "launchers.so"]
+        run([compiler, *_FLAGS, *includes, *objects], "the C++ compiler", folder)
         shutil.copy(folder / "launchers.so", target)
     return output.read_bytes()

@@ -12,7 +12,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -89,7 +89,7 @@ def versions(toolkit: Toolkit = "pip") -> Versions:
     )
 
 
-def run(command: Sequence[str | Path], what: str, cwd: Path | None = None) -> str:
+def run(command: Iterable[str | Path], what: str, cwd: Path | None = None) -> str:
     """Run a tool and return stdout and stderr. Raises ToolchainError with its first error line."""
     environment = {**os.environ, "LC_ALL": "C"}
     done = subprocess.run(

@@ -137,8 +137,12 @@ def choose(name: str, arch: str | None, bundle: Bundle) -> Cuda | Virtual | Null
     check(name in known, "backend", got=repr(name), expected=f"one of {', '.join(known)}")
     have = ", ".join(bundle.archs)
     fits = arch is None or arch in bundle.archs
-    check(fits, f"{bundle.path}: architecture", got=arch,
-          expected=f"one of {have}; or run: tileproof build --arch {arch} -o {bundle.path}")  # fmt: skip
+    check(
+        fits,
+        f"{bundle.path}: architecture",
+        got=arch,
+        expected=f"one of {have}; run: tileproof build --arch {arch} -o {bundle.path}",
+    )
     if name == "auto":
         name = "cuda" if _devices(bundle) else "virtual"
     if name == "cuda":

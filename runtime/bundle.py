@@ -24,8 +24,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     wanted = _read(folder / "manifest.sha256").decode(errors="replace").split()[:1]
     _compare(folder / "manifest.json", text, wanted[0] if wanted else "nothing")
     manifest: dict[str, Any] = json.loads(text)
-    check(manifest.get("schema") == SCHEMA, f"{folder}: schema", got=manifest.get("schema"),
-          expected=f"{SCHEMA}; build it again with this version of tileproof")  # fmt: skip
+    check(
+        manifest.get("schema") == SCHEMA,
+        f"{folder}: schema",
+        got=manifest.get("schema"),
+        expected=f"{SCHEMA}; build it again with this version of tileproof",
+    )
     return manifest
 
 

@@ -125,19 +125,16 @@ class Operation:
 
     def __call__(self, *tensors: torch.Tensor, **options: Any) -> Any:
         try:
-            key = (
-                len(tensors),
-                tensors[0].get_device(),
-                *[tensors[i].shape[axis] for i, axis in self._axes],
-                *[tensors[i].dtype for i in self._typed],
-                *options.items(),
-            )
-            run = self._ready.get(key)
+            key = [len(tensors), tensors[0].get_device()]
+            key += [tensors[i].size(axis) for i, axis in self._axes]
+            key += [tensors[i].dtype for i in self._typed]
+            run = self._ready.get((*key, *options.items()))
         except (AttributeError, IndexError, TypeError):
             self.signature.check_call(tensors, options)
             raise
         if run is None:
-            run = self._ready[key] = self._prepare(tensors, options)
+            run = self._prepare(tensors, options)
+            self._ready[(*key, *options.items())] = run
         return run(*tensors)
 
     def _prepare(self, tensors: tuple[torch.Tensor, ...], options: Mapping[str, Any]) -> Run:
@@ -151,21 +148,23 @@ class Operation:
         dims = {letter: sizes[letter] for letter, d in signature.dims.items() if d["static"]}
         outputs = []
         for argument in signature.outputs:
-            shape = [dims.get(x, int(x) if x.isdigit() else x) for x in argument.shape]
-            sources = [s if isinstance(s, int) else signature.dynamic_axes[s] for s in shape]
-            outputs.append((sources, signature.torch_dtype(argument, types)))
+            sizes_known = {**dims, **dict.fromkeys(signature.dynamic_axes, 0)}
+            shape = [int(x) if x.isdigit() else sizes_known[x] for x in argument.shape]
+            read = [
+                (at, *signature.dynamic_axes[x])
+                for at, x in enumerate(argument.shape)
+                if x in signature.dynamic_axes
+            ]
+            outputs.append((shape, read, signature.torch_dtype(argument, types)))
         single = len(outputs) == 1
 
         def run(*inputs: torch.Tensor) -> Any:
-            device = inputs[0].device
-            results = [
-                torch.empty(
-                    [s if isinstance(s, int) else inputs[s[0]].shape[s[1]] for s in sources],
-                    dtype=dtype,
-                    device=device,
-                )
-                for sources, dtype in outputs
-            ]
+            results = []
+            for known, read, dtype in outputs:
+                shape = known.copy()
+                for at, i, axis in read:
+                    shape[at] = inputs[i].size(axis)
+                results.append(inputs[0].new_empty(shape, dtype=dtype))
             function(*inputs, *results)
             return results[0] if single else tuple(results)
 
@@ -177,15 +176,13 @@ class Operation:
         On the cuda and null backends it is the bare TVM-FFI function, which takes any DLPack
         arrays. `device_index` is the CUDA device, -1 for the CPU.
         """
-        check(self._backend is not None, f"{self.signature.name}: kernel", got="backend 'reference'",
-              expected="a backend with kernels")  # fmt: skip
-        assert self._backend is not None
+        if self._backend is None:
+            raise TypeError(f"{self.signature.name}: the reference backend has no kernels")
         names = [a["name"] for a in self.signature.description["args"]]
         code = next((c for c, known, _ in self._kernels if known == symbol), None)
         have = ", ".join(known for _, known, _ in self._kernels)
-        check(code is not None, f"{self.signature.name}: kernel", got=symbol,
-              expected=f"one of {have}")  # fmt: skip
-        assert code is not None
+        if code is None:
+            raise KeyError(f"{self.signature.name}: kernel: got {symbol}, expected one of {have}")
         return self._backend.function(code, symbol, names, device_index)
 
     def select(
@@ -199,16 +196,25 @@ class Operation:
         fitting = self._fitting({**wanted, **types})
         if not fitting:
             got = _words({**types, **wanted})
-            have = "; ".join(dict.fromkeys(_words({k: sizes[k] for k in {**types, **wanted}})
-                             for _, _, sizes in self._kernels))  # fmt: skip
+            have = "; ".join(
+                dict.fromkeys(
+                    _words({k: sizes[k] for k in {**types, **wanted}})
+                    for _, _, sizes in self._kernels
+                )
+            )
             words = (
                 f"{signature.name}: got {got}, expected a kernel of the library: {have or 'none'}"
             )
             raise MissingKernel(words, signature.name, wanted, types)
         for letter in signature.hidden:
             values = sorted({sizes[letter] for _, _, sizes in fitting})
-            check(len(values) == 1, f"{signature.name}: {letter}", got="no value",
-                  expected=f"one of {values} as a keyword argument", error=TypeError)  # fmt: skip
+            check(
+                len(values) == 1,
+                f"{signature.name}: {letter}",
+                got="no value",
+                expected=f"one of {values} as a keyword argument",
+                error=TypeError,
+            )
         _, symbol, sizes = fitting[0]
         return symbol, sizes
 

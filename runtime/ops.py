@@ -68,8 +68,12 @@ def register(signature: Signature) -> None:
     """Define the torch op, once. Raises BundleError if it exists with another schema."""
     text = schema(signature)
     known = _schemas.get(signature.stem)
-    check(known in (None, text), f"torch op {signature.stem}", got=text,
-          expected=f"{known} as already registered in this process")  # fmt: skip
+    check(
+        known in (None, text),
+        f"torch op {signature.stem}",
+        got=text,
+        expected=f"{known} as already registered in this process",
+    )
     if known is not None:
         return
     stem, hidden = signature.stem, set(signature.hidden)

@@ -95,20 +95,40 @@ class Signature:
         are params or hidden dims."""
         count, names = len(self.inputs), ", ".join(a.name for a in self.inputs)
         expected = f"{count} ({names})"
-        check(len(tensors) == count, f"{self.name}: tensors", got=len(tensors), expected=expected,
-              error=TypeError)  # fmt: skip
+        check(
+            len(tensors) == count,
+            f"{self.name}: tensors",
+            got=len(tensors),
+            expected=expected,
+            error=TypeError,
+        )
         for argument, value in zip(self.inputs, tensors, strict=True):
             where = f"{self.name}: {argument.name}"
             is_tensor = isinstance(value, torch.Tensor)
-            check(is_tensor, where, got=type(value).__name__, expected="a torch.Tensor",
-                  error=TypeError)  # fmt: skip
+            check(
+                is_tensor,
+                where,
+                got=type(value).__name__,
+                expected="a torch.Tensor",
+                error=TypeError,
+            )
             rank = len(argument.shape)
-            check(value.ndim == rank, f"{where}.ndim", got=value.ndim,
-                  expected=f"{rank} [{', '.join(argument.shape)}]", error=ValueError)  # fmt: skip
+            check(
+                value.ndim == rank,
+                f"{where}.ndim",
+                got=value.ndim,
+                expected=f"{rank} [{', '.join(argument.shape)}]",
+                error=ValueError,
+            )
         allowed = [*self.params, *self.hidden]
         unknown = sorted(set(options) - set(allowed))
-        check(not unknown, f"{self.name}: keyword arguments", got=unknown,
-              expected=f"among {allowed}", error=TypeError)  # fmt: skip
+        check(
+            not unknown,
+            f"{self.name}: keyword arguments",
+            got=unknown,
+            expected=f"among {allowed}",
+            error=TypeError,
+        )
 
     def sizes(self, tensors: Sequence[torch.Tensor], options: Mapping[str, Any]) -> dict[str, int]:
         """Static dims as far as inputs and options show them."""
@@ -122,8 +142,13 @@ class Signature:
         for variable, i in self.type_axes:
             choices = self.description["types"][variable]
             got = tensors[i].dtype
-            check(_NAMES.get(got) in choices, f"{self.name}: {self.inputs[i].name}.dtype", got=got,
-                  expected=" or ".join(str(TORCH[c]) for c in choices), error=TypeError)  # fmt: skip
+            check(
+                _NAMES.get(got) in choices,
+                f"{self.name}: {self.inputs[i].name}.dtype",
+                got=got,
+                expected=" or ".join(str(TORCH[c]) for c in choices),
+                error=TypeError,
+            )
             found[variable] = _NAMES[got]
         return found
 
@@ -134,8 +159,9 @@ class Signature:
     def torch_dtype(self, argument: Argument, types: Mapping[str, str]) -> torch.dtype:
         """The torch type of one argument once type variables are known."""
         name = types.get(argument.dtype, argument.dtype)
-        check(name in TORCH, f"{self.name}: {argument.name}.dtype", got=f"torch {torch.__version__}",
-              expected=f"a torch with {_TORCH_NAMES[name]}", error=TypeError)  # fmt: skip
+        if name not in TORCH:
+            needs = f"torch {torch.__version__} has no {_TORCH_NAMES[name]}"
+            raise TypeError(f"{self.name}: {argument.name}: {needs}; install a newer torch")
         return TORCH[name]
 
     def output_shape(
@@ -160,8 +186,12 @@ class Signature:
     def reference(self) -> Callable[..., Any]:
         """The op's torch reference. Raises BundleError for a path outside ``tileproof.kernels``."""
         path: str = self.description["reference"]["path"]
-        check(path.startswith(_REFERENCES), f"{self.name}: reference", got=path,
-              expected=f"a function under {_REFERENCES}*")  # fmt: skip
+        check(
+            path.startswith(_REFERENCES),
+            f"{self.name}: reference",
+            got=path,
+            expected=f"a function under {_REFERENCES}*",
+        )
         module, _, name = path.partition(":")
         function: Callable[..., Any] = getattr(importlib.import_module(module), name)
         return function
@@ -174,8 +204,13 @@ class Signature:
         known = {**self.sizes(tensors, options), **self.parameters(options)}
         wanted = self.description["reference"]["takes"]
         missing = [k for k in wanted if k not in known]
-        check(not missing, f"{self.name}: keyword arguments", got=f"none for {missing}",
-              expected="a value", error=TypeError)  # fmt: skip
+        check(
+            not missing,
+            f"{self.name}: keyword arguments",
+            got=f"none for {missing}",
+            expected="a value",
+            error=TypeError,
+        )
         result = self.reference()(*tensors, **{k: known[k] for k in wanted})
         if isinstance(result, torch.Tensor):
             return result.contiguous()
@@ -190,5 +225,10 @@ class Signature:
                 literal = letter.isdigit()
                 expected = int(letter) if literal else seen.setdefault(letter, got)
                 words = str(expected) if literal else f"{letter}={expected}"
-                check(got == expected, f"{self.name}: {argument.name}.shape[{axis}]", got=got,
-                      expected=words, error=ValueError)  # fmt: skip
+                check(
+                    got == expected,
+                    f"{self.name}: {argument.name}.shape[{axis}]",
+                    got=got,
+                    expected=words,
+                    error=ValueError,
+                )
