@@ -82,7 +82,10 @@ class Access:
 
     @property
     def site(self) -> str:
-        return text(self.node)
+        """``y[bx*512 + tx*4 : +4] =`` for a store of four elements, without ``=`` for a load."""
+        count = "" if self.lanes == 1 else f" : +{self.lanes}"
+        place = f"{self.buffer.name}[{terms.show(self.index)}{count}]"
+        return f"{place} =" if self.mode == "write" else place
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +101,7 @@ class Check:
 
     @property
     def site(self) -> str:
-        return text(self.node)
+        return terms.show(self.term)
 
 
 @dataclass(frozen=True, eq=False)

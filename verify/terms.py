@@ -182,21 +182,42 @@ def conjuncts(term: Term) -> Iterator[Term]:
         yield term
 
 
-_SIGN = {"add": "+", "sub": "-", "mul": "*", "div": "//", "mod": "%", "lt": "<", "le": "<=",
-         "eq": "==", "ne": "!=", "and": "and", "or": "or", "xor": "^"}  # fmt: skip
+_SIGN = {
+    "or": (" or ", 0),
+    "and": (" and ", 1),
+    "lt": (" < ", 2),
+    "le": (" <= ", 2),
+    "eq": (" == ", 2),
+    "ne": (" != ", 2),
+    "xor": (" ^ ", 3),
+    "add": (" + ", 4),
+    "sub": (" - ", 4),
+    "mul": ("*", 5),
+    "div": ("//", 5),
+    "mod": ("%", 5),
+}
 
 
 def show(term: Term) -> str:
     """The term as a person would write it."""
+    return _show(term)[0]
+
+
+def _show(term: Term) -> tuple[str, int]:
+    """Text and how tightly its outermost operator binds."""
     if term.op == "const":
-        return str(term.value)
+        return str(term.value), 9 if term.value >= 0 else 4
     if term.op == "var":
-        return str(term.value.name)
+        return str(term.value.name), 9
     if term.op == "load":
-        return f"{term.value}[{show(term.args[0])}]"
+        return f"{term.value}[{show(term.args[0])}]", 9
     if term.op in _SIGN:
-        return f"({show(term.args[0])} {_SIGN[term.op]} {show(term.args[1])})"
-    return f"{term.op}({', '.join(show(a) for a in term.args)})"
+        sign, level = _SIGN[term.op]
+        (left, a), (right, b) = (_show(t) for t in term.args)
+        left = left if a >= level else f"({left})"
+        right = right if b > level or (b == level and term.op == "add") else f"({right})"
+        return f"{left}{sign}{right}", level
+    return f"{term.op}({', '.join(show(t) for t in term.args)})", 9
 
 
 def evaluate(term: Term, point: Mapping[Symbol, Any], memo: dict[int, Any] | None = None) -> Any:

@@ -1,0 +1,232 @@
+"""Per property, a kernel just inside the rule and its neighbour just outside."""
+
+import pytest
+import tilelang.language as T
+
+from tileproof.codegen.lower import lower
+from tileproof.verify import Verdict, prove_lowered
+from tileproof.verify.mutate import without_int64
+
+# Without TileLang's own guards, so that only what the kernel says protects it.
+CONFIGS = {
+    "tl.disable_safe_memory_legalize": True,
+    "tl.disable_tma_lower": True,
+    "tl.disable_warp_specialized": True,
+}
+
+
+def rows(columns=128, step=4, inclusive=False, doubled=False):
+    """Each warp copies one row of a block's four, four columns a thread."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def kernel(x: T.Tensor((M, columns), "float32"), y: T.Tensor((M, columns), "float32")):
+        with T.Kernel(T.ceildiv(M, step), threads=128) as block:
+            thread = T.get_thread_binding()
+            m = block * step + thread // 32
+            if (m <= M) if inclusive else (m < M):
+                for v in T.vectorized(4):
+                    y[m, thread % 32 * 4 + v] = x[m, thread % 32 * 4 + v]
+                if doubled:
+                    for v in T.vectorized(4):
+                        y[m, thread % 32 * 4 + v] = 0.0
+
+    return kernel
+
+
+def one_row(columns=4096):
+    """A block per row, a thread per column modulo 128."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def kernel(x: T.Tensor((M, columns), "float32"), y: T.Tensor((M, columns), "float32")):
+        with T.Kernel(M, threads=128) as m:
+            for i in T.serial(columns // 128):
+                d = i * 128 + T.get_thread_binding()
+                y[m, d] = x[m, d]
+
+    return kernel
+
+
+def flat():
+    """One flat tensor: the host divides its length by the row's."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def kernel(y: T.Tensor((M * 7168,), "float32")):
+        with T.Kernel(M, 7168 // 128, threads=128) as (m, part):
+            y[T.cast(m, "int64") * 7168 + part * 128 + T.get_thread_binding()] = 0.0
+
+    return kernel
+
+
+def tall():
+    """Rows along the grid's second axis."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def kernel(y: T.Tensor((M, 128), "float32")):
+        with T.Kernel(1, M, threads=128) as (_, m):
+            y[m, T.get_thread_binding()] = 0.0
+
+    return kernel
+
+
+def columns_written(threads, copies=1):
+    """`threads` threads write a row of 128 columns, `copies` of them the same one."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def kernel(y: T.Tensor((M, 128), "float32")):
+        with T.Kernel(M, threads=threads) as m:
+            y[m, T.get_thread_binding() // copies] = 0.0
+
+    return kernel
+
+
+def staged(size):
+    """A block of 128 threads passes values through `size` floats of shared memory."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def kernel(x: T.Tensor((M, 128), "float32"), y: T.Tensor((M, 128), "float32")):
+        with T.Kernel(M, threads=128) as m:
+            buffer = T.alloc_shared((size,), "float32")
+            thread = T.get_thread_binding()
+            buffer[thread] = x[m, thread]
+            y[m, thread] = buffer[127 - thread]
+
+    return kernel
+
+
+def split_sum(parts=4):
+    """A symbolic stride times a block index: partial results of every row."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def kernel(y: T.Tensor((parts, M, 24), "float32")):
+        with T.Kernel(T.ceildiv(M, 4), parts, threads=96) as (block, part):
+            thread = T.get_thread_binding()
+            if block * 4 + thread // 24 < M:
+                y[part, block * 4 + thread // 24, thread % 24] = 0.0
+
+    return kernel
+
+
+def gather(guarded=False):
+    """Rows picked by an index tensor."""
+    M, R = T.dynamic("M"), T.dynamic("R")
+
+    @T.prim_func
+    def kernel(
+        x: T.Tensor((R, 128), "float32"),
+        rows: T.Tensor((M,), "int32"),
+        y: T.Tensor((M, 128), "float32"),
+    ):
+        with T.Kernel(M, threads=128) as m:
+            thread = T.get_thread_binding()
+            if not guarded or rows[m] >= 0:
+                y[m, thread] = x[rows[m], thread]
+
+    return kernel
+
+
+def run(kernel, change=None, written="once", **facts):
+    lowered = lower(kernel, "sm_80", pass_configs=CONFIGS)
+    facts = {"written": {"y": written}, **facts}
+    return prove_lowered(change(lowered) if change else lowered, facts=facts, use_cache=False)
+
+
+def dims(**highest):
+    return {"dims": {name: [0, hi] for name, hi in highest.items()}}
+
+
+LADDER = {
+    "guard": ("bounds", (rows, {}, {}), (rows, {"inclusive": True}, {})),
+    "shared": ("bounds", (staged, {"size": 128}, {}), (staged, {"size": 127}, {})),
+    "index width": (
+        "overflow",
+        (one_row, {}, {"change": without_int64, **dims(M=1 << 19)}),
+        (one_row, {}, {"change": without_int64, **dims(M=(1 << 19) + 1)}),
+    ),
+    "host cast": ("overflow", (flat, {}, dims(M=299593)), (flat, {}, dims(M=299594))),
+    "grid limit": ("overflow", (tall, {}, dims(M=65535)), (tall, {}, dims(M=65536))),
+    "row step": ("blocks", (rows, {"step": 4}, {}), (rows, {"step": 3}, {})),
+    "missing": (
+        "coverage",
+        (columns_written, {"threads": 128}, {}),
+        (columns_written, {"threads": 127}, {}),
+    ),
+    "twice by a thread pair": (
+        "coverage",
+        (columns_written, {"threads": 256, "copies": 2}, {"written": "all"}),
+        (columns_written, {"threads": 256, "copies": 2}, {}),
+    ),
+    "twice by one thread": (
+        "coverage",
+        (rows, {"doubled": True}, {"written": "all"}),
+        (rows, {"doubled": True}, {}),
+    ),
+}
+
+
+@pytest.mark.parametrize("rung", LADDER)
+def test_inside_is_proved_and_outside_refuted(rung):
+    name, (inside, kwargs, facts), (outside, bad_kwargs, bad_facts) = LADDER[rung]
+    good = run(inside(**kwargs), **facts)
+    assert good.verdict is Verdict.PROVED, good
+    bad = run(outside(**bad_kwargs), **bad_facts).properties[name]
+    assert bad.verdict is Verdict.REFUTED, bad
+    assert all(e.confirmed and e.property == name for e in bad.counterexamples)
+
+
+def test_counterexample_names_block_thread_and_tokens():
+    example = run(rows(inclusive=True)).properties["bounds"].counterexamples[0]
+    assert example.sizes == {"M": 1} and example.block == (0, 0, 0)
+    assert example.thread == (32, 0, 0)  # the first thread of the row that does not exist
+    assert (example.buffer, example.offset, example.extent) == ("y", 128, 128)
+
+
+def test_smallest_overflowing_size_is_found():
+    report = run(one_row(), change=without_int64, **dims(M=1 << 20))
+    example = report.properties["overflow"].counterexamples[0]
+    assert example.sizes == {"M": (1 << 19) + 1}
+    # Proofs over unbounded integers say nothing once integers wrap.
+    assert report.properties["bounds"].verdict is Verdict.UNKNOWN
+
+
+def test_two_blocks_that_meet_are_both_named():
+    example = run(rows(step=3)).properties["blocks"].counterexamples[0]
+    assert example.confirmed and "both write" in example.message
+    assert example.block == (0, 0, 0) and "block (1, 0, 0)" in example.other
+
+
+def test_missing_element_is_named():
+    example = run(columns_written(127)).properties["coverage"].counterexamples[0]
+    assert example.offset == 127 and example.sizes == {"M": 1}
+
+
+def test_symbolic_stride_is_proved():
+    assert run(split_sum()).verdict is Verdict.PROVED
+
+
+@pytest.mark.parametrize(
+    ("values", "guarded", "verdict"),
+    [
+        (["0", "R-1"], False, Verdict.PROVED),
+        (["0", "R"], False, Verdict.ALARM),
+        (["-1", "R-1"], False, Verdict.ALARM),
+        (["-1", "R-1"], True, Verdict.PROVED),
+        (None, False, Verdict.ALARM),
+    ],
+)
+def test_index_contract_decides_a_gather(values, guarded, verdict):
+    facts = {"values": {"rows": values}} if values else {}
+    bounds = run(gather(guarded), written=None, **dims(M=100, R=100), **facts).properties["bounds"]
+    assert bounds.verdict is verdict, bounds
+
+
+def test_store_that_depends_on_data_is_not_called_covered():
+    facts = {"values": {"rows": ["-1", "R-1"]}}
+    report = run(gather(guarded=True), **dims(M=100, R=100), **facts)
+    assert report.properties["coverage"].verdict is Verdict.UNKNOWN

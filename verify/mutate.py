@@ -1,0 +1,142 @@
+"""Seeded bugs, made mechanically at every site of a lowered kernel.
+
+A prover that has never failed has shown nothing. Each mutant changes one node of the final IR in a
+way a programmer or a compiler could get wrong; the prover should refute it, unless the change means
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tileproof.codegen.lower import Lowered
+
+Change = Callable[[Any], Any]  # a node → its replacement, or None to leave it
+
+
+@dataclass(frozen=True, eq=False)
+class Mutant:
+    """`name` is ``<class>#<site number>``, stable for a given kernel."""
+
+    name: str
+    kind: str
+    site: str
+    lowered: Lowered
+
+
+def mutants(lowered: Lowered) -> Iterator[Mutant]:
+    """Every mutant of every class, one changed site each."""
+    for kind, (where, keys, change) in _classes().items():
+        field = f"{where}_mod"
+        yield from _each_site(lowered, field, kind, keys, change)
+
+
+def _classes() -> dict[str, tuple[str, list[str], Change]]:
+    from tilelang import tvm
+
+    tirx = tvm.tirx
+
+    def plus(e: Any, amount: int) -> Any:
+        return tirx.Add(e, tirx.IntImm(str(e.dtype), amount))
+
+    def guard_le(n: Any) -> Any:
+        return tirx.LE(n.a, n.b)
+
+    def guard_dropped(n: Any) -> Any:
+        return n.then_case
+
+    def shifted(index: Any, amount: int) -> Any:
+        if type(index).__name__ == "Ramp":
+            return tirx.Ramp(plus(index.base, amount), index.stride, index.lanes)
+        return plus(index, amount)
+
+    def load_shifted(n: Any) -> Any:
+        return tirx.BufferLoad(n.buffer, [shifted(n.indices[0], 1)])
+
+    def store_shifted(n: Any) -> Any:
+        return tirx.BufferStore(n.buffer, n.value, [shifted(n.indices[0], 1)])
+
+    def stride_wrong(n: Any) -> Any:
+        of_block = any(part in str(n.a) for part in ("bx", "by", "bz"))
+        if type(n.b).__name__ != "IntImm" or not of_block:
+            return None
+        return tirx.Mul(n.a, tirx.IntImm(str(n.b.dtype), int(n.b.value) + 1))
+
+    def copy_shifted(n: Any) -> Any:
+        if str(n.op.name) != "tl.ptx_cp_async":
+            return None
+        pointer = n.args[1]
+        args = [*pointer.args[:2], plus(pointer.args[2], 8), *pointer.args[3:]]
+        source = tirx.Call(pointer.dtype, pointer.op, args)
+        return tirx.Call(n.dtype, n.op, [n.args[0], source, *n.args[2:]])
+
+    def grid_floor(n: Any) -> Any:
+        rounding = type(n.a).__name__ == "Add" and type(n.a.b).__name__ == "IntImm"
+        return tirx.FloorDiv(n.a.a, n.b) if rounding else None
+
+    return {
+        "guard-le": ("device", ["tirx.LT"], guard_le),
+        "guard-dropped": ("device", ["tirx.IfThenElse"], guard_dropped),
+        "load+1": ("device", ["tirx.BufferLoad"], load_shifted),
+        "store+1": ("device", ["tirx.BufferStore"], store_shifted),
+        "stride+1": ("device", ["tirx.Mul"], stride_wrong),
+        "cp.async+8": ("device", ["tirx.Call"], copy_shifted),
+        "grid-floor": ("host", ["tirx.FloorDiv"], grid_floor),
+    }
+
+
+def without_int64(lowered: Lowered) -> Lowered:
+    """The kernel with every 64-bit index computed in 32 bits."""
+    from tilelang import tvm
+
+    tirx = tvm.tirx
+    binary = ("Add", "Sub", "Mul", "FloorDiv", "FloorMod", "LT", "LE", "GT", "GE", "EQ", "NE")
+
+    def change(n: Any) -> Any:
+        kind = type(n).__name__
+        if kind == "IntImm":
+            return tirx.IntImm("int32", int(n.value)) if str(n.dtype) == "int64" else None
+        if kind == "Cast":
+            return n.value if str(n.dtype) == "int64" else None
+        if kind == "Ramp":
+            return tirx.Ramp(n.base, n.stride, n.lanes)
+        if kind in binary:
+            return getattr(tirx, kind)(n.a, n.b)
+        return None
+
+    keys = ["ir.IntImm", "tirx.Cast", "tirx.Ramp", *(f"tirx.{k}" for k in binary)]
+    return replace(lowered, device_mod=_rewrite(lowered.device_mod, keys, change))
+
+
+def _each_site(
+    lowered: Lowered, field: str, kind: str, keys: list[str], change: Change
+) -> Iterator[Mutant]:
+    mod = getattr(lowered, field)
+    sites: list[str] = []
+
+    def count(n: Any) -> None:
+        if change(n) is not None:
+            sites.append(" ".join(str(n).split())[:120])
+
+    _rewrite(mod, keys, count)
+    for i, site in enumerate(sites):
+        seen = iter(range(len(sites)))
+
+        def once(n: Any, target: int = i, seen: Iterator[int] = seen) -> Any:
+            new = change(n)
+            return new if new is not None and next(seen) == target else None
+
+        mutated = replace(lowered, **{field: _rewrite(mod, keys, once)})
+        yield Mutant(f"{kind}#{i}", kind, site, mutated)
+
+
+def _rewrite(mod: Any, keys: list[str], change: Change) -> Any:
+    from tilelang import tvm
+
+    transform = tvm.tirx.stmt_functor.ir_transform
+    functions = {
+        g: f.with_body(transform(f.body, None, change, keys)) for g, f in mod.functions_items()
+    }
+    return tvm.IRModule(functions)
