@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
-import click
 import typer
 
 from . import build, doctor, inspect, list, verify
@@ -21,23 +21,25 @@ for verb in (list, build, verify, inspect, doctor):
     app.command(name=verb.__name__.rsplit(".", 1)[-1])(verb.run)
 
 USAGE = 3
+# Typer carries a copy of click in some versions and imports it in others.
+_UsageError = typer.BadParameter.__base__ or typer.BadParameter
 
 
 def main() -> None:
     """Entry point of the ``tileproof`` command."""
+    # A kernel that does not build is reported below; TileLang would print its generated closure.
+    logging.getLogger("tilelang").setLevel(logging.CRITICAL + 1)
     try:
         code = app(standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as shown:
-        print(shown.format_message(), file=sys.stderr)
+    except _UsageError as error:
+        if words := error.format_message():  # type: ignore[attr-defined]
+            print(f"tileproof: {words}", file=sys.stderr)
         code = USAGE
-    except click.ClickException as error:
-        print(f"tileproof: {error.format_message()}", file=sys.stderr)
-        code = USAGE
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
         # The library's errors are one sentence each; a traceback would bury it.
         print(f"tileproof: {error}", file=sys.stderr)
         code = USAGE
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print("tileproof: interrupted", file=sys.stderr)
         code = 130
     sys.exit(code or 0)

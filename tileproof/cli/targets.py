@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import json
 from pathlib import Path
 from typing import Any
 
-from tileproof.dsl import ALL, arch, check
+from tileproof.dsl import ALL, Specialization, arch, check, get
 
 
 def archs(text: str | None) -> tuple[str, ...]:
@@ -22,18 +21,6 @@ def pairs(options: list[str], what: str) -> dict[str, str]:
     for option in options:
         check("=" in option, what, got=repr(option), expected="NAME=VALUE")
     return dict(option.split("=", 1) for option in options)
-
-
-def literals(options: list[str]) -> dict[str, Any]:
-    """``--arg k=v`` options; a value is a Python literal, else the text itself."""
-    return {k: _literal(v) for k, v in pairs(options, "--arg").items()}
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def domains(options: list[str]) -> dict[str, list[int]]:
@@ -60,3 +47,25 @@ def facts(path: Path | None, dims: list[str]) -> dict[str, Any] | None:
     if ranges:
         found["dims"] = {**found.get("dims", {}), **ranges}
     return found or None
+
+
+def config(path: Path) -> dict[str, Any]:
+    """A Hugging Face config from a model folder or a ``config.json``."""
+    file = path / "config.json" if path.is_dir() else path
+    check(file.is_file(), "--model", got=str(path), expected="a model folder or its config.json")
+    try:
+        found = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file}: got {error}, expected a JSON object") from None
+    kind = found.get("model_type") if isinstance(found, dict) else None
+    check(kind == "deepseek_v4", f"{file}: model_type", got=repr(kind), expected="'deepseek_v4'")
+    return found
+
+
+def specs(names: list[str], model: Path | None) -> list[Specialization]:
+    """Specializations of the named ops (all if none) at the sizes of `model` or the defaults."""
+    from tileproof.codegen.build import default_specs, specs_for_model
+
+    wanted = {get(name).name for name in names}
+    every = default_specs() if model is None else specs_for_model(config(model))
+    return [s for s in every if not wanted or s.op.name in wanted]
