@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from tileproof.dsl import ContractError
+from tileproof.runtime import MissingKernel
 from torch.utils.weak import WeakTensorKeyDictionary
 
 ACTIVATIONS = (torch.bfloat16, torch.float32)
@@ -22,26 +23,30 @@ class Kernels:
 
     Args:
         library: has one method per op stem, ``library.mhc_post(x, y, post, comb)``.
+        add: makes `library` able to serve a call it refused with MissingKernel, None if it cannot.
         fallback: a library of the same shape for calls no kernel can serve, None to raise instead.
-        missing: the exception type by which `library` says that no specialization fits.
     """
 
-    def __init__(self, library: Any, fallback: Any | None, missing: type[Exception]) -> None:
+    def __init__(
+        self, library: Any, add: Callable[[MissingKernel], None] | None, fallback: Any | None
+    ) -> None:
         self.library = library
+        self.add = add
         self.fallback = fallback
-        self.missing = missing
         self._wide = WeakTensorKeyDictionary()  # parameter → (its state, its float32 copy)
 
     def __call__(self, op: str, *tensors: torch.Tensor, **params: float) -> Any:
         """Run `op` (``mhc_post``). Raises ContractError when nothing can serve the call."""
         reason = _unsupported(tensors)
         if reason is None:
+            run = getattr(self.library, op)
             try:
-                return getattr(self.library, op)(*tensors, **params)
-            except self.missing as error:
-                if self.fallback is None:
-                    raise
-                reason = str(error)
+                return run(*tensors, **params)
+            except MissingKernel as missing:
+                if self.add is not None:
+                    self.add(missing)
+                    return run(*tensors, **params)
+                reason = str(missing)
         if self.fallback is None:
             raise ContractError(f'{op}: {reason}, or patch with on_missing="reference"')
         return getattr(self.fallback, op)(*tensors, **params)

@@ -91,11 +91,10 @@ def patch(
     modules = _chosen(model, ops)
     from .dispatch import Kernels
     from .layers import REPLACEMENTS
-    from .library import References, Virtual
+    from .library import References, open_library
 
-    library = References() if backend == "reference" else Virtual(arch or "sm_80")
-    kernels = Kernels(library, References() if on_missing == "reference" else None, KeyError)
-
+    library, add = open_library(model, modules, backend, bundle, arch, on_missing)
+    kernels = Kernels(library, add, References() if on_missing == "reference" else None)
     for op, swapped in modules.items():
         for module in swapped:
             module._tileproof = kernels
