@@ -51,11 +51,17 @@ def _two_columns(C: int) -> bool:
     return C > 40
 
 
-def gemm_tile(C: int) -> tuple[int, int, int]:
-    """(tokens, threads, blocks per multiprocessor to allow registers for) of the projection."""
+def gemm_tile(C: int, K: int) -> tuple[int, int, int]:
+    """(tokens, threads, blocks per multiprocessor to allow registers for) of the projection.
+
+    Four blocks leave 128 registers a thread: enough for 24 columns in a loop over a full split. The
+    compiler unrolls shorter splits, which then need more.
+    """
     if _two_columns(C):
         return 32, 128, 1
-    return 64, 128, 4 if C <= 24 else 2
+    if C > 24:
+        return 64, 128, 2
+    return 64, 128, 4 if split_length(K) == SPLIT else 3
 
 
 def device(T, C, act, tokens, depth, threads, policy):

@@ -45,7 +45,7 @@ op = Op(
 @op.kernel(**MATRIX_OPTIONS, depth=SLICE, stages=2)
 def prenorm_gemm(T, M, K, C, S, act, depth, stages):
     """One block takes one split of one tile of tokens."""
-    tokens, threads, blocks = gemm_tile(C)
+    tokens, threads, blocks = gemm_tile(C, K)
     policy = T.GemmWarpPolicy.FullRow if tokens == 64 else T.GemmWarpPolicy.Square
     length = split_length(K)
     code = device(T, C, act, tokens, depth, threads, policy)
