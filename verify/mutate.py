@@ -118,7 +118,7 @@ def _each_site(
 
     def count(n: Any) -> None:
         if change(n) is not None:
-            sites.append(" ".join(str(n).split())[:120])
+            sites.append(_place(n))
 
     _rewrite(mod, keys, count)
     for i, site in enumerate(sites):
@@ -130,6 +130,12 @@ def _each_site(
 
         mutated = replace(lowered, **{field: _rewrite(mod, keys, once)})
         yield Mutant(f"{kind}#{i}", kind, site, mutated)
+
+
+def _place(n: Any) -> str:
+    if type(n).__name__ == "BufferStore":
+        return f"{n.buffer.name}[{n.indices[0]}] ="
+    return str(n.condition if type(n).__name__ == "IfThenElse" else n)
 
 
 def _rewrite(mod: Any, keys: list[str], change: Change) -> Any:

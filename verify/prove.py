@@ -42,7 +42,7 @@ def prove(
         arch: an architecture or several; by default every one the kernel is for.
         facts: what is promised about a prim_func's sizes and tensors (architecture §10).
         pass_configs: TileLang compile options of a prim_func.
-        use_cache: whether earlier results for the same program may be returned.
+        use_cache: whether earlier results may be returned and this one kept.
     """
     archs = [arch] if isinstance(arch, str) else list(arch or _archs(kernel))
     reports = [prove_one(kernel, a, facts, pass_configs, use_cache) for a in archs]
@@ -108,7 +108,8 @@ def _prove_lowered(
         unmodelled=unmodelled,
         seconds=round(time.perf_counter() - start, 3),
     )
-    cache.write(key, report)
+    if use_cache:
+        cache.write(key, report)
     return report
 
 

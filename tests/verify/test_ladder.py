@@ -1,8 +1,7 @@
 """Per property, a kernel just inside the rule and its neighbour just outside."""
 
 import pytest
-import tilelang.language as T
-
+import tilelang.language as T  # noqa: N812
 from tileproof.codegen.lower import lower
 from tileproof.verify import Verdict, prove_lowered
 from tileproof.verify.mutate import without_int64

@@ -1,0 +1,33 @@
+"""Every op of the library is proved for 0 to 1,048,576 tokens on every architecture."""
+
+import pytest
+from tileproof.dsl import ALL, load_library
+from tileproof.verify import Verdict, prove, prove_many
+
+
+def specialization(op):
+    """One cheap size set, without padding, of each op."""
+    return op.shape_set("flash")[0][0]
+
+
+@pytest.mark.parametrize("name", load_library())
+def test_proved_at_one_architecture(name):
+    (report,) = prove(specialization(load_library()[name]), "sm_90a", use_cache=False).kernels
+    verdicts = {n: p.verdict for n, p in report.properties.items()}
+    assert report.unmodelled == []
+    assert verdicts["bounds"] is verdicts["overflow"] is verdicts["coverage"] is Verdict.PROVED
+    assert set(verdicts.values()) <= {Verdict.PROVED, Verdict.NOT_APPLICABLE}
+    assert report.domain["M"] == "0..1048576"
+
+
+def test_every_architecture_in_two_processes():
+    op = load_library()["norm/rmsnorm"]
+    finished = []
+    work = [(specialization(op), arch) for arch in ALL]
+    work += [(specialization(load_library()["mhc/collapse"]), "sm_80")]
+    report = prove_many(
+        work, jobs=2, use_cache=False, on_progress=lambda k, done, of: finished.append((done, of))
+    )
+    assert [k.arch for k in report.kernels] == [*ALL, "sm_80"]
+    assert report.exit_code == 0
+    assert finished == [(i + 1, 6) for i in range(6)]
