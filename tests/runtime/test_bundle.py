@@ -1,0 +1,113 @@
+"""A bundle is used only as it was built, and only where it can run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+
+import pytest
+from tileproof.runtime import BundleError, load
+from tileproof.runtime.bundle import Bundle, read_manifest
+
+
+def rewrite(folder, change):
+    """Change the manifest and its hash alike, as another build would have written it."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    text = json.dumps(manifest)
+    (folder / "manifest.json").write_text(text)
+    (folder / "manifest.sha256").write_text(hashlib.sha256(text.encode()).hexdigest())
+
+
+def test_every_listed_file_is_as_built(bundle):
+    opened = Bundle(bundle)
+    listed = opened.manifest["files"]
+    found = {str(p.relative_to(bundle)) for p in bundle.rglob("*") if p.is_file()}
+    assert found == {*listed, "manifest.json", "manifest.sha256"}
+    for name, facts in listed.items():
+        assert len(opened.read(name)) == facts["bytes"]
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:-9] + b"x" + b[-8:]])
+def test_a_damaged_manifest(copied, damage):
+    path = copied / "manifest.json"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(BundleError, match=r"manifest.json: got sha256 \w{16}… over \d+ bytes, expected"):
+        load(copied)
+
+
+def test_a_missing_manifest(tmp_path):
+    with pytest.raises(BundleError, match=r"manifest.json: got no such file, expected a bundle's"):
+        load(tmp_path)
+
+
+def test_another_schema(copied):
+    rewrite(copied, lambda m: m.update(schema=99))
+    with pytest.raises(BundleError, match="schema: got 99, expected 1; build it again"):
+        load(copied)
+
+
+def test_launchers_of_another_platform(copied):
+    rewrite(copied, lambda m: m.update(launchers={"win32-arm64": "launchers.win32-arm64.so"}))
+    with pytest.raises(BundleError, match="launchers: got those of win32-arm64, expected linux-"):
+        load(copied, backend="null").mhc_post.kernel("mhc_post__bf16_N4_D64")
+
+
+@pytest.mark.parametrize("suffix", [".so", ".cu", ".cubin"])
+def test_a_damaged_file_is_refused_before_use(copied, suffix):
+    victims = [p for p in copied.rglob(f"*{suffix}") if "post" in p.name or suffix == ".so"]
+    for path in victims:
+        path.write_bytes(path.read_bytes()[:-1])
+    opened = Bundle(copied)
+    with pytest.raises(BundleError, match=re.escape(suffix) + r": got sha256"):
+        opened.read(str(victims[0].relative_to(copied)))
+
+
+def test_a_cut_off_cuda_text_stops_the_virtual_gpu(copied, post_inputs):
+    path = copied / "cuda" / "mhc_post__bf16_N4_D64.sm_80.cu"
+    path.write_text(path.read_text()[:-2])
+    library = load(copied, backend="virtual")
+    with pytest.raises(BundleError, match=r"\.cu: got sha256"):
+        library.mhc_post(*post_inputs(3))
+
+
+def test_a_file_the_manifest_does_not_list(bundle):
+    with pytest.raises(BundleError, match=r"got \.\./secret, expected one of the manifest's"):
+        Bundle(bundle).read("../secret")
+
+
+@pytest.mark.parametrize(
+    ("capability", "arch"), [(80, "sm_80"), (86, "sm_80"), (89, "sm_80"), (90, "sm_90a")]
+)
+def test_the_arch_a_device_runs(bundle, capability, arch):
+    assert Bundle(bundle).arch_for(capability) == arch
+
+
+@pytest.mark.parametrize(("capability", "build"), [(100, "sm_100a"), (120, "sm_120a")])
+def test_a_device_nothing_runs_on(bundle, capability, build):
+    words = f"got code for sm_80, sm_90a, expected code for .* run: tileproof build --arch {build}"
+    with pytest.raises(BundleError, match=words):
+        Bundle(bundle).arch_for(capability)
+
+
+def test_an_arch_the_bundle_lacks(bundle):
+    with pytest.raises(BundleError, match="got sm_120a, expected one of sm_80, sm_90a; run: tile"):
+        load(bundle, backend="virtual", arch="sm_120a")
+
+
+def test_an_unknown_backend(bundle):
+    with pytest.raises(BundleError, match="got 'gpu', expected one of auto, cuda, virtual, null, "):
+        load(bundle, backend="gpu")
+
+
+def test_resources_are_in_the_manifest(bundle):
+    facts = read_manifest(bundle)["specializations"]["mhc_post__bf16_N4_D64"]["archs"]["sm_80"]
+    used = facts["resources"][0]
+    assert used["spill_stores"] == used["spill_loads"] == 0
+    assert 16 <= used["registers"] <= 255
+    assert used["threads"] == 128
+    assert used["sass"]["LDG"] > 0
+    assert used["sass"]["STG"] > 0
+    assert used["instructions"] > sum(used["sass"].values()) / 2
+    assert facts["proofs"] is None

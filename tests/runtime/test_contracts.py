@@ -1,0 +1,123 @@
+"""Launchers refuse every call that breaks the op's declaration, in one sentence."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tileproof.runtime import load
+
+M = 6
+SYMBOL = "mhc_post__bf16_N4_D64"
+
+
+@pytest.fixture(scope="module")
+def launcher(bundle):
+    """The bare function of mhc/post through the null driver: x, y, post, comb, out."""
+    return load(bundle, backend="null").mhc_post.kernel(SYMBOL)
+
+
+@pytest.fixture
+def call(post_inputs):
+    """Arguments by name, valid as they are; a test spoils one."""
+    inputs = post_inputs(M)
+    return dict(zip(("x", "y", "post", "comb"), inputs, strict=True)) | {"out": inputs[0].clone()}
+
+
+def test_a_valid_call_passes(launcher, call):
+    launcher(*call.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "error", "words"),
+    [
+        ("y", lambda t: t[:, :63], ValueError, "mhc/post: y.shape[1]: got 63, expected D=64"),
+        ("y", lambda t: t[: M - 1], ValueError, "mhc/post: y.shape[0]: got 5, expected M=6"),
+        ("x", lambda t: t[:, :3], ValueError, "mhc/post: x.shape[1]: got 3, expected N=4"),
+        ("x", lambda t: t.flatten(), ValueError, "mhc/post: x.ndim: got 1, expected 3"),
+        ("y", lambda t: t.float(), TypeError, "mhc/post: y.dtype: got float32, expected bfloat16"),
+        ("post", lambda t: t.int(), TypeError, "mhc/post: post.dtype: got int32, expected float32"),
+        (
+            "comb",
+            lambda t: t.transpose(1, 2),
+            ValueError,
+            "mhc/post: comb.strides[2]: got 4, expected 1 (contiguous)",
+        ),
+        (
+            "y",
+            lambda t: torch.cat([t, t], 1)[:, :64],
+            ValueError,
+            "mhc/post: y.strides[0]: got 128, expected 64 (contiguous)",
+        ),
+        ("comb", lambda t: 3, TypeError, "mhc/post: comb: got an int, expected a tensor"),
+        ("out", lambda t: None, TypeError, "mhc/post: out: got None, expected a tensor"),
+    ],
+)
+def test_a_spoiled_argument_is_named(launcher, call, name, spoil, error, words):
+    call[name] = spoil(call[name])
+    with pytest.raises(error) as raised:
+        launcher(*call.values())
+    assert str(raised.value) == words
+
+
+def test_the_number_of_arguments(launcher, call):
+    with pytest.raises(TypeError) as raised:
+        launcher(*list(call.values())[:4])
+    assert str(raised.value) == "mhc/post: got 4 arguments, expected 5 tensors"
+
+
+def test_alignment(launcher, call):
+    storage = torch.empty(M * 64 + 1, dtype=torch.bfloat16)
+    call["y"] = storage[1:].view(M, 64)
+    with pytest.raises(ValueError, match=r"^mhc/post: y: got address 0x\w+, expected a multiple of 16"):
+        launcher(*call.values())
+
+
+def test_a_view_with_an_offset_that_keeps_alignment_passes(launcher, call):
+    call["y"] = torch.empty(M + 1, 64, dtype=torch.bfloat16)[1:]
+    launcher(*call.values())
+
+
+def test_strides_of_axes_of_size_one_are_free(launcher, post_inputs):
+    x, y, post, comb = post_inputs(1)
+    strided = y.as_strided((1, 64), (1000, 1))
+    launcher(x, strided, post, comb, x.clone())
+
+
+def test_outputs_need_their_own_memory(launcher, call):
+    call["out"] = call["x"]
+    with pytest.raises(ValueError, match="out: got memory that overlaps x, expected its own"):
+        launcher(*call.values())
+
+
+def test_dims_beyond_their_domain(launcher):
+    most = 1 << 20
+    x = torch.empty(1, dtype=torch.bfloat16).expand(most + 1, 4, 64)
+    with pytest.raises(ValueError) as raised:
+        launcher(x, x[:, 0], x, x, x)
+    expected = f"mhc/post: x.shape[0]: got M={most + 1}, expected M in 0..{most}"
+    assert str(raised.value) == expected
+
+
+def test_another_device_is_named(bundle, call):
+    launcher = load(bundle, backend="null").mhc_post.kernel(SYMBOL, device_index=1)
+    with pytest.raises(ValueError) as raised:
+        launcher(*call.values())
+    assert str(raised.value) == "mhc/post: x: got a tensor on cpu, expected cuda:1"
+
+
+def test_zero_tokens_are_fine_whatever_their_pointers(launcher, post_inputs):
+    inputs = post_inputs(0)
+    launcher(*inputs, inputs[0].clone())
+
+
+def test_numpy_arrays_are_taken(bundle):
+    symbol = "mhc_sinkhorn__N2_D64"
+    launcher = load(bundle, backend="null").mhc_sinkhorn.kernel(symbol)
+    shapes = [(1, M, 8), (1, M), (3,), (8,), (M, 2), (M, 2), (M, 2, 2)]
+    arrays = [np.zeros(shape, np.float32) for shape in shapes]
+    launcher(*arrays)
+    arrays[3] = np.zeros(7, np.float32)
+    with pytest.raises(ValueError) as raised:
+        launcher(*arrays)
+    assert str(raised.value) == "mhc/sinkhorn: base.shape[0]: got 7, expected C=8"
