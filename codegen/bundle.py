@@ -173,7 +173,7 @@ def _specialization(spec: Specialization) -> dict[str, Any]:
 
 
 def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+    text = json.dumps(manifest, indent=1) + "\n"
     digest = hashlib.sha256(text.encode()).hexdigest()
     atomic_write(folder / "manifest.json", text)
     atomic_write(folder / "manifest.sha256", f"{digest}  manifest.json\n")

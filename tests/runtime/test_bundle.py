@@ -33,7 +33,9 @@ def test_every_listed_file_is_as_built(bundle):
 def test_a_damaged_manifest(copied, damage):
     path = copied / "manifest.json"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(BundleError, match=r"manifest.json: got sha256 \w{16}… over \d+ bytes, expected"):
+    with pytest.raises(
+        BundleError, match=r"manifest.json: got sha256 \w{16}… over \d+ bytes, expected"
+    ):
         load(copied)
 
 

@@ -69,7 +69,9 @@ def test_the_number_of_arguments(launcher, call):
 def test_alignment(launcher, call):
     storage = torch.empty(M * 64 + 1, dtype=torch.bfloat16)
     call["y"] = storage[1:].view(M, 64)
-    with pytest.raises(ValueError, match=r"^mhc/post: y: got address 0x\w+, expected a multiple of 16"):
+    with pytest.raises(
+        ValueError, match=r"^mhc/post: y: got address 0x\w+, expected a multiple of 16"
+    ):
         launcher(*call.values())
 
 

@@ -168,5 +168,7 @@ def test_more_than_48_kib_of_shared_memory_is_opted_in_to(run):
 
 
 def test_without_a_driver_the_words_say_so(bundle):
-    with pytest.raises(RuntimeError, match="no CUDA driver on this machine: libcuda.so.1: cannot op"):
+    with pytest.raises(
+        RuntimeError, match=r"no CUDA driver on this machine: libcuda.so.1: cannot op"
+    ):
         Cuda().bind(Code(Bundle(bundle)), "mhc_post__bf16_N4_D64", (1, 0))

@@ -101,12 +101,16 @@ def test_wrong_inputs(library, post_inputs, change, words):
 
 
 def test_wrong_keyword(library, post_inputs):
-    with pytest.raises(TypeError, match=r"mhc/post: keyword arguments: got \['eps'\], expected amo"):
+    with pytest.raises(
+        TypeError, match=r"mhc/post: keyword arguments: got \['eps'\], expected amo"
+    ):
         library.mhc_post(*post_inputs(3), eps=1.0)
 
 
 def test_an_unknown_op(library):
-    with pytest.raises(AttributeError, match="got 'mhc_nope', expected one of mhc/post, mhc/sinkho"):
+    with pytest.raises(
+        AttributeError, match="got 'mhc_nope', expected one of mhc/post, mhc/sinkho"
+    ):
         library.mhc_nope  # noqa: B018
     with pytest.raises(KeyError, match="mhc/nope"):
         library["mhc/nope"]
@@ -138,10 +142,12 @@ def test_a_reference_outside_our_kernels_is_not_imported(post_inputs):
     description = describe(get("mhc/post"))
     description["reference"]["path"] = "os:system"
     library = Library.reference([description])
-    with pytest.raises(BundleError, match="got os:system, expected a function under tileproof.ker"):
+    with pytest.raises(
+        BundleError, match=r"got os:system, expected a function under tileproof.ker"
+    ):
         library.mhc_post(*post_inputs(1))
 
 
 def test_cuda_tensors_are_needed_on_cuda_and_a_driver_to_load(bundle):
-    with pytest.raises(RuntimeError, match="no CUDA driver on this machine: libcuda.so.1"):
+    with pytest.raises(RuntimeError, match=r"no CUDA driver on this machine: libcuda.so.1"):
         load(bundle, backend="cuda")

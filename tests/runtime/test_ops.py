@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import tileproof
 import torch
 from tileproof.codegen.bundle import describe
 from tileproof.dsl import get
 from tileproof.runtime import BundleError, Library, load, ops, use
 from tileproof.runtime.signature import Signature
+
+import tileproof
 
 
 @pytest.fixture
