@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +101,14 @@ def open_library(
     return library, add if on_missing == "compile" else None
 
 
-def built(specs: list[Specialization], archs: list[str]) -> Path:
+def built(
+    specs: list[Specialization],
+    archs: Sequence[str],
+    on_event: Callable[[Any], None] | None = None,
+) -> Path:
     """A bundle of `specs` for `archs` in the user's cache, under the hash of its contents.
+
+    `on_event` is called after every kernel, as by ``tileproof.codegen.build.build``.
 
     Raises ContractError in one sentence where a tool the build needs is missing.
     """
@@ -111,7 +117,7 @@ def built(specs: list[Specialization], archs: list[str]) -> Path:
         from tileproof.codegen.build import build
 
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made = build(specs, archs, Path(scratch) / "bundle")
+            made = build(specs, archs, Path(scratch) / "bundle", on_event=on_event)
             target = folder / (made / "manifest.sha256").read_text()[:32]
             with contextlib.suppress(OSError):  # it is there: made before, or by another process
                 made.rename(target)
