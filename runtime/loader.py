@@ -125,16 +125,16 @@ class Operation:
 
     def __call__(self, *tensors: torch.Tensor, **options: Any) -> Any:
         try:
-            key = [len(tensors), tensors[0].get_device()]
+            key: list[Any] = [len(tensors), tensors[0].get_device(), *options.items()]
             key += [tensors[i].size(axis) for i, axis in self._axes]
             key += [tensors[i].dtype for i in self._typed]
-            run = self._ready.get((*key, *options.items()))
+            call = tuple(key)
+            run = self._ready.get(call)
         except (AttributeError, IndexError, TypeError):
             self.signature.check_call(tensors, options)
             raise
         if run is None:
-            run = self._prepare(tensors, options)
-            self._ready[(*key, *options.items())] = run
+            run = self._ready[call] = self._prepare(tensors, options)
         return run(*tensors)
 
     def _prepare(self, tensors: tuple[torch.Tensor, ...], options: Mapping[str, Any]) -> Run:

@@ -14,7 +14,7 @@ from tileproof.runtime.bundle import Bundle
 
 # CPU memory behind a CUDA driver: the stand-in never touches it.
 PRELUDE = """
-    import sys, torch
+    import sys, torch, tvm_ffi
     from tileproof.runtime import backends, load
     from tileproof.runtime.backends import CPU, Code, Cuda
     from tileproof.runtime.bundle import Bundle
@@ -65,7 +65,8 @@ def run(libcuda, bundle, tmp_path):
 def test_a_launch(run):
     script = f"""
         {BIND}
-        run(x, y, post, comb, out)
+        with tvm_ffi.use_raw_stream(tvm_ffi.device("cpu"), 0x5ea):
+            run(x, y, post, comb, out)
         print(hex(out.data_ptr()))
         del run
     """
@@ -82,7 +83,7 @@ def test_a_launch(run):
         "cuModuleGetFunction 1 mhc_post__bf16_N4_D64_kernel",
         "cuCtxPopCurrent ",
         "cuCtxPushCurrent ",
-        f"cuLaunchKernel 1 grid 3 1 1 block 128 1 1 smem 0 stream (nil) M 33 out {out.strip()}",
+        "cuLaunchKernel 1 grid 3 1 1 block 128 1 1 smem 0 stream 0x5ea M 33 out " + out.strip(),
         "cuCtxPopCurrent ",
         "cuCtxPushCurrent ",
         "cuModuleUnload 1",
