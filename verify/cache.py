@@ -1,17 +1,22 @@
 """Results of earlier proofs, found again by what they were a proof of.
 
 The key covers the device and host IR (without the target, so architectures with equal code share
-one proof), every assumption, the tools' versions and the prover's own source.
+one proof), every assumption, the tools' versions and the prover's own source. For an op of the
+library a second key covers the sources of everything that leads to its IR, so that nothing needs to
+be lowered when nothing changed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from tileproof.dsl import Specialization
 
 from .domain import Domain
 from .model import KernelReport
@@ -63,6 +68,22 @@ def key(program: str, domain: Domain) -> str:
         tools(),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def source_key(spec: Specialization, arch: str) -> str:
+    """Where the result for an op of the library lives, known without lowering it."""
+    parts = [spec.op.name, spec.symbol, sorted(spec.params.items()), arch, tools(), _library()]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+@cache
+def _library() -> str:
+    digest = hashlib.sha256()
+    for package in ("dsl", "kernels", "codegen"):
+        for root in importlib.import_module(f"tileproof.{package}").__path__:
+            for path in sorted(Path(root).rglob("*.py")):
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def read(name: str) -> KernelReport | None:

@@ -17,7 +17,7 @@ from .terms import Symbol, const, evaluate
 if TYPE_CHECKING:
     from .props import Launch
 
-_MOST_POINTS = 1 << 25
+_MOST_POINTS = 1 << 22
 _SIZES = (1, 2, 3, 5, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 257, 1000)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from tileproof.dsl import Specialization, check
 
 from . import terms
+from .intrinsics import UnmodelledError
 from .terms import Symbol, Term, apply, const, var
 
 DEFAULT_RANGE = (0, 1 << 20)
@@ -69,6 +70,7 @@ class Domain:
     multiples: dict[str, int] = field(default_factory=dict)
     tensors: dict[str, TensorFacts] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    unmodelled: list[str] = field(default_factory=list)
 
     def describe(self) -> dict[str, str]:
         """The dims and their ranges, for a report."""
@@ -133,6 +135,8 @@ def build(source: Any, spec: Specialization | None, facts: Mapping[str, Any] | N
         position += 1
         shape = tuple(_shape_term(n, domain) for n in buffer.shape)
         name = str(buffer.name)
+        if not _contiguous(buffer, shape, domain):
+            domain.unmodelled.append(f"strides of {name}")
         if arg is not None:
             expected = tuple(expression(str(n), domain.dims) for n in arg.shape)
             check(
@@ -153,7 +157,8 @@ def _dims(
     names: list[str] = []
     for p, buffer in zip(source.params, buffers, strict=True):
         if buffer is None:
-            names.append(str(p.name))
+            if str(p.dtype).startswith("int"):
+                names.append(str(p.name))
             continue
         for n in buffer.shape:
             names += [v for v in _variables(n) if v not in names]
@@ -235,8 +240,24 @@ def _variables(expr: Any) -> list[str]:
     return found
 
 
-def _shape_term(expr: Any, domain: Domain) -> Term:
-    from .facts import Converter, Facts
+def _contiguous(buffer: Any, shape: tuple[Term, ...], domain: Domain) -> bool:
+    if len(buffer.strides) == 0:
+        return True
+    expected = const(1)
+    for stride, n in zip(reversed(list(buffer.strides)), reversed(shape), strict=True):
+        if terms.poly(_shape_term(stride, domain)).terms != terms.poly(expected).terms:
+            return False
+        expected = terms.mul(n, expected)
+    return True
 
-    # Extents are mathematics, not machine arithmetic: the checks made on the way are dropped.
-    return Converter(Facts("shape"), domain.dims).expr(expr)
+
+def _shape_term(expr: Any, domain: Domain) -> Term:
+    from .convert import Converter
+    from .facts import Facts
+
+    try:
+        # Extents are mathematics, not machine arithmetic: the checks made on the way are dropped.
+        return Converter(Facts("shape"), domain.dims).expr(expr)
+    except UnmodelledError as missing:
+        check(False, f"shape {expr}", got=str(missing), expected="integer arithmetic on dims")
+        raise AssertionError from None  # unreachable: check raised

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from . import terms
+from .convert import Converter
 from .domain import Domain
-from .facts import Check, Converter, Facts
+from .facts import Check, Facts
 from .intrinsics import Mode, UnmodelledError
 from .terms import Term, const, mul
 
@@ -116,7 +117,11 @@ def launch_checks(launch: Any, facts: Facts, domain: Domain) -> dict[str, Term]:
     for name, values in (("blockIdx", launch.grid), ("threadIdx", launch.block)):
         for axis, value in zip("xyz", values, strict=True):
             tag = f"{name}.{axis}"
-            extents[tag] = const(value) if isinstance(value, int) else converter.expr(value)
+            try:
+                extents[tag] = const(value) if isinstance(value, int) else converter.expr(value)
+            except UnmodelledError as missing:
+                facts.unmodelled.append(f"host: extent of {tag}: {missing}")
+                continue
             if tag in _MAX_GRID:
                 limit = _MAX_GRID[tag]
                 converter.facts.checks.append(

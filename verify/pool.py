@@ -11,7 +11,7 @@ from tileproof.dsl import Specialization, load_library
 
 from . import cache
 from .model import KernelReport, Report
-from .prove import prove_one
+from .prove import in_library, prove_one
 
 Progress = Callable[[KernelReport, int, int], None]
 
@@ -25,7 +25,7 @@ def prove_many(
     """Prove (kernel, arch) pairs; the report keeps their order.
 
     Args:
-        work: specializations of the library's ops (others run in this process) with an arch each.
+        work: kernels with an arch each; those that are no op of the library run in this process.
         jobs: worker processes; 1 proves everything here.
         on_progress: called with each finished kernel, how many are finished, and of how many.
     """
@@ -37,37 +37,24 @@ def prove_many(
         if on_progress is not None:
             on_progress(report, len(done), len(pairs))
 
-    remote: list[list[int]] = []
     local = list(range(len(pairs)))
-    if jobs > 1 and len(pairs) > 1:
-        remote = _groups(pairs)
-        local = [i for i in local if not any(i in group for group in remote)]
+    remote = [i for i in local if in_library(pairs[i][0])] if jobs > 1 and len(pairs) > 1 else []
     if remote:
+        local = [i for i in local if i not in set(remote)]
         # TileLang's compiler threads do not survive a fork.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(min(jobs, len(remote)), mp_context=context) as pool:
             futures = {}
-            for group in remote:
-                kernel = pairs[group[0]][0]
-                archs = [pairs[i][1] for i in group]
-                future = pool.submit(_remote, kernel.op.name, _sizes(kernel), archs, use_cache)
-                futures[future] = group
+            for i in remote:
+                kernel, arch = pairs[i]
+                future = pool.submit(_remote, kernel.op.name, _sizes(kernel), arch, use_cache)
+                futures[future] = i
             for future in as_completed(futures):
-                for index, data in zip(futures[future], future.result(), strict=True):
-                    finish(index, KernelReport.from_dict(data))
+                finish(futures[future], KernelReport.from_dict(future.result()))
     for i in local:
         kernel, arch = pairs[i]
         finish(i, prove_one(kernel, arch, use_cache=use_cache))
     return Report([done[i] for i in range(len(pairs))], cache.tools())
-
-
-def _groups(pairs: list[tuple[Any, str]]) -> list[list[int]]:
-    """Indices by kernel: one worker takes all architectures of a kernel, since most share code."""
-    groups: dict[str, list[int]] = {}
-    for i, (kernel, _) in enumerate(pairs):
-        if isinstance(kernel, Specialization) and load_library().get(kernel.op.name) is kernel.op:
-            groups.setdefault(kernel.symbol, []).append(i)
-    return list(groups.values())
 
 
 def _sizes(kernel: Specialization) -> dict[str, Any]:
@@ -76,8 +63,6 @@ def _sizes(kernel: Specialization) -> dict[str, Any]:
     return {**given, **kernel.types, **kernel.params}
 
 
-def _remote(
-    op: str, sizes: dict[str, Any], archs: list[str], use_cache: bool
-) -> list[dict[str, Any]]:
+def _remote(op: str, sizes: dict[str, Any], arch: str, use_cache: bool) -> dict[str, Any]:
     kernel = load_library()[op].specialize(**sizes)
-    return [prove_one(kernel, arch, use_cache=use_cache).to_dict() for arch in archs]
+    return prove_one(kernel, arch, use_cache=use_cache).to_dict()

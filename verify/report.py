@@ -8,6 +8,7 @@ import textwrap
 from .model import Counterexample, KernelReport, Report, Verdict
 
 _WIDTH = 80
+_SHOWN = 2
 
 
 def to_json(report: Report) -> str:
@@ -36,8 +37,10 @@ def _details(kernel: KernelReport) -> list[str]:
             continue
         lines.append(f"  {name}: {p.verdict.value} ({p.proved}/{p.obligations} proved)")
         shown = {e.message for e in p.counterexamples}
-        for example in p.counterexamples:
+        for example in p.counterexamples[:_SHOWN]:
             lines += _example(example)
+        if len(p.counterexamples) > _SHOWN:
+            lines += _wrap(f"and {p.obligations - p.proved - _SHOWN} more (JSON lists the first)")
         for reason in p.reasons:
             if not any(reason.startswith(message) for message in shown):
                 lines += _wrap(reason)

@@ -95,9 +95,11 @@ def _apart(launch: Launch, first: Access, second: Access, blocks: list[Symbol]) 
 
 
 def _twins(launch: Launch, access: Access) -> dict[Symbol, Term]:
-    """A second copy of every index of the launch; sizes stay shared."""
+    """A second copy of every index and of data; sizes, which all blocks see alike, stay shared."""
     twin: dict[Symbol, Term] = {}
-    for s in (*launch.facts.symbols.values(), *access.context.loops):
+    mentioned = access.index.symbols.union(*(c.symbols for c in access.context.path))
+    data = sorted((s for s in mentioned if s.kind == "opaque"), key=lambda s: s.name)
+    for s in (*launch.facts.symbols.values(), *access.context.loops, *data):
         lo, hi = terms.substitute(s.lo, twin), terms.substitute(s.hi, twin)
         twin[s] = var(Symbol(s.name, s.kind, lo, hi, s.origin))
     return twin

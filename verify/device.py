@@ -1,0 +1,345 @@
+"""Final device TIR → facts: what one thread of one launch touches, computes and waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from . import terms
+from .convert import BINARY, Converter
+from .facts import Access, Buffer, Check, Context, Facts, Sync, integer_range, scalar_bits, text
+from .intrinsics import NOTHING, Mode, Touch, UnmodelledError, effect
+from .terms import Symbol, Term, add, apply, const, mul, sub, var
+
+# Attributes without a meaning of their own at this stage. `tl.assume` is not believed.
+_INERT_ATTRS = {
+    "tl.assume",
+    "lexical_alloc_scope",
+    "storage_alignment",
+    "tl.min_blocks_per_sm",
+    "pragma_unroll_explicit",
+    "pragma_auto_unroll_max_step",
+}
+_THREAD_BINDING = 4  # TVM's ForKind
+
+
+class DeviceWalker(Converter):
+    """Collects the facts of one device function under one launch."""
+
+    def __init__(
+        self,
+        facts: Facts,
+        dims: Mapping[str, Symbol],
+        tensors: Mapping[str, tuple[tuple[Term, ...], str]],
+        param_names: Mapping[Any, str],
+        extents: Mapping[str, Term],
+    ) -> None:
+        super().__init__(facts, dims)
+        self.tensors = tensors
+        self.params = param_names
+        self.extents = extents
+        self.buffers: dict[Any, Buffer] = {}
+        self.arena: dict[Any, tuple[Any, int]] = {}
+        self.declared: dict[Any, Any] = {}
+        self.allocated: dict[Any, Any] = {}
+        self.written: set[str] = set()
+
+    def run(self, function: Any) -> Facts:
+        """Walk the function. Declarations first: a pointer may be used before its buffer is."""
+        from tilelang import tvm
+
+        def declare(node: Any) -> None:
+            kind = type(node).__name__
+            if kind in ("AllocBuffer", "DeclBuffer"):
+                self.declare(node.buffer)
+                if kind == "AllocBuffer":
+                    self.allocated[node.buffer.data] = node.buffer
+            elif kind == "BufferStore":
+                self.declare(node.buffer)
+                self.written.add(self.params.get(node.buffer.data, ""))
+            elif kind == "BufferLoad":
+                self.declare(node.buffer)
+
+        tvm.tirx.stmt_functor.post_order_visit(function.body, declare)
+        self.stmt(function.body)
+        return self.facts
+
+    def declare(self, buffer: Any) -> None:
+        """Keep the largest declaration of each data pointer: views alias the same memory."""
+        if buffer.data in self.params:
+            return
+        known = self.declared.get(buffer.data)
+        if known is None or _bytes(buffer) > _bytes(known):
+            self.declared[buffer.data] = buffer
+
+    def buffer(self, data: Any, dtype: Any, view: Any = None) -> Buffer:
+        """The memory behind a data pointer, seen as elements of `dtype`."""
+        key = (data, str(dtype), view)
+        if key not in self.buffers:
+            self.buffers[key] = self._buffer(data, dtype, view)
+        return self.buffers[key]
+
+    def _buffer(self, data: Any, dtype: Any, view: Any) -> Buffer:
+        bits = scalar_bits(dtype)
+        if bits % 8:
+            raise UnmodelledError(f"elements of {bits} bits")
+        if data in self.params:
+            tensor = self.params[data]
+            shape, declared = self.tensors.get(tensor, (None, ""))
+            if shape is not None and scalar_bits(declared) != bits:
+                raise UnmodelledError(f"{tensor} of {declared} seen as {dtype}")
+            return Buffer(tensor, "global", bits, shape, tensor=tensor)
+        declaration = view if view is not None else self.declared.get(data)
+        name = str(data.name)
+        start = self.arena.get(data, (data, 0))[1]
+        if declaration is None:
+            return Buffer(name, "shared.dyn", bits, None, start)
+        size = _bytes(declaration)
+        if size < 0:
+            raise UnmodelledError(f"{name} of a size known only at run time")
+        if data in self.allocated:  # a view cannot be larger than the memory behind it
+            size = min(size, _bytes(self.allocated[data]))
+        scope = str(declaration.scope())
+        return Buffer(name, scope, bits, (const(size * 8 // bits),), start)
+
+    def load(self, node: Any, indices: list[Term]) -> Term:
+        buffer = self.buffer(node.buffer.data, node.dtype)
+        if buffer.tensor and buffer.tensor not in self.written and len(indices) == 1:
+            return terms.load(buffer.tensor, indices[0])
+        return self.opaque(node)
+
+    def access(self, node: Any, buffer: Any, indices: list[Any], mode: Mode) -> list[Term]:
+        # A view may be narrower than the memory it aliases: it bounds its own accesses.
+        view = None if buffer.data in self.params else buffer
+        memory = self.buffer(buffer.data, buffer.dtype, view)
+        if len(indices) != 1:
+            raise UnmodelledError("an access that was not flattened")
+        index = indices[0]
+        lanes = int(str(index.dtype).split("x")[1]) if "x" in str(index.dtype) else 1
+        width = memory.bits // 8
+        if lanes == 1:
+            term = self.expr(index)
+            self.record(memory, mode, term, 1, width, node)
+            return [term]
+        if type(index).__name__ == "Ramp" and _is_one(index.stride):
+            size = width * lanes
+            align = _vector_alignment(size, width)
+            self.record(memory, mode, self.expr(index.base), lanes, align, node)
+            return []
+        for lane in self.lanes(index, lanes):  # codegen moves scattered lanes one by one
+            self.record(memory, mode, lane, 1, width, node)
+        return []
+
+    def lanes(self, e: Any, count: int) -> list[Term]:
+        """The scalar index of every lane of a vector index."""
+        kind = type(e).__name__
+        if kind == "Ramp":
+            base, stride = self.expr(e.base), self.expr(e.stride)
+            return [
+                self.check(add(base, mul(stride, const(i))), e.base.dtype, str(e.base.dtype), e)
+                for i in range(count)
+            ]
+        if kind == "Broadcast":
+            return [self.expr(e.value)] * count
+        if kind in BINARY:
+            pairs = zip(self.lanes(e.a, count), self.lanes(e.b, count), strict=True)
+            scalar = str(e.dtype).split("x")[0]
+            return [self.check(apply(BINARY[kind], a, b), scalar, scalar, e) for a, b in pairs]
+        if kind == "Cast":
+            return self.lanes(e.value, count)
+        raise UnmodelledError(f"vector index {kind}")
+
+    def record(
+        self,
+        buffer: Buffer,
+        mode: Mode,
+        index: Term,
+        lanes: int,
+        align: int,
+        node: Any,
+        asynchronous: bool = False,
+    ) -> None:
+        if buffer.tensor and mode == "write":
+            self.written.add(buffer.tensor)
+        order = next(self._order)
+        self.facts.accesses.append(
+            Access(buffer, mode, index, lanes, align, self.context, order, node, asynchronous)
+        )
+
+    # -- calls -------------------------------------------------------------------------------
+
+    def call(self, node: Any) -> None:
+        name, args = str(node.op.name), list(node.args)
+        found = effect(name, args)
+        if found.sync is not None:
+            self.facts.syncs.append(Sync(found, tuple(args), self.context, next(self._order), node))
+            return
+        pointers = {id(t.pointer) for t in found.touches}
+        for touch in found.touches:
+            self.touch(touch, node)
+        if found is NOTHING or found.collective != "none":
+            for a in args:
+                if id(a) not in pointers and str(a.dtype) != "handle":
+                    self.value(a)
+
+    def touch(self, touch: Touch, node: Any) -> None:
+        data, dtype, offset = self.pointer(touch.pointer)
+        if dtype is None and data not in self.declared:
+            raise UnmodelledError(f"pointer {data.name} without a type")
+        buffer = self.buffer(data, dtype if dtype is not None else self.declared[data].dtype)
+        extra = const(touch.offset) if isinstance(touch.offset, int) else self.expr(touch.offset)
+        index = add(offset, extra)
+        if touch.slot is not None:
+            index = add(offset, self.slot(*touch.slot))
+        context = self.context
+        if touch.when is not None:
+            context = context.given(self.expr(touch.when))
+        if touch.lane_below is not None:
+            lane = apply("mod", self.linear_thread(), const(32))
+            context = context.given(apply("lt", lane, const(touch.lane_below)))
+        width = buffer.bits // 8
+        align = touch.align or _vector_alignment(width * touch.count, width)
+        outer, self.context = self.context, context
+        self.record(buffer, touch.mode, index, touch.count, align, node, touch.asynchronous)
+        self.context = outer
+
+    def pointer(self, e: Any) -> tuple[Any, Any, Term]:
+        """A pointer argument as (data variable, element type or None, element offset)."""
+        kind = type(e).__name__
+        if kind == "Var":
+            return e, None, const(0)
+        if kind == "Call" and str(e.op.name) == "tirx.tvm_access_ptr":
+            dtype = e.args[0].dtype
+            return e.args[1], dtype, self.expr(e.args[2])
+        raise UnmodelledError(f"pointer {text(e, 40)}")
+
+    def linear_thread(self) -> Term:
+        total, stride = const(0), const(1)
+        for axis in ("x", "y", "z"):
+            symbol = self.facts.symbols.get(f"threadIdx.{axis}")
+            if symbol is not None:
+                total = add(total, mul(var(symbol), stride))
+                stride = mul(stride, add(symbol.hi, const(1)))
+        return total
+
+    def slot(self, first: int, half: int) -> Term:
+        """Workspace slot of this thread (half 0) or of its butterfly partner ``slot ^ half``."""
+        own = sub(var(self.facts.symbols["threadIdx.x"]), const(first))
+        if half == 0:
+            return own
+        # Flipping bit `half` of a non-negative number, in arithmetic that every reading knows.
+        group = const(2 * half)
+        start = mul(apply("div", own, group), group)
+        return add(start, apply("mod", add(own, const(half)), group))
+
+    # -- statements --------------------------------------------------------------------------
+
+    def stmt(self, s: Any) -> None:
+        try:
+            self._stmt(s)
+        except UnmodelledError as missing:
+            self.facts.unmodelled.append(f"{missing}")
+
+    def _stmt(self, s: Any) -> None:
+        kind = type(s).__name__
+        if kind == "SeqStmt":
+            for part in s.seq:
+                self.stmt(part)
+        elif kind in ("DeclBuffer", "AllocBuffer"):
+            pass
+        elif kind == "AttrStmt":
+            self.attribute(s)
+        elif kind == "Bind":
+            self.bind(s)
+        elif kind == "BufferStore":
+            self.access(s, s.buffer, list(s.indices), "write")
+            self.value(s.value)
+        elif kind == "For":
+            self.loop(s)
+        elif kind == "IfThenElse":
+            condition = self.expr(s.condition)
+            self.under(condition, lambda: self.stmt(s.then_case))
+            if s.else_case is not None:
+                self.under(apply("not", condition), lambda: self.stmt(s.else_case))
+        elif kind == "Evaluate":
+            self.value(s.value)
+        else:
+            raise UnmodelledError(kind)
+
+    def attribute(self, s: Any) -> None:
+        key = str(s.attr_key)
+        if key == "thread_extent":
+            tag = str(s.node.thread_tag)
+            if tag not in self.facts.symbols:
+                # The launch decides how many there are; the device text merely repeats it.
+                extent = self.extents.get(tag)
+                if extent is None:
+                    raise UnmodelledError(f"extent of {tag}")
+                kind: Literal["block", "thread"] = "block" if tag[0] == "b" else "thread"
+                self.facts.symbols[tag] = Symbol(tag, kind, const(0), sub(extent, const(1)))
+            self.env[s.node.var] = var(self.facts.symbols[tag])
+        elif key not in _INERT_ATTRS:
+            self.facts.unmodelled.append(f"attribute {key}")
+        self.stmt(s.body)
+
+    def bind(self, s: Any) -> None:
+        if str(s.var.dtype) == "handle":
+            self.arena_view(s)
+        elif integer_range(s.var.dtype) is not None and "x" not in str(s.var.dtype):
+            self.env[s.var] = self.expr(s.value)
+        else:
+            self.value(s.value)
+
+    def arena_view(self, s: Any) -> None:
+        value = s.value
+        is_view = (
+            type(value).__name__ == "Call" and str(value.op.name) == "tirx.handle_add_byte_offset"
+        )
+        if not is_view:
+            raise UnmodelledError(f"pointer {text(value, 40)}")
+        offset = self.expr(value.args[1])
+        if not offset.is_const:
+            raise UnmodelledError("a shared buffer whose place depends on a size")
+        self.arena[s.var] = (value.args[0], offset.value)
+        declared = self.declared.get(s.var)
+        arena = self.declared.get(value.args[0])
+        if declared is None or arena is None:
+            return  # its accesses have no extent and say so
+        last = const(offset.value + _bytes(declared))
+        if last.value > _bytes(arena):
+            limit = _bytes(arena)
+            self.facts.checks.append(Check(last, 0, limit, "end in the arena", self.context, s))
+
+    def loop(self, s: Any) -> None:
+        if int(s.kind) == _THREAD_BINDING:
+            raise UnmodelledError("a loop bound to a thread axis")
+        lo, extent = self.expr(s.min), self.expr(s.extent)
+        hi = sub(add(lo, extent), const(1))
+        symbol = Symbol(str(s.loop_var.name), "loop", lo, hi, s.loop_var)
+        self.env[s.loop_var] = var(symbol)
+        outer = self.context
+        self.context = Context(outer.path, (*outer.loops, symbol))
+        self.stmt(s.body)
+        self.context = outer
+
+
+def _is_one(e: Any) -> bool:
+    return type(e).__name__ == "IntImm" and int(e.value) == 1
+
+
+def _bytes(buffer: Any) -> int:
+    """Size of a declared buffer, or -1 when it depends on a run-time size."""
+    total = scalar_bits(buffer.dtype)
+    for n in buffer.shape:
+        if type(n).__name__ != "IntImm":
+            return -1
+        total *= int(n.value)
+    return total // 8
+
+
+def _vector_alignment(size: int, element: int) -> int:
+    """Alignment of a machine access of `size` bytes: its own size, up to the widest load there is.
+
+    A size that is no power of two is moved through a struct of elements.
+    """
+    return min(size, 32) if size & (size - 1) == 0 else element
