@@ -133,6 +133,8 @@ class Operation:
         except (AttributeError, IndexError, TypeError):
             self.signature.check_call(tensors, options)
             raise
+        if self._backend is not None:
+            self.signature.refuse_gradients(tensors)
         if run is None:
             run = self._ready[call] = self._prepare(tensors, options)
         return run(*tensors)

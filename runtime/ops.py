@@ -79,6 +79,7 @@ def register(signature: Signature) -> None:
     stem, hidden = signature.stem, set(signature.hidden)
 
     def run(*tensors: torch.Tensor, **options: Any) -> Any:
+        signature.refuse_gradients(tensors)
         given = {k: v for k, v in options.items() if v is not None or k not in hidden}
         return active()[stem](*tensors, **given)
 

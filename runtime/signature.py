@@ -130,6 +130,18 @@ class Signature:
             error=TypeError,
         )
 
+    def refuse_gradients(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Raise RuntimeError where autograd would expect a gradient: kernels record none, and
+        training would go on without it."""
+        if not torch.is_grad_enabled():
+            return
+        for argument, tensor in zip(self.inputs, tensors, strict=False):
+            if tensor.requires_grad:
+                raise RuntimeError(
+                    f"{self.name}: {argument.name}: got a tensor that requires grad, expected none:"
+                    " the op has no backward; call it under torch.no_grad()"
+                )
+
     def sizes(self, tensors: Sequence[torch.Tensor], options: Mapping[str, Any]) -> dict[str, int]:
         """Static dims as far as inputs and options show them."""
         dims = {letter: int(tensors[i].shape[axis]) for letter, i, axis in self.static_axes}

@@ -80,6 +80,25 @@ def test_fake_outputs_are_what_runs_give(bundle, post_inputs, backend):
         )
 
 
+@pytest.mark.parametrize("backend", ["virtual", "reference"])
+def test_gradients_are_never_lost_in_silence(bundle, post_inputs, backend):
+    library = load(bundle, backend=backend)
+    x, *rest = post_inputs(2)
+    x.requires_grad_()
+    with pytest.raises(RuntimeError, match=r"mhc/post: x: got a tensor that requires grad"):
+        tileproof.ops.mhc_post(x, *rest)
+    with torch.no_grad():
+        expected = tileproof.ops.mhc_post(x, *rest)
+    if backend == "virtual":
+        with pytest.raises(RuntimeError, match=r"call it under torch.no_grad"):
+            library.mhc_post(x, *rest)
+    else:  # a reference is plain torch
+        out = library.mhc_post(x, *rest)
+        assert torch.equal(out, expected)
+        out.sum().backward()
+        assert x.grad is not None
+
+
 def test_one_name_has_one_schema():
     description = describe(get("mhc/post"))
     Library.reference([description])
