@@ -30,14 +30,16 @@ class DeviceWalker(Converter):
         self,
         facts: Facts,
         dims: Mapping[str, Symbol],
-        tensors: Mapping[str, tuple[tuple[Term, ...], str]],
+        tensors: Mapping[str, tuple[tuple[Term, ...] | None, str]],
         param_names: Mapping[Any, str],
         extents: Mapping[str, Term],
+        sizes: Mapping[str, int],
     ) -> None:
         super().__init__(facts, dims)
         self.tensors = tensors
         self.params = param_names
         self.extents = extents
+        self.sizes = sizes
         self.buffers: dict[Any, Buffer] = {}
         self.arena: dict[Any, tuple[Any, int]] = {}
         self.declared: dict[Any, Any] = {}
@@ -93,7 +95,10 @@ class DeviceWalker(Converter):
         name = str(data.name)
         start = self.arena.get(data, (data, 0))[1]
         if declaration is None:
-            return Buffer(name, "shared.dyn", bits, None, start)
+            # Only touched through pointers, so the final IR does not declare it.
+            size = self.sizes.get(name, 0)
+            shape = (const(size * 8 // bits),) if size and data in self.arena else None
+            return Buffer(name, "shared.dyn", bits, shape, start)
         size = _bytes(declaration)
         if size < 0:
             raise UnmodelledError(f"{name} of a size known only at run time")
@@ -321,6 +326,32 @@ class DeviceWalker(Converter):
         self.context = Context(outer.path, (*outer.loops, symbol))
         self.stmt(s.body)
         self.context = outer
+
+
+def shared_sizes(stages: Mapping[str, Any]) -> dict[str, int]:
+    """Bytes of each shared buffer by name, as allocated before all were merged into one arena.
+
+    A name that two buffers of different sizes share is left out.
+    """
+    from tilelang import tvm
+
+    before: Any = None
+    for stage, mod in stages.items():
+        if stage.endswith(":tl.MergeSharedMemoryAllocations"):
+            break
+        before = mod
+    else:
+        return {}
+    found: dict[str, set[int]] = {}
+
+    def visit(node: Any) -> None:
+        if type(node).__name__ == "AllocBuffer" and str(node.buffer.scope()) == "shared.dyn":
+            found.setdefault(str(node.buffer.data.name), set()).add(_bytes(node.buffer))
+
+    for _, function in before.functions_items():
+        if isinstance(function, tvm.tirx.PrimFunc):
+            tvm.tirx.stmt_functor.post_order_visit(function.body, visit)
+    return {name: sizes.pop() for name, sizes in found.items() if len(sizes) == 1}
 
 
 def _is_one(e: Any) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tileproof.dsl import Specialization, check
@@ -51,7 +51,10 @@ class ValueRange:
 
 @dataclass(frozen=True, eq=False)
 class TensorFacts:
-    """One tensor of the source signature and what is promised about it."""
+    """One tensor of the source signature and what is promised about it.
+
+    A `strided` tensor is not contiguous: its shape says nothing about its extent.
+    """
 
     name: str
     dtype: str
@@ -60,6 +63,7 @@ class TensorFacts:
     written: str | None = None
     inout: bool = False
     values: ValueRange | None = None
+    strided: bool = False
 
 
 @dataclass
@@ -86,7 +90,8 @@ class Domain:
         """Every promise a proof rests on besides the dims, one sentence each."""
         out = []
         for t in self.tensors.values():
-            out.append(f"{t.name} is contiguous and aligned to {t.align} bytes")
+            contiguous = "strided" if t.strided else "contiguous"
+            out.append(f"{t.name} is {contiguous} and aligned to {t.align} bytes")
             if t.values is not None:
                 none = "" if t.values.none is None else f" or {t.values.none}"
                 lo, hi = terms.show(t.values.lo), terms.show(t.values.hi)
@@ -135,7 +140,8 @@ def build(source: Any, spec: Specialization | None, facts: Mapping[str, Any] | N
         position += 1
         shape = tuple(_shape_term(n, domain) for n in buffer.shape)
         name = str(buffer.name)
-        if not _contiguous(buffer, shape, domain):
+        strided = not _contiguous(buffer, shape, domain)
+        if strided:
             domain.unmodelled.append(f"strides of {name}")
         if arg is not None:
             expected = tuple(expression(str(n), domain.dims) for n in arg.shape)
@@ -145,7 +151,8 @@ def build(source: Any, spec: Specialization | None, facts: Mapping[str, Any] | N
                 got=[terms.show(n) for n in shape],
                 expected=list(arg.shape),
             )
-        domain.tensors[name] = _tensor(name, str(buffer.dtype), shape, arg, given, domain)
+        tensor = _tensor(name, str(buffer.dtype), shape, arg, given, domain)
+        domain.tensors[name] = replace(tensor, strided=strided)
     if given.get("strides"):
         domain.notes.append("facts.strides is not modelled")
     return domain
@@ -160,7 +167,7 @@ def _dims(
             if str(p.dtype).startswith("int"):
                 names.append(str(p.name))
             continue
-        for n in buffer.shape:
+        for n in (*buffer.shape, *buffer.strides):
             names += [v for v in _variables(n) if v not in names]
     declared = spec.op.dynamic if spec is not None else {}
     user = given.get("dims", {})

@@ -15,7 +15,7 @@ from tileproof.codegen.lower import Lowered, lower
 from tileproof.dsl import ALL, ContractError, Specialization, load_library
 
 from . import cache, domain, terms
-from .device import DeviceWalker
+from .device import DeviceWalker, shared_sizes
 from .domain import Domain
 from .encode import Engine
 from .facts import Facts
@@ -72,7 +72,7 @@ def prove_one(
             known.reused, known.lower_seconds = True, 0.0
             known.seconds = round(time.perf_counter() - start, 3)
             return known
-    lowered = lower(kernel, arch, pass_configs=pass_configs)
+    lowered = lower(kernel, arch, pass_configs=pass_configs, keep_stages=True)
     lower_seconds = time.perf_counter() - start
     report = prove_lowered(lowered, facts=facts, use_cache=use_cache)
     report.lower_seconds = round(lower_seconds, 3)
@@ -133,6 +133,7 @@ def _launches(lowered: Lowered, assumed: Domain) -> tuple[list[Launch], list[str
     hosts = [f for _, f in lowered.host_mod.functions_items()]
     host = HostWalker(Facts("host"), assumed).run(hosts[0])
     unmodelled = list(assumed.unmodelled)
+    sizes = shared_sizes(lowered.stages)
     functions = {g.name_hint: f for g, f in lowered.device_mod.functions_items()}
     parts = []
     writers: dict[str, int] = {}
@@ -148,8 +149,10 @@ def _launches(lowered: Lowered, assumed: Domain) -> tuple[list[Launch], list[str
         names = {
             p: a.name for p, a in zip(function.params, launch.args, strict=True) if a.is_tensor
         }
-        tensors = {t.name: (t.shape, t.dtype) for t in assumed.tensors.values()}
-        walker = DeviceWalker(Facts(launch.kernel), assumed.dims, tensors, names, extents)
+        tensors = {
+            t.name: (None if t.strided else t.shape, t.dtype) for t in assumed.tensors.values()
+        }
+        walker = DeviceWalker(Facts(launch.kernel), assumed.dims, tensors, names, extents, sizes)
         facts = walker.run(function)
         unmodelled += facts.unmodelled
         parts.append((facts, extents, function, names))
@@ -167,7 +170,7 @@ def _launches(lowered: Lowered, assumed: Domain) -> tuple[list[Launch], list[str
                 facts=facts,
                 domain=assumed,
                 engine=Engine(facts, assumed),
-                machine=Machine(function, shapes, names),
+                machine=Machine(function, shapes, names, sizes),
                 extents=extents,
                 host=host if i == 0 else None,
                 complete=not unmodelled,
@@ -181,7 +184,7 @@ def _launches(lowered: Lowered, assumed: Domain) -> tuple[list[Launch], list[str
 def _vacuity(launches: list[Launch], assumed: Domain) -> tuple[str, list[str]]:
     """Why a proof would be empty ("" if it is not), and remarks on accesses never reached."""
     if not launches:
-        return "the call launches no kernel", []
+        return "no launch was seen", []
     engine = launches[0].engine
     dims = list(assumed.dims.values())
     if not engine.satisfiable():

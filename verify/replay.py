@@ -51,10 +51,17 @@ class UndeterminedError(Exception):
 class Machine:
     """Executes one device function for one thread, following only the loop iterations given."""
 
-    def __init__(self, function: Any, shapes: Mapping[str, Any], names: Mapping[Any, str]) -> None:
+    def __init__(
+        self,
+        function: Any,
+        shapes: Mapping[str, Any],
+        names: Mapping[Any, str],
+        sizes: Mapping[str, int],
+    ) -> None:
         self.function = function
         self.shapes = shapes
         self.names = names
+        self.sizes = sizes
 
     def run(self, setting: Setting) -> Trace:
         """The trace of one thread; empty if the setting lies outside the launch."""
@@ -85,7 +92,11 @@ class Machine:
             for n in self.shapes[self.names[data]]:
                 total *= evaluate(n, self.setting.sizes)
             return total
-        size = _size(view) if view is not None else self.memory.get(data)
+        size = (
+            _size(view)
+            if view is not None
+            else self.memory.get(data, self.sizes.get(str(data.name)))
+        )
         if size is not None and data in self.allocated:
             size = min(size, self.allocated[data])
         return None if size is None else size // element

@@ -1,5 +1,7 @@
 """Per property, a kernel just inside the rule and its neighbour just outside."""
 
+from dataclasses import replace
+
 import pytest
 import tilelang.language as T  # noqa: N812
 from tileproof.codegen.lower import lower
@@ -130,8 +132,59 @@ def gather(guarded=False):
     return kernel
 
 
+def scattered():
+    """The row each block writes is shifted by data that passes through shared memory."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def kernel(shift: T.Tensor((M,), "int32"), y: T.Tensor((M, 128), "float32")):
+        with T.Kernel(M, threads=128) as m:
+            buffer = T.alloc_shared((128,), "int32")
+            thread = T.get_thread_binding()
+            buffer[thread] = shift[m]
+            y[m + buffer[127 - thread], thread] = 0.0
+
+    return kernel
+
+
+def strided():
+    """Rows lie any distance apart."""
+    M, S = T.dynamic("M"), T.dynamic("S")
+
+    @T.prim_func
+    def kernel(y: T.StridedTensor((M, 128), (S, 1), "float32")):
+        with T.Kernel(M, threads=128) as m:
+            y[m, T.get_thread_binding()] = 0.0
+
+    return kernel
+
+
+def gemm():
+    """A pipelined matrix product whose shared tiles only cp.async and ldmatrix touch."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def kernel(
+        x: T.Tensor((M, 128), "bfloat16"),
+        w: T.Tensor((128, 64), "bfloat16"),
+        y: T.Tensor((M, 64), "bfloat16"),
+    ):
+        with T.Kernel(T.ceildiv(M, 64), threads=128) as block:
+            a = T.alloc_shared((64, 32), "bfloat16")
+            b = T.alloc_shared((32, 64), "bfloat16")
+            c = T.alloc_fragment((64, 64), "float32")
+            T.clear(c)
+            for k in T.Pipelined(4, num_stages=2):
+                T.copy(x[block * 64, k * 32], a)
+                T.copy(w[k * 32, 0], b)
+                T.gemm(a, b, c)
+            T.copy(c, y[block * 64, 0])
+
+    return kernel
+
+
 def run(kernel, change=None, written="once", **facts):
-    lowered = lower(kernel, "sm_80", pass_configs=CONFIGS)
+    lowered = lower(kernel, "sm_80", pass_configs=CONFIGS, keep_stages=True)
     facts = {"written": {"y": written}, **facts}
     return prove_lowered(change(lowered) if change else lowered, facts=facts, use_cache=False)
 
@@ -229,3 +282,35 @@ def test_store_that_depends_on_data_is_not_called_covered():
     facts = {"values": {"rows": ["-1", "R-1"]}}
     report = run(gather(guarded=True), **dims(M=100, R=100), **facts)
     assert report.properties["coverage"].verdict is Verdict.UNKNOWN
+
+
+def test_data_differs_between_blocks():
+    """A value from shared memory is each block's own; its row may be any other block's."""
+    blocks = run(scattered()).properties["blocks"]
+    assert blocks.verdict is Verdict.ALARM
+    assert "hangs on the value of data" in blocks.reasons[0]
+
+
+def test_strides_are_unknown_never_guessed():
+    report = run(strided())
+    assert report.unmodelled == ["strides of y"]
+    assert report.properties["bounds"].verdict is Verdict.UNKNOWN
+    assert {p.verdict for p in report.properties.values()} == {Verdict.UNKNOWN}
+
+
+def test_dynamic_gemm_is_proved_where_copies_are_guarded():
+    guarded = {**CONFIGS, "tl.disable_safe_memory_legalize": False}
+    lowered = lower(gemm(), "sm_80", pass_configs=guarded, keep_stages=True)
+    report = prove_lowered(lowered, facts={"written": {"y": "once"}}, use_cache=False)
+    assert report.verdict is Verdict.PROVED, report
+    # Without the stages nothing says how large the tiles are.
+    bare = prove_lowered(replace(lowered, stages={}), use_cache=False)
+    assert bare.properties["bounds"].verdict is Verdict.UNKNOWN
+    assert any("no extent is known" in r for r in bare.properties["bounds"].reasons)
+
+
+def test_tensor_maps_are_unknown():
+    lowered = lower(gemm(), "sm_90a")
+    report = prove_lowered(lowered, use_cache=False)
+    assert {p.verdict for p in report.properties.values()} == {Verdict.UNKNOWN}
+    assert "tensor maps" in report.unmodelled[0]

@@ -46,7 +46,9 @@ def goals(launch: Launch) -> Iterator[Goal]:
     for tensor in launch.domain.tensors.values():
         if tensor.written is None:
             continue
-        if tensor.name in launch.shared:
+        if tensor.strided:
+            yield Goal(Verdict.UNKNOWN, f"strides of {tensor.name} are not modelled")
+        elif tensor.name in launch.shared:
             yield Goal(Verdict.UNKNOWN, f"{tensor.name} is written by several launches")
         elif tensor.name in launch.outputs:
             writes = launch.writes(tensor.name)
