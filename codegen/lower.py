@@ -12,6 +12,10 @@ from tileproof.dsl import Specialization, arch, check
 from .hostir import Launch, launches
 
 
+# Attribute of a prim_func: the pass_configs of the jit function it comes from.
+PASS_CONFIGS = "tileproof.pass_configs"
+
+
 @dataclass(frozen=True)
 class Parameter:
     """One parameter of the source function in signature order.
@@ -107,6 +111,9 @@ def lower(
             got=type(source).__name__,
             expected="a TileLang prim_func",
         )
+        if PASS_CONFIGS in source.attrs:
+            configs = {**source.attrs[PASS_CONFIGS], **configs}
+            source = source.without_attr(PASS_CONFIGS)
         context = tvm.transform.PassContext(opt_level=3, config=configs, instruments=instruments)
         with context:
             artifact = tilelang.lower(source, target=target)

@@ -13,6 +13,8 @@ from typing import Any
 
 from tileproof.dsl import check
 
+from .lower import PASS_CONFIGS
+
 
 def is_target(text: str) -> bool:
     """Whether a command-line word means a file's kernel rather than an op of the library."""
@@ -37,21 +39,27 @@ def resolve_target(target: str, args: Mapping[str, Any] | None = None) -> Any:
 
 
 def as_prim_func(kernel: Any, args: Mapping[str, Any] | None = None, what: str = "kernel") -> Any:
-    """A prim_func from itself, a jit function or a factory, called with `args`."""
+    """A prim_func from itself, a jit function or a factory, called with `args`.
+
+    A jit function's pass_configs travel with it, so it is lowered as its author compiles it.
+    """
     from tilelang import tvm
 
     given = dict(args or {})
+    configs: dict[str, Any] = {}
     for _ in range(2):  # a factory may return a jit function
         if isinstance(kernel, tvm.tirx.PrimFunc):
             check(not given, f"arguments of {what}", got=sorted(given), expected="none")
-            return kernel
+            return kernel.with_attr(PASS_CONFIGS, configs) if configs else kernel
         check(callable(kernel), what, got=type(kernel).__name__, expected="a TileLang kernel")
         build = getattr(kernel, "get_tir", None)
         _fits(getattr(kernel, "func", kernel) if build is not None else kernel, given, what)
+        if build is not None:
+            configs = {str(k): v for k, v in (kernel.pass_configs or {}).items()}
         kernel, given = (build or kernel)(**given), {}
     expected = "a prim_func"
     check(isinstance(kernel, tvm.tirx.PrimFunc), what, got=type(kernel).__name__, expected=expected)
-    return kernel
+    return kernel.with_attr(PASS_CONFIGS, configs) if configs else kernel
 
 
 def parse_args(pairs: list[str]) -> dict[str, Any]:

@@ -310,7 +310,7 @@ class Specialization:
 
     def prim_func(self, arch: str) -> Any:
         """Build the TileLang function for `arch`. Imports TileLang (only here)."""
-        import tilelang.language as T  # noqa: N812
+        import tilelang.language as T
 
         variant = self.op.variant(arch)
         available: dict[str, Any] = {"T": T, **self.dims, **self.params, **variant.tiles}

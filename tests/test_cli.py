@@ -1,0 +1,114 @@
+"""The commands as a user types them: exit codes, words on stderr, JSON alone on stdout."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def tileproof(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from tileproof.cli import main; main()", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+@pytest.fixture(scope="module")
+def fixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The kernel of docs/planted_bug.py without its bug."""
+    text = (ROOT / "docs" / "planted_bug.py").read_text()
+    assert text.count("<= m:") == 1
+    path = tmp_path_factory.mktemp("kernels") / "fixed.py"
+    path.write_text(text.replace("<= m:", "< m:"))
+    return path
+
+
+def test_verify_finds_the_planted_bug_and_names_block_thread_and_size() -> None:
+    words = ("verify", "docs/planted_bug.py:scale", "--arch", "sm_90a", "--dim", "m=0..1048576")
+    done = tileproof(*words)
+    assert done.returncode == 1
+    assert "REFUTED  scale sm_90a" in done.stdout
+    assert "m=1; block 0; thread 0" in done.stdout
+    done = tileproof(*words, "--format", "json")
+    report = json.loads(done.stdout)
+    example = report["kernels"][0]["properties"]["bounds"]["counterexamples"][0]
+    assert done.returncode == 1
+    assert example["confirmed"]
+    assert (example["sizes"], example["block"][0], example["thread"][0]) == ({"m": 1}, 0, 0)
+
+
+def test_verify_proves_the_kernel_without_the_bug(fixed: Path) -> None:
+    done = tileproof("verify", f"{fixed}:scale", "--arch", "sm_90a", "--dim", "m=0..1048576")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 PROVED" in done.stdout
+
+
+def test_verify_writes_its_report_to_a_file(fixed: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    done = tileproof(
+        *("verify", f"{fixed}:scale", "--arch", "sm_80", "--dim", "m=1..64", "--format", "json"),
+        *("-o", report),
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+    assert json.loads(report.read_text())["verdict"] == "PROVED"
+
+
+def test_build_then_inspect(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    sizes = {"hidden_size": 64, "q_lora_rank": 32, "head_dim": 32, "index_head_dim": 32}
+    mixing = {"hc_mult": 4, "hc_sinkhorn_iters": 20, "hc_eps": 1e-6, "rms_norm_eps": 1e-6}
+    config.write_text(json.dumps({"model_type": "deepseek_v4", **sizes, **mixing}))
+    bundle = tmp_path / "bundle"
+    words = ("build", "mhc/collapse", "--arch", "sm_80,sm_90a", "--model", config, "-o", bundle)
+    done = tileproof(*words, "--json")
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [e["done"] for e in events] == [1, 2]
+    done = tileproof("inspect", bundle, "--json")
+    rows = json.loads(done.stdout)
+    assert [(r["kernel"], r["arch"]) for r in rows] == [
+        ("mhc_collapse__bf16_N4_D64", "sm_80"),
+        ("mhc_collapse__bf16_N4_D64", "sm_90a"),
+    ]
+    assert all(0 < r["resources"]["registers"] <= 255 for r in rows)
+    assert "sm_90a" in tileproof("inspect", bundle).stdout
+
+
+def test_list_and_doctor_speak_json() -> None:
+    names = {op["name"] for op in json.loads(tileproof("list", "--json").stdout)}
+    assert {"mhc/pre", "mhc/post", "norm/rmsnorm"} <= names
+    items = {f["item"]: f["ok"] for f in json.loads(tileproof("doctor", "--json").stdout)}
+    assert items["tilelang"] and items["C++ compiler"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("verify", "--bogus"), "No such option: --bogus"),
+        (("verify", "mhc/nope"), "op: got 'mhc/nope', expected one of mhc/collapse"),
+        (("verify", "docs/none.py:x"), "kernel file: got docs/none.py, expected a file"),
+        (("verify", "docs/planted_bug.py:x"), "got x, expected one of scale"),
+        (("verify", "mhc/post", "--arch", "sm_70"), "architecture: got 'sm_70', expected one of"),
+        (("verify", "mhc/post", "--dim", "m"), "--dim: got 'm', expected NAME=VALUE"),
+        (("verify", "mhc/post", "--dim", "m=a..b"), "--dim m: got 'a..b', expected N or LO..HI"),
+        (("build", "--arch", "sm_80", "-o", "x", "--model", "nowhere"), "--model: got nowhere"),
+        (("inspect", "nowhere"), "op: got 'nowhere', expected one of"),
+    ],
+)
+def test_bad_words_are_one_sentence_and_exit_code_3(words: tuple, message: str) -> None:
+    done = tileproof(*words)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+    assert not (ROOT / "x").exists()
+
+
+def test_the_installed_command_exists() -> None:
+    command = Path(sys.executable).with_name("tileproof")
+    assert shutil.which(str(command)), "the package is not installed with its entry point"
