@@ -11,7 +11,6 @@ from tileproof.dsl import Specialization, arch, check
 
 from .hostir import Launch, launches
 
-
 # Attribute of a prim_func: the pass_configs of the jit function it comes from.
 PASS_CONFIGS = "tileproof.pass_configs"
 

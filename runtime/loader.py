@@ -90,7 +90,9 @@ class Library:
         return operation
 
     def __getattr__(self, stem: str) -> Operation:
-        if stem.startswith("_") or stem not in self._operations:
+        if stem.startswith("_"):  # what copying and pickling ask for before anything is set
+            raise AttributeError(stem)
+        if stem not in self._operations:
             raise AttributeError(f"op: got {stem!r}, expected one of {', '.join(self.ops)}")
         return self._operations[stem]
 
@@ -113,7 +115,6 @@ class Operation:
         self._backend = backend
         self._kernels: list[tuple[Code, str, dict[str, Any]]] = []
         self._ready: dict[tuple[Any, ...], Run] = {}
-        self._count = len(signature.inputs)
         self._axes = [(i, axis) for _, i, axis in signature.static_axes]
         self._typed = [i for _, i in signature.type_axes]
 

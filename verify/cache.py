@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -53,14 +54,15 @@ def ir_hash(lowered: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def key(program: str, domain: Domain) -> str:
-    """Where the result for a program under a domain lives."""
+def key(program: str, domain: Domain, sizes: Mapping[str, int]) -> str:
+    """Where the result for a program under a domain lives; `sizes` are its shared buffers'."""
     tensors = [
         (t.name, t.dtype, str(t.shape), t.align, t.written, t.inout)
         for t in domain.tensors.values()
     ]
     parts = [
         program,
+        sorted(sizes.items()),
         domain.describe(),
         domain.assumptions(),
         tensors,

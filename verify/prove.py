@@ -102,12 +102,13 @@ def _prove_lowered(
 ) -> KernelReport:
     assumed = domain.build(lowered.source, lowered.spec, facts)
     ir_hash = cache.ir_hash(lowered)
-    key = cache.key(ir_hash, assumed)
+    sizes = shared_sizes(lowered.stages)
+    key = cache.key(ir_hash, assumed, sizes)
     if use_cache and (known := cache.read(key)) is not None:
         known.kernel, known.arch, known.reused = lowered.name, lowered.arch, True
         known.seconds = round(time.perf_counter() - start, 3)
         return known
-    launches, unmodelled = _launches(lowered, assumed)
+    launches, unmodelled = launches_of(lowered, assumed, sizes)
     vacuous, notes = _vacuity(launches, assumed)
     properties: dict[str, PropertyReport] = {}
     for p in PROPERTIES:
@@ -128,12 +129,13 @@ def _prove_lowered(
     return report
 
 
-def _launches(lowered: Lowered, assumed: Domain) -> tuple[list[Launch], list[str]]:
+def launches_of(
+    lowered: Lowered, assumed: Domain, sizes: Mapping[str, int]
+) -> tuple[list[Launch], list[str]]:
     """The launches of one call, and the names of everything that could not be modelled."""
     hosts = [f for _, f in lowered.host_mod.functions_items()]
     host = HostWalker(Facts("host"), assumed).run(hosts[0])
     unmodelled = list(assumed.unmodelled)
-    sizes = shared_sizes(lowered.stages)
     functions = {g.name_hint: f for g, f in lowered.device_mod.functions_items()}
     parts = []
     writers: dict[str, int] = {}

@@ -180,3 +180,16 @@ def test_no_tokens_at_all(seed):
     assert comb.shape == (2, 0, 4, 4)
     assert collapsed.shape == head.shape == (2, 0, 64)
     assert norm.shape == (0, 64)
+
+
+def test_torch_compile_traces_around_the_kernels(seed):
+    m = model(seed)
+    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(seed))
+
+    def around(x):
+        return m.model.norm(x * 2) + 1
+
+    with tileproof.patch(m, "virtual", ops=["norm/rmsnorm"]), torch.no_grad():
+        expected = around(x)
+        compiled = torch.compile(around, backend="eager")(x)
+    assert torch.equal(compiled, expected)

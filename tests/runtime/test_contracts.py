@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from tileproof.runtime import load
+from tileproof.runtime.backends import CPU, Code
+from tileproof.runtime.bundle import Bundle
 
 M = 6
 SYMBOL = "mhc_post__bf16_N4_D64"
@@ -37,6 +39,12 @@ def test_a_valid_call_passes(launcher, call):
         ("x", lambda t: t.flatten(), ValueError, "mhc/post: x.ndim: got 1, expected 3"),
         ("y", lambda t: t.float(), TypeError, "mhc/post: y.dtype: got float32, expected bfloat16"),
         ("post", lambda t: t.int(), TypeError, "mhc/post: post.dtype: got int32, expected float32"),
+        (
+            "comb",
+            lambda t: t.double(),
+            TypeError,
+            "mhc/post: comb.dtype: got float64, expected float32",
+        ),
         (
             "comb",
             lambda t: t.transpose(1, 2),
@@ -106,6 +114,13 @@ def test_another_device_is_named(bundle, call):
     with pytest.raises(ValueError) as raised:
         launcher(*call.values())
     assert str(raised.value) == "mhc/post: x: got a tensor on cpu, expected cuda:1"
+
+
+def test_another_device_of_the_same_kind(bundle, call):
+    code = Code(Bundle(bundle))
+    launcher = code.bind(SYMBOL, 0, code.launchers["null_driver"](), (CPU, 1), b"")
+    with pytest.raises(ValueError, match=r"^mhc/post: x: got a tensor on cpu, expected"):
+        launcher(*call.values())
 
 
 def test_zero_tokens_are_fine_whatever_their_pointers(launcher, post_inputs):

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-import tilelang.language as T  # noqa: N812
+import tilelang.language as T
 from tileproof.codegen.lower import lower
 from tileproof.verify import Verdict, prove_lowered
 from tileproof.verify.mutate import without_int64

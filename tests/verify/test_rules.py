@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-import tilelang.language as T  # noqa: N812
+import tilelang.language as T
 from tilelang import tvm
 from tileproof.codegen.lower import lower
 from tileproof.dsl import ARCHS, ContractError, dim, load_library, registry, static
@@ -21,7 +21,7 @@ from tileproof.verify import (
 )
 from tileproof.verify.mutate import mutants
 from tileproof.verify.props import PROPERTIES
-from tileproof.verify.prove import _launches
+from tileproof.verify.prove import launches_of
 
 tirx = tvm.tirx
 
@@ -163,7 +163,7 @@ def test_every_refutation_replays_on_the_ir(norm):
         bounds = prove(mutant.lowered).properties["bounds"]
         for example in bounds.counterexamples:
             assumed = domain.build(mutant.lowered.source, mutant.lowered.spec, None)
-            (launch, *_), _ = _launches(mutant.lowered, assumed)
+            (launch, *_), _ = launches_of(mutant.lowered, assumed, {})
             symbols = [*assumed.dims.values(), *launch.facts.symbols.values()]
             values = {**example.sizes}
             for name, index in (("blockIdx", example.block), ("threadIdx", example.thread)):

@@ -9,7 +9,7 @@ from tileproof.runtime import virtual
 from .support import bits
 
 tilelang = pytest.importorskip("tilelang")
-import tilelang.language as T  # noqa: E402, N812
+import tilelang.language as T  # noqa: E402
 from tilelang import tvm  # noqa: E402
 
 ARCHS = ["sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120a"]
