@@ -11,6 +11,8 @@ from tileproof.runtime import MissingKernel
 from torch.utils.weak import WeakTensorKeyDictionary
 
 ACTIVATIONS = (torch.bfloat16, torch.float32)
+ALIGNMENT = 16  # bytes; weights in a memory-mapped safetensors file start where they happen to
+_DENSE = {"memory_format": torch.contiguous_format}
 
 # A launch of the fused kernel costs a third of three launches, but its blocks take all of K, so
 # beyond two of them (16 tokens each) more multiprocessors idle than launches are saved. Bits are
@@ -33,13 +35,14 @@ class Kernels:
         self.library = library
         self.add = add
         self.fallback = fallback
-        self._wide = WeakTensorKeyDictionary()  # parameter → (its state, its float32 copy)
+        self._copies = WeakTensorKeyDictionary()  # parameter → (its state, its copy)
 
     def __call__(self, op: str, *tensors: torch.Tensor, **params: float) -> Any:
         """Run `op` (``mhc_post``). Raises ContractError when nothing can serve the call."""
         reason = _unsupported(tensors)
         if reason is None:
             run = getattr(self.library, op)
+            tensors = tuple(t if _is_ready(t) else t.clone(**_DENSE) for t in tensors)
             try:
                 return run(*tensors, **params)
             except MissingKernel as missing:
@@ -51,18 +54,30 @@ class Kernels:
             raise ContractError(f'{op}: {reason}, or patch with on_missing="reference"')
         return getattr(self.fallback, op)(*tensors, **params)
 
-    def float32(self, parameter: torch.Tensor) -> torch.Tensor:
-        """`parameter` as contiguous float32: itself, or a copy kept until its values change."""
-        if parameter.dtype == torch.float32 and parameter.is_contiguous():
+    def weight(self, parameter: torch.Tensor, keep: torch.dtype = torch.float32) -> torch.Tensor:
+        """`parameter` as kernels take weights: float32 (or `keep`), contiguous and aligned.
+
+        It is the parameter itself where possible, else a copy kept until the values change.
+        """
+        if parameter.dtype in (torch.float32, keep) and _is_ready(parameter):
             return parameter
         if parameter.is_inference() or (torch.is_grad_enabled() and parameter.requires_grad):
-            return parameter.float().contiguous()  # no version counter, or a gradient to carry
+            return _copied(parameter, keep)  # no version counter, or a gradient to carry
         state = (parameter.data_ptr(), parameter._version, parameter.dtype, parameter.device)
-        known = self._wide.get(parameter)
+        known = self._copies.get(parameter)
         if known is None or known[0] != state:
-            known = (state, parameter.detach().float().contiguous())
-            self._wide[parameter] = known
+            known = (state, _copied(parameter.detach(), keep))
+            self._copies[parameter] = known
         return known[1]
+
+
+def _is_ready(tensor: torch.Tensor) -> bool:
+    return tensor.is_contiguous() and tensor.data_ptr() % ALIGNMENT == 0
+
+
+def _copied(tensor: torch.Tensor, keep: torch.dtype) -> torch.Tensor:
+    dtype = keep if tensor.dtype == keep else torch.float32
+    return tensor.to(dtype, memory_format=torch.contiguous_format, copy=True)
 
 
 def _unsupported(tensors: tuple[torch.Tensor, ...]) -> str | None:

@@ -35,9 +35,7 @@ class Patched:
 class DeepseekV4RMSNorm(Patched, hf.DeepseekV4RMSNorm):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """x [..., D] → [..., D]; the weight is used in the type it is stored in."""
-        weight, eps = self.weight, self.variance_epsilon
-        if weight.dtype != torch.bfloat16:
-            weight = self._tileproof.float32(weight)
+        weight, eps = self._tileproof.weight(self.weight, torch.bfloat16), self.variance_epsilon
         return by_rows(hidden_states, lambda x: self._tileproof("norm_rmsnorm", x, weight, eps=eps))
 
 
@@ -54,8 +52,8 @@ class DeepseekV4HyperConnection(Patched, hf.DeepseekV4HyperConnection):
         """x [B, S, N, D] → post [B, S, N], comb [B, S, N, N] in f32 and collapsed [B, S, D]."""
         run = self._tileproof
         B, S, N, D = hidden_streams.shape
-        x = hidden_streams.reshape(B * S, N, D).contiguous()
-        fn, base, scale = (run.float32(p) for p in (self.fn, self.base, self.scale))
+        x = hidden_streams.reshape(B * S, N, D)
+        fn, base, scale = (run.weight(p) for p in (self.fn, self.base, self.scale))
         params = {
             "iters": self.hc_sinkhorn_iters,
             "eps": self.hc_eps,
@@ -64,7 +62,7 @@ class DeepseekV4HyperConnection(Patched, hf.DeepseekV4HyperConnection):
         if B * S <= FUSED_TOKENS:
             post, comb, collapsed = run("mhc_pre", x, fn, scale, base, **params)
         else:
-            partial, sqrsum = run("mhc_prenorm_gemm", x.view(B * S, N * D), fn)
+            partial, sqrsum = run("mhc_prenorm_gemm", x.flatten(1), fn)
             pre, post, comb = run("mhc_sinkhorn", partial, sqrsum, scale, base, D=D, **params)
             collapsed = run("mhc_collapse", x, pre)
         return post.view(B, S, N), comb.view(B, S, N, N), collapsed.view(B, S, D)
@@ -75,9 +73,9 @@ class DeepseekV4HyperHead(Patched, hf.DeepseekV4HyperHead):
         """x [B, S, N, D] → [B, S, D]."""
         run = self._tileproof
         B, S, N, D = x.shape
-        rows = x.reshape(B * S, N, D).contiguous()
-        fn, base, scale = (run.float32(p) for p in (self.hc_fn, self.hc_base, self.hc_scale))
-        partial, sqrsum = run("mhc_prenorm_gemm", rows.view(B * S, N * D), fn)
+        rows = x.reshape(B * S, N, D)
+        fn, base, scale = (run.weight(p) for p in (self.hc_fn, self.hc_base, self.hc_scale))
+        partial, sqrsum = run("mhc_prenorm_gemm", rows.flatten(1), fn)
         eps = {"eps": self.eps, "norm_eps": self.input_norm.eps}
         return run("mhc_head", rows, partial, sqrsum, scale, base, **eps).view(B, S, D)
 
@@ -99,10 +97,10 @@ class DeepseekV4DecoderLayer(Patched, hf.DeepseekV4DecoderLayer):
     ) -> torch.Tensor:
         """``post_k y + sum_j comb_{jk} X_j``; unlike the original, post and comb stay float32."""
         B, S, N, D = x.shape
-        rows = x.reshape(B * S, N, D).contiguous()
-        y = y.reshape(B * S, D).contiguous()
-        post = post.reshape(B * S, N).float().contiguous()
-        comb = comb.reshape(B * S, N, N).float().contiguous()
+        rows = x.reshape(B * S, N, D)
+        y = y.reshape(B * S, D)
+        post = post.reshape(B * S, N).float()
+        comb = comb.reshape(B * S, N, N).float()
         return self._tileproof("mhc_post", rows, y, post, comb).view(B, S, N, D)
 
 

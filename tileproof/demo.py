@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -244,8 +245,8 @@ def _run_tables(
     console.print(f"\nlogits of {ids.shape[1]} tokens against transformers' code in float64:")
     console.print(table)
     console.print(
-        "In bf16 transformers rounds post, comb and the query norm's factor before use; the\n"
-        "kernels keep them in float32, as DeepSeek's own code does, so bf16 tokens may differ."
+        "In bf16 transformers rounds post, comb and the query norm's factor before use;\n"
+        "the kernels keep them in float32, as DeepSeek's own code does: tokens may differ."
     )
     exact, (theirs, *patched) = wide
     bound = 2 * (theirs.logits.double() - exact).abs().max().item()
@@ -260,7 +261,8 @@ def _run_tables(
             failures.append(f"f32 {run.name}: got {run.tokens}, expected {theirs.tokens}")
     console.print(f"bound on the error: 2 × transformers' own float32 error = {bound:.1e}\n")
     for run in (theirs, patched[-1]):
-        console.print(f"f32 {run.name}:\n  {run.tokens}\n  {ds_token.decode(run.tokens)!r}")
+        numbers = textwrap.fill(str(run.tokens), 78, initial_indent="  ", subsequent_indent="   ")
+        console.print(f"f32 {run.name}:\n{numbers}\n  {ds_token.decode(run.tokens)!r}")
     return failures
 
 

@@ -138,6 +138,26 @@ def test_a_row_alone_has_the_bits_it_has_in_a_batch(backend, dtype, seed):
                 assert torch.equal(alone, all_rows[:, t : t + 1])
 
 
+def test_tensors_at_odd_addresses_are_copied(seed):
+    """``from_pretrained`` maps weights at any multiple of 4 bytes; kernels load 16 at once."""
+    m, shifted = model(seed), model(seed)
+    for name, parameter in shifted.named_parameters():
+        if "norm." not in name and "hc" not in name:
+            continue  # torch's own matrix products round differently at odd addresses
+        room = torch.empty(parameter.numel() + 5, dtype=parameter.dtype)
+        start = next(i for i in range(5) if room[i:].data_ptr() % 16 == 4)
+        odd = room[start : start + parameter.numel()].view(parameter.shape)
+        parameter.data = odd.copy_(parameter.data)
+        assert parameter.data_ptr() % 16 == 4
+    ids = token_ids(seed, 1, 36)
+    room = torch.randn(1 + 36 * 4 * 64, generator=torch.Generator().manual_seed(seed))
+    streams = room[1:].view(1, 36, 4, 64)
+    with tileproof.patch(m, "virtual"), tileproof.patch(shifted, "virtual"), torch.no_grad():
+        assert torch.equal(logits(shifted, ids), logits(m, ids))
+        head = m.model.hc_head(streams)
+        assert torch.equal(head, m.model.hc_head(streams.clone()))
+
+
 def test_weights_may_change_under_the_patch(seed):
     """The float32 copies of bfloat16 mHC weights follow updates in place."""
     m = model(seed).to(torch.bfloat16)
