@@ -175,8 +175,12 @@ def _specialization(spec: Specialization) -> dict[str, Any]:
 def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     text = json.dumps(manifest, indent=1) + "\n"
     digest = hashlib.sha256(text.encode()).hexdigest()
-    atomic_write(folder / "manifest.json", text)
-    atomic_write(folder / "manifest.sha256", f"{digest}  manifest.json\n")
+    for name, content in (
+        ("manifest.json", text),
+        ("manifest.sha256", f"{digest}  manifest.json\n"),
+    ):
+        atomic_write(folder / name, content)
+        (folder / name).chmod(0o644)  # others may load a bundle; a temporary file is private
 
 
 def attach_proofs(bundle: Path, reports: Mapping[tuple[str, str], Mapping[str, Any]]) -> None:

@@ -106,6 +106,7 @@ def test_a_bundle_is_replaced_and_nothing_else_is(tmp_path):
     out = build(small()[:1], ["sm_80"], tmp_path / "out")
     build(small()[1:], ["sm_80"], out)
     assert list(read_manifest(out)["ops"]) == ["mhc/post"]
+    assert {p.stat().st_mode & 0o444 for p in [out, *out.rglob("*")]} == {0o444}
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.tex").write_text("")
