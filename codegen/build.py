@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import importlib
 import json
 import os
 import subprocess
@@ -16,13 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tileproof.dsl import Specialization, arch, check, get, load_library
+from tileproof.dsl import ContractError, Specialization, arch, check, get, load_library
 from tileproof.runtime.cache import atomic_write, cache_dir
 
-from tileproof import dsl
-
-from . import host as host_module
-from . import hostir, lower
+from . import host, ircache
 from .bundle import Unit, arch_order, write_bundle
 from .device import cache_entry, compile_cuda
 from .host import PlannedLaunch, plan
@@ -87,7 +82,7 @@ def build(
         counter.report(*work[i], cached=False)
 
     workers = min(jobs or os.cpu_count() or 1, len(left))
-    remote = [i for i in left if _is_library(work[i][0])] if workers > 1 else []
+    remote = [i for i in left if ircache.in_library(work[i][0])] if workers > 1 else []
     if remote:
         with ThreadPoolExecutor(workers) as pool:
             _Workers(pool, workers, toolkit).fill_cache([work[i] for i in remote], counter)
@@ -135,23 +130,18 @@ def compile_unit(spec: Specialization, target: str, toolkit: Toolkit = "pip") ->
 
 def _lowered(spec: Specialization, target: str) -> dict[str, Any]:
     """CUDA text and launches, from the cache where the kernel's sources are known completely."""
-    path = _lowering_path(spec, target)
+    path = _plan_path(spec, target)
     if path is not None and path.exists():
         return dict(json.loads(path.read_text()))
-    result = lower.lower(spec, target)
+    result = ircache.lowered(spec, target)
     data = {"cuda": result.cuda, "launches": [launch.to_json() for launch in plan(result)]}
     if path is not None:
         atomic_write(path, json.dumps(data))
     return data
 
 
-def _is_library(spec: Specialization) -> bool:
-    """Whether the op is one of ours: its sources are under `kernels`, a worker can import it."""
-    return spec.op.variants[0].factory.__module__.startswith("tileproof.kernels.")
-
-
 def _is_cached(spec: Specialization, target: str, toolkit: Toolkit) -> bool:
-    path = _lowering_path(spec, target)
+    path = _plan_path(spec, target)
     if path is None or not path.exists():
         return False
     cuda = json.loads(path.read_text())["cuda"]
@@ -159,25 +149,15 @@ def _is_cached(spec: Specialization, target: str, toolkit: Toolkit) -> bool:
     return cache_entry(cuda, target, contract_fma=contract, toolkit=toolkit).exists()
 
 
-def _lowering_path(spec: Specialization, target: str) -> Path | None:
-    """Where a lowering is kept; None for an op of someone else's, whose imports we cannot know."""
-    if not _is_library(spec):
+def _plan_path(spec: Specialization, target: str) -> Path | None:
+    """Where the CUDA text and launches are kept, readable without TileLang; None for a user's op,
+    whose imports we cannot know."""
+    if not ircache.in_library(spec):
         return None
-    parts = [_source_digest(), versions().tilelang, spec.symbol, target]
-    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
-    return cache_dir("lowered", key[:2]) / f"{key}.json"
-
-
-@functools.cache
-def _source_digest() -> str:
-    """Hash of everything a lowering reads: kernels, dsl and the lowering itself."""
-    digest = hashlib.sha256()
-    kernels = Path(next(iter(importlib.import_module("tileproof.kernels").__path__)))
-    files = [*kernels.rglob("*.py"), *Path(dsl.__file__).parent.glob("*.py")]
-    files += [Path(str(module.__file__)) for module in (lower, hostir, host_module)]
-    for path in sorted(files):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
+    digest = hashlib.sha256(ircache.key(spec, target).encode())
+    digest.update(Path(host.__file__).read_bytes())
+    name = digest.hexdigest()
+    return cache_dir("lowered", name[:2]) / f"{name}.json"
 
 
 class _Workers:
@@ -234,7 +214,7 @@ def _raise_reply(line: str, where: str) -> None:
         raise ToolchainError(f"{where}: the build worker died")
     error = json.loads(line)["error"]
     if error is not None:
-        kind = dsl.ContractError if error["contract"] else ToolchainError
+        kind = ContractError if error["contract"] else ToolchainError
         raise kind(error["words"])
 
 
@@ -250,7 +230,7 @@ def _serve() -> None:
             compile_unit(spec, job["arch"], job["toolkit"])
         except Exception as raised:
             words = str(raised) or type(raised).__name__
-            error = {"contract": isinstance(raised, dsl.ContractError), "words": words}
+            error = {"contract": isinstance(raised, ContractError), "words": words}
         answers.write(json.dumps({"error": error}) + "\n")
         answers.flush()
 

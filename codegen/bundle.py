@@ -21,11 +21,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import tileproof
 from tileproof.dsl import Op, Specialization, arch, check
 from tileproof.runtime.bundle import SCHEMA, read_manifest
 from tileproof.runtime.cache import atomic_write
-
-import tileproof
 
 from .host import HostKernel, PlannedLaunch, compile_launchers, generate
 from .resources import Resources

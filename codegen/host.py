@@ -14,10 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tileproof import runtime
 from tileproof.dsl import BoundTensor, DType, Specialization, check
 from tileproof.runtime.cache import cache_dir, locked, replacing
-
-from tileproof import runtime
 
 from .hostir import to_c
 from .lower import Lowered

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+
 from tileproof.dsl import check
 from tileproof.runtime import virtual
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
+
 from tileproof.dsl import ContractError
 from tileproof.runtime import MissingKernel
-from torch.utils.weak import WeakTensorKeyDictionary
 
 ACTIVATIONS = (torch.bfloat16, torch.float32)
 ALIGNMENT = 16  # bytes; weights in a memory-mapped safetensors file start where they happen to

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from tileproof.dsl import ALL, ContractError, Specialization, arch, check, get
 from tileproof.runtime import BundleError, Library, MissingKernel
 from tileproof.runtime.backends import choose

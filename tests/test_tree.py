@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tileproof.dsl import ALL, load_library
 
 ROOT = Path(__file__).parents[1]

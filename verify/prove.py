@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tileproof.codegen import ircache
 from tileproof.codegen.lower import Lowered, lower
 from tileproof.dsl import ALL, ContractError, Specialization, load_library
 
@@ -72,7 +73,10 @@ def prove_one(
             known.reused, known.lower_seconds = True, 0.0
             known.seconds = round(time.perf_counter() - start, 3)
             return known
-    lowered = lower(kernel, arch, pass_configs=pass_configs, keep_stages=True)
+    if pass_configs:
+        lowered = lower(kernel, arch, pass_configs=pass_configs, keep_stages=True)
+    else:
+        lowered = ircache.lowered(kernel, arch)
     lower_seconds = time.perf_counter() - start
     report = prove_lowered(lowered, facts=facts, use_cache=use_cache)
     report.lower_seconds = round(lower_seconds, 3)

@@ -12,8 +12,9 @@ import textwrap
 from pathlib import Path
 
 import pytest
+
 from tileproof.codegen import build as building
-from tileproof.codegen import device, host
+from tileproof.codegen import device, host, ircache, lower
 from tileproof.codegen.build import MODELS, build, default_specs, specs_for_model
 from tileproof.codegen.bundle import attach_proofs, describe
 from tileproof.codegen.toolchain import ToolchainError
@@ -49,7 +50,7 @@ def test_nothing_runs_when_nothing_changed(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("a compiler ran")
 
-    for module, name in ((device, "run"), (host, "run"), (building.lower, "lower")):
+    for module, name in ((device, "run"), (host, "run"), (lower, "lower")):
         monkeypatch.setattr(module, name, refuse)
     events = []
     second = build(small(), ARCHS, tmp_path / "second", on_event=events.append)
@@ -61,9 +62,9 @@ def test_a_changed_kernel_source_is_lowered_again(tmp_path, monkeypatch):
     spec = small()[0]
     build([spec], ["sm_80"], tmp_path / "out")
     lowered = []
-    real = building.lower.lower
-    monkeypatch.setattr(building, "_source_digest", lambda: str(tmp_path))
-    monkeypatch.setattr(building.lower, "lower", lambda *a: lowered.append(a) or real(*a))
+    real = lower.lower
+    monkeypatch.setattr(ircache, "_sources", lambda: str(tmp_path))
+    monkeypatch.setattr(lower, "lower", lambda *a, **k: lowered.append(a) or real(*a, **k))
     build([spec], ["sm_80"], tmp_path / "out")
     assert lowered == [(spec, "sm_80")]
 

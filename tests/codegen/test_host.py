@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+
 from tileproof.codegen.build import build
 from tileproof.codegen.host import HostKernel, PlannedLaunch, generate, plan
 from tileproof.codegen.lower import lower

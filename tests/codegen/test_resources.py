@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+
 from tileproof.codegen.build import build, compile_unit
 from tileproof.codegen.device import compile_cuda
 from tileproof.codegen.resources import MATRIX, Resources, from_ptxas, from_sass, gate

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 import pytest
+
 from tileproof.codegen import device, toolchain
 from tileproof.codegen.doctor import examine
 from tileproof.codegen.toolchain import ToolchainError, cuda_tool

@@ -5,6 +5,7 @@ from functools import cache
 import hypothesis.strategies as st
 import torch
 from hypothesis import HealthCheck, settings
+
 from tileproof.codegen import virtual
 from tileproof.dsl import ALL, strategies
 from tileproof.runtime import virtual as virtual_gpu

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from tileproof.model.checkpoint import tiny_model
 
 VOCABULARY = 256

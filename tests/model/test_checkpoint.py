@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+from transformers import AutoModelForCausalLM
+
 from tileproof.model import write_tiny_checkpoint
 from tileproof.model.checkpoint import VOCABULARY, tiny_config, tiny_model
-from transformers import AutoModelForCausalLM
 
 from .support import logits, token_ids
 

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 import torch
+
+import tileproof
 from tileproof.codegen.toolchain import ToolchainError
 from tileproof.dsl import ContractError, get
 from tileproof.model import library
 from tileproof.runtime import BundleError
-
-import tileproof
 
 from .support import logits, model, token_ids
 

@@ -12,9 +12,9 @@ import copy
 
 import pytest
 import torch
-from tileproof.model.exact import exact_logits
 
 import tileproof
+from tileproof.model.exact import exact_logits
 
 from .support import error, generate, logits, model, token_ids
 

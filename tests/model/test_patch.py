@@ -7,12 +7,12 @@ import pickle
 
 import pytest
 import torch
-from tileproof.dsl import ContractError
-from tileproof.model import known
 from transformers import DeepseekV4ForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.deepseek_v4 import modeling_deepseek_v4 as hf
 
 import tileproof
+from tileproof.dsl import ContractError
+from tileproof.model import known
 
 from .support import logits, model, token_ids
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tileproof.codegen.build import build
 from tileproof.dsl import get
 

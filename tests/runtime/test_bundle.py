@@ -7,6 +7,7 @@ import json
 import re
 
 import pytest
+
 from tileproof.runtime import BundleError, load
 from tileproof.runtime.bundle import Bundle, read_manifest
 

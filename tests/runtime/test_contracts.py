@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from tileproof.runtime import load
 from tileproof.runtime.backends import CPU, Code
 from tileproof.runtime.bundle import Bundle

@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+
 from tileproof.runtime.backends import Code, Cuda
 from tileproof.runtime.bundle import Bundle
 

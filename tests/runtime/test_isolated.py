@@ -7,6 +7,7 @@ import sys
 import textwrap
 
 import torch
+
 from tileproof.runtime import load
 
 SCRIPT = """

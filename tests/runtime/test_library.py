@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from tileproof.codegen.build import build
 from tileproof.codegen.bundle import describe
 from tileproof.dsl import get

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+
+import tileproof
 from tileproof.codegen.bundle import describe
 from tileproof.dsl import get
 from tileproof.runtime import BundleError, Library, load, ops, use
 from tileproof.runtime.signature import Signature
-
-import tileproof
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import tilelang.language as T
+
 from tileproof.codegen.lower import lower
 from tileproof.verify import Verdict, prove_lowered
 from tileproof.verify.mutate import without_int64

@@ -1,6 +1,7 @@
 """Every op of the library is proved for 0 to 1,048,576 tokens on every architecture."""
 
 import pytest
+
 from tileproof.dsl import ALL, load_library
 from tileproof.verify import Verdict, prove, prove_many
 

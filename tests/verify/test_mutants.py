@@ -3,6 +3,7 @@
 import re
 
 import pytest
+
 from tileproof.codegen.lower import lower
 from tileproof.dsl import load_library
 from tileproof.verify import Verdict, prove_lowered

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import tilelang.language as T
 from tilelang import tvm
+
 from tileproof.codegen.lower import lower
 from tileproof.dsl import ARCHS, ContractError, dim, load_library, registry, static
 from tileproof.dsl.spec import In, Op, Out

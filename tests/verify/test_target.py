@@ -1,6 +1,7 @@
 """A user's kernel in a file, found by name."""
 
 import pytest
+
 from tileproof.codegen.target import parse_args, resolve_target
 from tileproof.dsl import ContractError
 from tileproof.verify import Verdict, prove

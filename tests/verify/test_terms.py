@@ -4,6 +4,7 @@ import numpy as np
 import z3
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tileproof.verify import digits, terms
 from tileproof.verify.domain import Domain
 from tileproof.verify.encode import Engine, Ints, UnsupportedError, Vectors

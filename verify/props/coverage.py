@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from tileproof.verify import terms
 from tileproof.verify.count import Miscount, miscount
 from tileproof.verify.digits import Digit, difference, split

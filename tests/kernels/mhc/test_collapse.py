@@ -3,6 +3,7 @@
 import pytest
 import torch
 from hypothesis import given
+
 from tileproof.kernels.mhc import reference
 from tileproof.kernels.mhc.collapse import op
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from hypothesis import given
+
 from tileproof.kernels.mhc import reference
 from tileproof.kernels.mhc.head import op
 
@@ -70,8 +71,9 @@ def test_architectures_agree(seed):
 
 
 def test_reference_is_the_formula_of_hugging_face(seed):
-    from tileproof.kernels.mhc.prenorm_gemm import op as prenorm_gemm
     from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4HyperHead
+
+    from tileproof.kernels.mhc.prenorm_gemm import op as prenorm_gemm
 
     from .test_pre import hf_config
 

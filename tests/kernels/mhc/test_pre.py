@@ -3,6 +3,7 @@
 import pytest
 import torch
 from hypothesis import given
+
 from tileproof.dsl import ALL
 from tileproof.kernels.mhc import collapse, prenorm_gemm, reference, sinkhorn
 from tileproof.kernels.mhc.pre import op

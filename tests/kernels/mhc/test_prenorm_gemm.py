@@ -3,6 +3,7 @@
 import pytest
 import torch
 from hypothesis import given
+
 from tileproof.kernels.mhc import _prenorm, reference
 from tileproof.kernels.mhc.prenorm_gemm import op
 

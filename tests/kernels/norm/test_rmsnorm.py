@@ -3,6 +3,7 @@
 import pytest
 import torch
 from hypothesis import given
+
 from tileproof.kernels.norm import reference
 from tileproof.kernels.norm.rmsnorm import op
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from tileproof.runtime import virtual
 from tileproof.runtime.virtual import compile as build_module
 

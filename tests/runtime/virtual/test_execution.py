@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from tileproof.runtime import virtual
 
 from .support import kernel, run

@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+
 from tileproof.runtime import virtual
 
 from .support import bits

@@ -1,0 +1,41 @@
+"""What comes back from the cache is the kernel that went in, to the prover and to the compiler."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tileproof.codegen import ircache, lower
+from tileproof.dsl import get
+from tileproof.verify import Verdict, cache, prove_lowered
+from tileproof.verify.device import shared_sizes
+
+
+def test_a_cached_lowering_is_the_fresh_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TILEPROOF_CACHE", str(tmp_path))
+    spec = get("mhc/prenorm_gemm").specialize(K=256, C=24)
+    fresh = ircache.lowered(spec, "sm_90a")
+    monkeypatch.setattr(lower, "lower", lambda *_, **__: pytest.fail("lowered again"))
+    cached = ircache.lowered(spec, "sm_90a")
+    assert cached.cuda == fresh.cuda
+    assert cache.ir_hash(cached) == cache.ir_hash(fresh)
+    assert shared_sizes(cached.stages) == shared_sizes(fresh.stages) != {}
+    assert cached.parameters == fresh.parameters
+    launch, other = cached.launches[0], fresh.launches[0]
+    assert (launch.kernel, launch.args) == (other.kernel, other.args)
+    assert list(map(str, launch.grid)) == list(map(str, other.grid))
+    assert prove_lowered(cached, use_cache=False).verdict is Verdict.PROVED
+
+
+def test_a_damaged_entry_is_lowered_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TILEPROOF_CACHE", str(tmp_path))
+    spec = get("norm/rmsnorm_unweighted").specialize(D=64)
+    fresh = ircache.lowered(spec, "sm_80")
+    (entry,) = tmp_path.rglob("*.ir")
+    entry.write_bytes(entry.read_bytes()[:100])
+    again = ircache.lowered(spec, "sm_80")
+    assert again.cuda == fresh.cuda
+    assert len(entry.read_bytes()) > 100
