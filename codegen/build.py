@@ -238,10 +238,17 @@ def _serve() -> None:
 def specs_for_model(config: Mapping[str, Any], act: str | None = None) -> list[Specialization]:
     """What a Hugging Face DeepSeek-V4 config (as a dict) needs of every op of the library.
 
-    `act` is the activation type, ``"bf16"`` or ``"f32"``; None takes each op's first.
+    `act` is the activation type, ``"bf16"`` or ``"f32"``; None is the config's own dtype, bf16 if
+    it names none. Raises ContractError for a dtype no kernel takes.
     """
+    if act is None:
+        name = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
+        check(name in _ACT, "dtype of the model", got=name, expected=f"one of {', '.join(_ACT)}")
+        act = _ACT[name]
     return [spec for op in load_library().values() for spec in op.for_model(config, act)]
 
+
+_ACT = {"bfloat16": "bf16", "float32": "f32"}
 
 # What the ops ask of a configuration, for the two released models (spec §2).
 _COMMON = {

@@ -157,3 +157,15 @@ def test_every_op_is_complete(name: str) -> None:
     assert {arch for v in op.variants for arch in v.archs} == set(ALL)
     assert (ROOT / "tests" / "kernels" / family / f"test_{stem}.py").is_file()
     assert any(name in page.read_text() for page in (ROOT / "docs").rglob("*.md"))
+
+
+def test_no_module_is_importable_twice() -> None:
+    """`kernels.mhc` and `tileproof.kernels.mhc` would be two modules with two registries."""
+    files = [p for p in ROOT.rglob("*.py") if not {".venv", "build"} & set(p.parts)]
+    bare = [
+        f"{path.relative_to(ROOT)}: {module}"
+        for path in files
+        for module, _ in _imports(path)
+        if module.split(".")[0] in FOLDERS
+    ]
+    assert not bare, "import these as tileproof.<folder>"

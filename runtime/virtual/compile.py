@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import platform
 import re
 import shutil
@@ -93,18 +92,13 @@ def signatures(cuda_text: str) -> dict[str, Signature]:
 
 @functools.cache
 def compiler() -> tuple[str, str]:
-    """Path and version line of the C++ compiler: `CXX`, else g++.
-
-    Raises FileNotFoundError in one sentence if there is none.
-    """
-    for candidate in (os.environ.get("CXX"), "g++"):
-        path = candidate and shutil.which(candidate)
-        if path:
-            version = subprocess.check_output([path, "--version"], text=True)
-            return path, version.splitlines()[0]
+    """Path and version line of g++. Raises FileNotFoundError in one sentence if there is none."""
+    if path := shutil.which("g++"):
+        version = subprocess.check_output([path, "--version"], text=True)
+        return path, version.splitlines()[0]
     raise FileNotFoundError(
         "the virtual GPU needs a C++ compiler to run kernels: install g++ 11 or newer"
-        " (Debian/Ubuntu: apt install g++) or set CXX"
+        " (Debian/Ubuntu: apt install g++)"
     )
 
 

@@ -158,6 +158,11 @@ def test_a_models_specializations_follow_its_config():
     specs = specs_for_model(config, "f32")
     assert {s.dims["D"] for s in specs if s.op.name == "mhc/post"} == {128}
     assert {s.types["act"] for s in specs if "act" in s.types} == {"f32"}
+    for dtype, act in (("bfloat16", "bf16"), ("float32", "f32")):
+        specs = specs_for_model({**config, "dtype": dtype})
+        assert {s.types["act"] for s in specs if "act" in s.types} == {act}
+    with pytest.raises(ContractError, match="dtype of the model: got float16, expected one of"):
+        specs_for_model({**config, "dtype": "float16"})
 
 
 @pytest.mark.parametrize("name", sorted(load_library()))
