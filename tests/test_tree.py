@@ -6,6 +6,8 @@ import ast
 import os
 import subprocess
 import sys
+import textwrap
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -169,3 +171,36 @@ def test_no_module_is_importable_twice() -> None:
         if module.split(".")[0] in FOLDERS
     ]
     assert not bare, "import these as tileproof.<folder>"
+
+
+def test_a_wheel_holds_everything(tmp_path: Path) -> None:
+    """Modules of every folder, and the files that are compiled at run time."""
+    wheel = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q"]
+    copy = tmp_path / "source"
+    tracked = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).splitlines()
+    for name in tracked:
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes((ROOT / name).read_bytes())
+    subprocess.run([*wheel, "-w", str(tmp_path), str(copy)], check=True)
+    (built,) = tmp_path.glob("tileproof-*.whl")
+    installed = tmp_path / "installed"
+    with zipfile.ZipFile(built) as archive:
+        archive.extractall(installed)
+    code = """
+        import importlib, pathlib, sys
+        import tileproof
+        root = pathlib.Path(tileproof.__file__).parent
+        assert root.parent == pathlib.Path(sys.argv[1]), root
+        names = "cli demo dsl kernels.mhc kernels.norm verify codegen.build runtime model"
+        for name in names.split():
+            found = importlib.import_module(f"tileproof.{name}").__file__
+            assert pathlib.Path(found).is_relative_to(root), found
+        headers = {p.name for p in (root / "runtime").rglob("*.h")}
+        sources = {p.name for p in (root / "runtime").rglob("*.cpp")}
+        assert {"driver.h", "launcher.h", "all.h", "reduce.h"} <= headers, headers
+        assert {"launcher.cpp", "cuda_driver.cpp", "scheduler.cpp"} <= sources, sources
+        assert tileproof.dsl.get("mhc/post").specialize(N=4, D=64).args
+    """
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    command = [sys.executable, "-c", textwrap.dedent(code), str(installed)]
+    subprocess.run(command, check=True, cwd=tmp_path, env=environment)
