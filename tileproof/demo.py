@@ -85,8 +85,7 @@ def _checkpoint(path: Path) -> Callable[[str], Any]:
     from tileproof.model import write_tiny_checkpoint
 
     logging.disable_progress_bar()
-    # The indexer's heads as wide as the others save one norm to compile on each architecture.
-    write_tiny_checkpoint(path, SEED, index_head_dim=32)
+    write_tiny_checkpoint(path, SEED)
 
     def load(dtype: str) -> Any:
         return AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype)).eval()
