@@ -7,6 +7,11 @@ import zlib
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Examples follow from the test's name, so a run repeats; machines are too noisy for deadlines.
+settings.register_profile("tileproof", deadline=None, derandomize=True)
+settings.load_profile("tileproof")
 
 
 @pytest.fixture(scope="session", autouse=True)

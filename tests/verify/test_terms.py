@@ -2,7 +2,7 @@
 
 import numpy as np
 import z3
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tileproof.verify import digits, terms
@@ -60,7 +60,6 @@ def test_polynomial_interval_is_sound(term, point):
     assert lo <= terms.evaluate(term, point) <= hi
 
 
-@settings(deadline=None)
 @given(TERMS, POINT)
 def test_solver_terms_have_the_same_value(term, point):
     value = int(terms.evaluate(term, point))
