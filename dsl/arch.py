@@ -25,9 +25,6 @@ class Arch:
     cards: str
 
     max_threads = 1024
-    max_registers = 255
-    max_grid_x = 2**31 - 1
-    max_grid_yz = 65535
 
 
 _TABLE = (

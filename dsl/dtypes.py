@@ -39,17 +39,9 @@ _TABLE = (
     DType("e2m1", 4, 17, "float4_e2m1fn", "float4_e2m1fn_x2"),
 )
 DTYPES = {d.name: d for d in _TABLE}
-_BY_TORCH = {d.torch: d for d in _TABLE}
 
 
 def dtype(name: str) -> DType:
     """The type called `name`, e.g. ``"bf16"``. Raises ContractError listing the known names."""
     check(name in DTYPES, "element type", got=repr(name), expected=f"one of {', '.join(DTYPES)}")
     return DTYPES[name]
-
-
-def from_torch(torch_dtype: object) -> DType:
-    """The type of a ``torch.dtype`` (or of its name, with or without the ``torch.`` prefix)."""
-    name = str(torch_dtype).removeprefix("torch.")
-    check(name in _BY_TORCH, "torch dtype", got=name, expected=f"one of {', '.join(_BY_TORCH)}")
-    return _BY_TORCH[name]

@@ -66,8 +66,8 @@ def patch(
 
     Only modules of this model change, and only their class: parameters, buffers, module names and
     the state dict stay what they are, and copies or pickles of the model are unpatched. The
-    function is the one of the official code; against transformers in float32 it differs by
-    rounding only, in bfloat16 it rounds less often (spec §0.1 item 7, §1.1, §4).
+    function is the specification's; against transformers in float32 it differs by rounding only,
+    in bfloat16 it rounds less often (spec §0.1 item 7, §1.1, §4).
 
     Args:
         model: a ``DeepseekV4ForCausalLM``, ``DeepseekV4Model`` or anything that contains one and

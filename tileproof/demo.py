@@ -245,7 +245,7 @@ def _run_tables(
     console.print(table)
     console.print(
         "In bf16 transformers rounds post, comb and the query norm's factor before use;\n"
-        "the kernels keep them in float32, as DeepSeek's own code does: tokens may differ."
+        "the kernels keep them in float32, so bf16 logits and tokens may differ."
     )
     exact, (theirs, *patched) = wide
     bound = 2 * (theirs.logits.double() - exact).abs().max().item()

@@ -34,8 +34,8 @@ def rmsnorm_unweighted(x: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
         eps: added to the mean.
 
     Returns:
-        [M, D] in the type of `x`, rounded once. HF's ``DeepseekV4UnweightedRMSNorm`` rounds the
-        factor to the type of `x` first, which in bf16 costs a second rounding; the official code
-        multiplies in fp32, and that is what we follow.
+        [M, D] in the type of `x`, rounded once, as every other norm (spec §1.1). In bf16 others
+        round more often: HF's ``DeepseekV4UnweightedRMSNorm`` rounds the factor first, and the
+        official code computes this norm in bf16 (spec §3.2).
     """
     return _normalized(x, eps).to(x.dtype)
