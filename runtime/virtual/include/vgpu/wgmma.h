@@ -5,6 +5,7 @@
 // and swizzle mode decide which bytes of shared memory an element is.
 #pragma once
 #include "vgpu/matrix.h"
+#include "vgpu/operand.h"
 
 namespace tl {
 
@@ -42,39 +43,18 @@ inline void increase_descriptor_offset(GmmaDescriptor& descriptor, T bytes) {
 
 namespace vgpu {
 
-// Where the 16-byte chunks of an operand lie.
-struct OperandLayout {
-  uint32_t start, leading, stride, width;  // bytes; width of a swizzled row, 16 without swizzle
-
-  VGPU_LEAF explicit OperandLayout(uint64_t descriptor)
-      : start(static_cast<uint32_t>(descriptor & 0x3fff) << 4),
-        leading(static_cast<uint32_t>(descriptor >> 16 & 0x3fff) << 4),
-        stride(static_cast<uint32_t>(descriptor >> 32 & 0x3fff) << 4),
-        width(descriptor >> 62 == 0 ? 16 : 256u >> (descriptor >> 62)) {
-    if (descriptor >> 49 & 7) vgpu_fail("wgmma descriptor with a base offset is not modelled");
-  }
-
-  // Chunk `chunk` along the contiguous dimension of line `line`. K-major: a line is a row of A or
-  // a column of B; MN-major: a line is one k.
-  VGPU_LEAF const void* chunk(bool mn_major, uint32_t line, uint32_t chunk) const {
-    const uint32_t along = chunk * 16;
-    uint32_t offset = line % 8 * width + along % width;
-    if (width == 16 && mn_major) {
-      offset += along / 16 * stride + line / 8 * leading;
-    } else {
-      offset += line / 8 * stride + along / width * leading;
-    }
-    uint32_t address = start + offset;
-    // Rows of 128 bytes: the row number within 8 is XORed into the chunk number.
-    address ^= address >> 3 & (width - 16);
-    return vgpu_shared_pointer(address, 16);
-  }
-};
+VGPU_LEAF inline OperandLayout wgmma_operand(uint64_t descriptor) {
+  if (descriptor >> 49 & 7) vgpu_fail("wgmma descriptor with a base offset is not modelled");
+  return {static_cast<uint32_t>(descriptor & 0x3fff) << 4,
+          static_cast<uint32_t>(descriptor >> 16 & 0x3fff) << 4,
+          static_cast<uint32_t>(descriptor >> 32 & 0x3fff) << 4,
+          descriptor >> 62 == 0 ? 16u : 256u >> (descriptor >> 62)};
+}
 
 // Element (line, k) of the operand goes to place(line, k), for lines first .. first + Lines.
 template <class T, int Lines, int K, class Place>
 VGPU_LEAF inline void gather(uint64_t descriptor, bool mn_major, uint32_t first, Place place) {
-  const OperandLayout layout(descriptor);
+  const OperandLayout layout = wgmma_operand(descriptor);
   constexpr int kChunk = 16 / sizeof(T);
   for (int major = 0; major < (mn_major ? K : Lines); ++major)
     for (int minor = 0; minor < (mn_major ? Lines : K); minor += kChunk) {
