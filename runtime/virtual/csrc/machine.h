@@ -63,6 +63,28 @@ struct CopyQueue {
   std::vector<Copy> copies;
   std::vector<uint32_t> groups;
   uint32_t committed = 0;  // copies in groups
+  uint64_t issued = 0;     // since the thread began
+
+  // Performs what was issued before number `count`. It stays queued, as nothing left to do.
+  void perform_until(uint64_t count);
+};
+
+// A thread asleep until an mbarrier's phase of this parity ends, or may_give_up and nobody else can
+// run.
+struct MbarrierWait {
+  Thread* thread;
+  uint64_t* barrier;
+  uint32_t parity;
+  bool may_give_up;
+};
+
+// Work in flight that nobody waits for by number; see vgpu_async.
+struct AsyncItem {
+  const char* what;
+  uint32_t stream;
+  void (*perform)(const void* record);
+  std::vector<char> record;
+  Thread* issuer;
 };
 
 // Asynchronous work of one warp (wgmma), oldest first.
@@ -89,7 +111,8 @@ struct Block {
   Launch* launch = nullptr;
   dim3 id;
   uint32_t thread_count = 0, warp_count = 0, live = 0;
-  uint32_t ready_warps = 0;
+  uint32_t ready_warps = 0, round = 0;  // round: warps whose turn is still to come
+  uint32_t idle_rounds = 0;  // times all slept and polls gave up since a phase last ended
   Schedule schedule = Schedule::kRunAhead;
   bool lanes_descend = false;
   std::minstd_rand random;
@@ -104,6 +127,8 @@ struct Block {
   Thread threads[kMaxThreads];
   CopyQueue copies[kMaxThreads];
   DeferredQueue deferred[kMaxThreads / kWarp];
+  std::vector<MbarrierWait> mbarrier_waits;
+  std::vector<AsyncItem> in_flight;  // oldest first
 
   ~Block();
   void run(uint64_t number);
@@ -117,6 +142,8 @@ struct Block {
   void exit(Thread& thread);  // does not return
   void settle_barrier(Barrier& barrier);
   void finish_copies(CopyQueue& queue, uint32_t count);
+  bool wake_polls();     // false if there are none
+  void perform_async();  // one piece of the work in flight
 
  private:
   void prepare(uint64_t number);
@@ -125,6 +152,7 @@ struct Block {
   void switch_to(Thread& from, Thread* next);
   Thread* pick(const Thread& from, bool may_stay = true);
   std::string describe_deadlock() const;
+  std::string describe(const MbarrierWait& wait) const;
 };
 
 // Read at every helper call: a fixed place in the thread's static block, not a lookup.

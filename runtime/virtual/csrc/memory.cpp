@@ -71,6 +71,15 @@ void fail_unmapped(const Launch& launch, uintptr_t at) {
   out_of_bounds(launch, at, "access to unmapped memory");
 }
 
+void CopyQueue::perform_until(uint64_t count) {
+  const uint64_t before = issued - copies.size();
+  for (uint64_t i = before; i < count; ++i) {
+    Copy& copy = copies[static_cast<size_t>(i - before)];
+    perform(copy);
+    copy.bytes = copy.valid = 0;
+  }
+}
+
 void Block::finish_copies(CopyQueue& queue, uint32_t count) {
   for (uint32_t i = 0; i < count; ++i) perform(queue.copies[i]);
   queue.copies.erase(queue.copies.begin(), queue.copies.begin() + count);
@@ -112,7 +121,9 @@ void vgpu_copy(void* target, const void* source, uint32_t bytes, uint32_t valid)
   if (valid) vgpu_check_global(source, valid, false);
   const Copy copy{target, source, bytes, valid};
   if (block.launch->options.late) {
-    block.copies[current->index].copies.push_back(copy);
+    CopyQueue& queue = block.copies[current->index];
+    queue.copies.push_back(copy);
+    ++queue.issued;
   } else {
     perform(copy);
   }
@@ -185,4 +196,12 @@ void vgpu_defer_wait(int pending) {
   const uint32_t count = retire(queue, static_cast<size_t>(pending));
   for (uint32_t i = 0; i < count; ++i) queue.items[i].perform(queue.items[i].record.data());
   queue.items.erase(queue.items.begin(), queue.items.begin() + count);
+}
+
+void vgpu_async(const char* what, uint32_t stream, void (*perform)(const void* record),
+                const void* record, size_t bytes) {
+  Block& block = *current->block;
+  if (!block.launch->options.late) return perform(record);
+  const char* begin = static_cast<const char*>(record);
+  block.in_flight.push_back({what, stream, perform, {begin, begin + bytes}, current});
 }

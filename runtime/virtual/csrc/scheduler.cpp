@@ -45,6 +45,10 @@ namespace {
 constexpr size_t kStackBytes = 128 << 10;
 const size_t kGuardBytes = static_cast<size_t>(sysconf(_SC_PAGESIZE));
 
+// How often in a row all polls of a block may fail, with nobody else able to run, before they count
+// as a deadlock.
+constexpr uint32_t kMaxIdleRounds = 20000;
+
 void fiber_main() {
   Thread& me = *current;
   Launch& launch = *me.block->launch;
@@ -78,7 +82,9 @@ void Block::prepare(uint64_t number) {
   live = thread_count = shape.x * shape.y * shape.z;
   warp_count = (thread_count + kWarp - 1) / kWarp;
   stopped = false;
-  ready_warps = 0;
+  ready_warps = round = idle_rounds = 0;
+  mbarrier_waits.clear();
+  in_flight.clear();
   last_range = 0;
   const uint64_t seed = launch->options.seed;
   schedule = seed == 0      ? Schedule::kRunAhead
@@ -112,6 +118,7 @@ void Block::prepare(uint64_t number) {
     copies[i].copies.clear();
     copies[i].groups.clear();
     copies[i].committed = 0;
+    copies[i].issued = 0;
   }
   prepare_shared();
 }
@@ -135,23 +142,50 @@ void Block::prepare_shared() {
 
 void Block::run(uint64_t number) {
   prepare(number);
-  Thread* first = pick(threads[thread_count - 1], false);
-  current = first;
-  vgpu_switch(&scheduler, first->stack_pointer);
-  current = nullptr;
-  if (!stopped && live) record_error(*launch, describe_deadlock());
+  do {
+    Thread* first = pick(threads[thread_count - 1], false);
+    current = first;
+    vgpu_switch(&scheduler, first->stack_pointer);
+    current = nullptr;
+  } while (!stopped && live && ++idle_rounds <= kMaxIdleRounds && wake_polls());
+  if (stopped) return;
+  if (live) {
+    record_error(*launch, describe_deadlock());
+  } else if (!in_flight.empty()) {
+    record_error(*launch, place(*in_flight[0].issuer) + ": the block ended with this thread's " +
+                              in_flight[0].what + " still in flight");
+  }
+}
+
+void Block::perform_async() {
+  // Which comes first is open, but for work of one stream.
+  size_t index = schedule == Schedule::kRunAhead ? 0 : random() % in_flight.size();
+  for (size_t i = 0; i < index; ++i)
+    if (in_flight[i].stream == in_flight[index].stream) index = i;
+  const AsyncItem item = std::move(in_flight[index]);
+  in_flight.erase(in_flight.begin() + static_cast<ptrdiff_t>(index));
+  Thread* const running = current;
+  current = item.issuer;  // whom errors are about
+  item.perform(item.record.data());
+  current = running;
 }
 
 // The next thread to run after `from`, null when none can.
 Thread* Block::pick(const Thread& from, bool may_stay) {
+  while (!ready_warps && live && !in_flight.empty()) perform_async();
+  if (!ready_warps) return nullptr;
   uint32_t index = from.warp->index;
   const bool stay = may_stay && from.warp->ready &&
                     !(schedule == Schedule::kInterleave && random() % 4 == 0);
   if (!stay) {
-    if (!ready_warps) return nullptr;
+    // Fair: who is woken in one round has a turn before anyone has two more. A thread that lagged
+    // two phases behind an mbarrier would wait for ever.
+    if (!(round & ready_warps)) round = ready_warps;
+    const uint32_t choices = round & ready_warps;
     const uint32_t skip = schedule == Schedule::kRunAhead ? index + 1 : random() % 32;
-    const uint32_t after = skip < 32 ? ready_warps >> skip << skip : 0;
-    index = static_cast<uint32_t>(__builtin_ctz(after ? after : ready_warps));
+    const uint32_t after = skip < 32 ? choices >> skip << skip : 0;
+    index = static_cast<uint32_t>(__builtin_ctz(after ? after : choices));
+    round &= ~(1u << index);
   }
   const Warp& warp = warps[index];
   uint32_t lane;
@@ -219,6 +253,8 @@ std::string Block::describe_deadlock() const {
                  std::to_string(wanted) + " threads arrived)";
         }
       }
+      for (const MbarrierWait& wait : mbarrier_waits)
+        if (wait.thread == &threads[i]) what = describe(wait);
       waiting[what].push_back(i);
     }
   std::string words = "kernel " + std::string(launch->kernel->name) + ", block (" +

@@ -9,6 +9,7 @@
 #include "vgpu/fp8.h"
 #include "vgpu/math.h"
 #include "vgpu/matrix.h"
+#include "vgpu/mbarrier.h"
 #include "vgpu/packed.h"
 #include "vgpu/reduce.h"
 #include "vgpu/swizzle.h"

@@ -87,6 +87,12 @@ VGPU_API void vgpu_defer(void (*perform)(const void* record), const void* record
 VGPU_API void vgpu_defer_commit();
 VGPU_API void vgpu_defer_wait(int pending);
 
+// Asynchronous work that nobody waits for by number but that signals an mbarrier: performed at once
+// or, in late mode, when no thread of the block can run. Work of one `stream` (0 to 1023 are for
+// the threads' own) is performed in order, other work in any. `record` is copied; `what` names it.
+VGPU_API void vgpu_async(const char* what, uint32_t stream, void (*perform)(const void* record),
+                         const void* record, size_t bytes);
+
 namespace vgpu {
 
 // CUDA's threadIdx and its like: each axis converts to its value on use.
@@ -100,6 +106,9 @@ struct Index {
   Component<1> y;
   Component<2> z;
 };
+
+// The thread's number in its block, x fastest.
+VGPU_RAW inline unsigned thread_index() { return vgpu_self().index; }
 
 // Runs Work::run(operands) once for the lanes of `mask`, where operands[lane] points at that
 // lane's Operand, on the stack of the lane that comes last.

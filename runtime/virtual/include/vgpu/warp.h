@@ -146,11 +146,11 @@ inline T shfl_xor_sync(unsigned mask, T value, int lane_mask) {
   return __shfl_xor_sync(mask, value, lane_mask);
 }
 
-inline int get_lane_idx(int warp = 32) { return static_cast<int>(vgpu_self().index) % warp; }
-inline int get_warp_idx(int warp = 32) { return static_cast<int>(vgpu_self().index) / warp; }
+inline int get_lane_idx(int warp = 32) { return static_cast<int>(vgpu::thread_index()) % warp; }
+inline int get_warp_idx(int warp = 32) { return static_cast<int>(vgpu::thread_index()) / warp; }
 inline int get_warp_idx_sync(int warp = 32) { return get_warp_idx(warp); }
 inline int get_warp_group_idx(int warp = 32, int warps = 4) {
-  return static_cast<int>(vgpu_self().index) / (warp * warps);
+  return static_cast<int>(vgpu::thread_index()) / (warp * warps);
 }
 
 // One lane of each group of `extent` threads; 0 means one of the block. The hardware may elect any
@@ -158,7 +158,7 @@ inline int get_warp_group_idx(int warp = 32, int warps = 4) {
 template <int extent>
 inline bool tl_shuffle_elect() {
   static_assert(extent == 0 || extent % 32 == 0, "tl_shuffle_elect elects among whole warps");
-  const unsigned index = vgpu_self().index;
+  const unsigned index = vgpu::thread_index();
   return extent == 0 ? index == 0 : index % (extent == 0 ? 1 : extent) == 0;
 }
 

@@ -215,6 +215,5 @@ template <class T>
 inline void warpgroup_fence_operand(T*, int) {
   vgpu::compiler_fence();
 }
-inline void fence_proxy_async() { vgpu::compiler_fence(); }
 
 }  // namespace tl

@@ -1,2 +1,3 @@
 #pragma once
 #include "vgpu/barrier.h"
+#include "vgpu/mbarrier.h"
