@@ -8,7 +8,7 @@
 Generated launchers reach it through `driver()`, the table of `runtime/csrc/driver.h`.
 """
 
-from .compile import CompileError, Signature, build, build_library, signatures
+from .compile import CompileError, Signature, build, build_library, lines, signatures
 from .device import (
     VirtualError,
     VirtualModule,
@@ -18,9 +18,13 @@ from .device import (
     options,
     registered,
 )
+from .sanitizer import Place, RawFinding, Session
 
 __all__ = [
     "CompileError",
+    "Place",
+    "RawFinding",
+    "Session",
     "Signature",
     "VirtualError",
     "VirtualModule",
@@ -29,6 +33,7 @@ __all__ = [
     "build_library",
     "current_options",
     "driver",
+    "lines",
     "options",
     "registered",
     "signatures",

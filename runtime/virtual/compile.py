@@ -37,7 +37,13 @@ _FLAGS = [
     "-Wno-unknown-pragmas",
 ]
 # Every load and store of the kernel announces itself; see vgpu/instrumentation.h.
-_CHECKED_FLAGS = ["-fsanitize=thread", "-DVGPU_CHECKED"]
+_CHECKED_FLAGS = [
+    "-fsanitize=thread",
+    "--param=tsan-distinguish-volatile=1",
+    "-DVGPU_CHECKED",
+    "-g1",
+    "-fno-omit-frame-pointer",
+]
 
 
 class CompileError(RuntimeError):
@@ -171,7 +177,8 @@ def _translation_unit(cuda_path: Path, kernels: Sequence[Signature]) -> str:
     lines.append("};")
     lines.append(
         "VGPU_API const vgpu::Module vgpu_module = {vgpu::kModuleAbi, vgpu::kChecked, "
-        f"vgpu_kernels, {len(kernels)}, vgpu::touch_shared}};"
+        f"vgpu_kernels, {len(kernels)}, vgpu::touch_shared, "
+        "__start_vgpu_kernels, __stop_vgpu_kernels};"
     )
     return "\n".join(lines) + "\n"
 
@@ -212,3 +219,27 @@ def build_library() -> Path:
             if not output.exists():
                 _compile(sorted(_CSRC.glob("*.cpp")), output)
     return output
+
+
+def lines(module: Path, sites: Sequence[int]) -> dict[int, int]:
+    """Lines of the CUDA text, by site, of instructions of a checked build; unknown ones missing.
+
+    Asks addr2line, which comes with the compiler.
+    """
+    known = sorted({site for site in sites if site})
+    if not known:
+        return {}
+    command = ["addr2line", "-a", "-i", "-e", str(module), *(hex(site) for site in known)]
+    try:
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    found: dict[int, int] = {}
+    site = 0
+    for line in text.splitlines():
+        if line.startswith("0x"):
+            site = int(line, 16)
+        # Frames from the innermost out; the first in the CUDA text is where it says so.
+        elif (match := re.search(r"\.cu:(\d+)", line)) and site not in found:
+            found[site] = int(match[1])
+    return found

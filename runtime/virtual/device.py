@@ -8,11 +8,12 @@ import ctypes
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from .compile import Signature, build, build_library, signatures
+from .compile import Signature, build, build_library, lines, signatures
 
 
 class VirtualError(RuntimeError):
@@ -48,12 +49,28 @@ def current_options() -> VirtualOptions:
 
 
 @functools.cache
-def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(build_library()), mode=ctypes.RTLD_GLOBAL)
-    library.vgpu_driver.restype = ctypes.POINTER(_Driver)
-    library.vgpu_set_options.argtypes = [ctypes.c_int, ctypes.c_uint64, ctypes.c_int]
-    library.vgpu_register.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
-    return library
+def library() -> ctypes.CDLL:
+    """libvgpu, built on first use."""
+    handle = ctypes.CDLL(str(build_library()), mode=ctypes.RTLD_GLOBAL)
+    pointer, size = ctypes.c_void_p, ctypes.c_size_t
+    handle.vgpu_driver.restype = ctypes.POINTER(_Driver)
+    handle.vgpu_set_options.argtypes = [ctypes.c_int, ctypes.c_uint64, ctypes.c_int]
+    handle.vgpu_register.argtypes = [pointer, size, ctypes.c_char_p]
+    handle.vgpu_error_site.restype = ctypes.c_uint64
+    handle.vgpu_sanitizer_new.argtypes = [size]
+    handle.vgpu_sanitizer_new.restype = pointer
+    handle.vgpu_sanitizer_delete.argtypes = [pointer]
+    handle.vgpu_sanitizer_use.argtypes = [pointer]
+    handle.vgpu_sanitizer_argument.argtypes = [pointer, pointer, size, ctypes.c_bool]
+    handle.vgpu_sanitizer_count.argtypes = [pointer]
+    handle.vgpu_sanitizer_count.restype = size
+    handle.vgpu_sanitizer_dropped.argtypes = [pointer]
+    handle.vgpu_sanitizer_dropped.restype = ctypes.c_uint64
+    handle.vgpu_sanitizer_finding.argtypes = [pointer, size, pointer]
+    handle.vgpu_guarded_new.argtypes = [size]
+    handle.vgpu_guarded_new.restype = pointer
+    handle.vgpu_guarded_delete.argtypes = [pointer, size]
+    return handle
 
 
 class _Dim3(ctypes.Structure):
@@ -105,7 +122,7 @@ class _Driver(ctypes.Structure):
 
 
 def _table() -> _Driver:
-    return _library().vgpu_driver().contents
+    return library().vgpu_driver().contents
 
 
 def driver() -> int:
@@ -114,7 +131,7 @@ def driver() -> int:
 
 
 def _apply(chosen: VirtualOptions) -> None:
-    _library().vgpu_set_options(chosen.late, chosen.seed, chosen.threads)
+    library().vgpu_set_options(chosen.late, chosen.seed, chosen.threads)
 
 
 @contextlib.contextmanager
@@ -138,17 +155,17 @@ def registered(tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
 
     A tensor with gaps between its elements is registered from its first to its last byte.
     """
-    library = _library()
-    library.vgpu_clear_ranges()
+    handle = library()
+    handle.vgpu_clear_ranges()
     for name, tensor in tensors.items():
         if tensor.numel():
             last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
             size = (last + 1) * tensor.element_size()
-            library.vgpu_register(tensor.data_ptr(), size, name.encode())
+            handle.vgpu_register(tensor.data_ptr(), size, name.encode())
     try:
         yield
     finally:
-        library.vgpu_clear_ranges()
+        handle.vgpu_clear_ranges()
 
 
 _SCALARS: dict[str, Any] = {
@@ -185,9 +202,12 @@ class VirtualModule:
         self, cuda_text: str, kernels: Sequence[str] | None = None, *, checked: bool | None = None
     ):
         known = signatures(cuda_text)
+        self._cuda_text = cuda_text
         self.kernels: dict[str, Signature] = {name: known[name] for name in kernels or known}
         chosen = _options.get().checked if checked is None else checked
-        path = bytes(build(cuda_text, list(self.kernels), checked=chosen))
+        #: The shared object.
+        self.path: Path = build(cuda_text, list(self.kernels), checked=chosen)
+        path = bytes(self.path)
         self._table = _table()
         self._module = ctypes.c_void_p()
         self._check(self._table.module_load(0, path, len(path) + 1, ctypes.byref(self._module)))
@@ -242,11 +262,17 @@ class VirtualModule:
         )
         _apply(options or _options.get())
         with registered(tensors):
-            self._check(
-                self._table.launch(
-                    function, _three(grid), _three(()), _three(block), smem, None, pointers
-                )
+            code = self._table.launch(
+                function, _three(grid), _three(()), _three(block), smem, None, pointers
             )
+        if code:
+            words = self._table.error(code).decode()
+            site = library().vgpu_error_site()
+            line = lines(self.path, [site]).get(site)
+            if line is not None:
+                text = self._cuda_text.splitlines()[line - 1].strip()
+                words += f"; line {line} of the CUDA text: {text}"
+            raise VirtualError(words)
 
     def __del__(self) -> None:
         module = getattr(self, "_module", None)

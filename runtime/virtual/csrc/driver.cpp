@@ -7,7 +7,7 @@
 #include <thread>
 
 #include "driver.h"
-#include "machine.h"
+#include "race.h"
 
 namespace vgpu {
 
@@ -16,6 +16,7 @@ namespace {
 thread_local std::string last_error;
 thread_local Options options;
 thread_local std::vector<Range> ranges;
+thread_local uint64_t error_place = 0;  // of the last error, see vgpu_error_site
 
 struct Function {
   const LoadedModule* module;
@@ -27,8 +28,9 @@ struct DriverModule {
   std::vector<std::unique_ptr<Function>> functions;
 };
 
-int fail(std::string words) {
+int fail(std::string words, uint32_t site = 0) {
   last_error = std::move(words);
+  error_place = site;
   return 1;
 }
 
@@ -101,6 +103,15 @@ void run_blocks(Launch& launch) {
   const Placement placement = locate(launch.module->table);
   block->segment_begin = placement.segment_begin;
   block->segment_end = placement.segment_end;
+  std::unique_ptr<Race> race;
+  if (Sanitizer* sanitizer = launch.sanitizer) {
+    race = std::make_unique<Race>(*block, *sanitizer);
+    sanitizer->shared = std::make_unique<Region>(
+        reinterpret_cast<uintptr_t>(block->segment_begin),
+        reinterpret_cast<uintptr_t>(block->segment_end), true, false);
+    block->shared_shadow = sanitizer->shared.get();
+  }
+  block->race = race.get();
   while (!launch.failed) {
     const uint64_t turn = launch.next++;
     if (turn >= launch.blocks) break;
@@ -163,7 +174,10 @@ std::vector<Range> ranges_of(const Kernel& kernel, void** arguments) {
     if (!parameter.pointer || parameter.constant) continue;
     const auto at = *static_cast<uintptr_t*>(arguments[i]);
     for (Range& range : found)
-      if (at >= range.begin && at < range.end) range.writable = true;
+      if (at >= range.begin && at < range.end) {
+        range.writable = true;
+        if (active_sanitizer) range.shadow = active_sanitizer->argument_at(range.begin);
+      }
   }
   return found;
 }
@@ -211,6 +225,11 @@ int launch_kernel(void* function, tp_dim3 grid, tp_dim3 cluster, tp_dim3 block,
                  std::mt19937_64(launch.options.seed));
   }
 
+  if (active_sanitizer) {
+    launch.sanitizer = active_sanitizer;
+    launch.options.threads = 1;  // shadow memory is one thread's
+    active_sanitizer->begin_launch();
+  }
   const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   const uint64_t wanted = launch.options.threads > 0 ? launch.options.threads : cores;
   const uint64_t helpers = std::min(wanted, launch.blocks);
@@ -219,7 +238,7 @@ int launch_kernel(void* function, tp_dim3 grid, tp_dim3 cluster, tp_dim3 block,
   for (uint64_t i = 1; i < helpers; ++i) team.emplace_back([&launch] { run_blocks(launch); });
   run_blocks(launch);
   for (std::thread& helper : team) helper.join();
-  return launch.failed ? fail(launch.error) : 0;
+  return launch.failed ? fail(launch.error, launch.error_site) : 0;
 }
 
 const char* error_words(int) { return last_error.c_str(); }
@@ -231,6 +250,10 @@ const tp_driver table = {TILEPROOF_DRIVER_ABI, "virtual",     module_load, modul
 
 }  // namespace vgpu
 
+thread_local vgpu::Sanitizer* vgpu::active_sanitizer = nullptr;
+
+// Where in its module the last error of this OS thread happened, 0 if unknown.
+VGPU_API uint64_t vgpu_error_site() { return vgpu::error_place; }
 VGPU_API const tp_driver* vgpu_driver() { return &vgpu::table; }
 
 // Options and argument ranges hold for launches from the calling OS thread, until changed.

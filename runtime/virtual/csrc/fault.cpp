@@ -2,6 +2,7 @@
 // of its launch instead of killing the process.
 #include <signal.h>
 #include <sys/mman.h>
+#include <ucontext.h>
 
 #include "machine.h"
 
@@ -16,7 +17,19 @@ std::mutex guards_mutex;
 int guards = 0;
 struct sigaction previous[3];
 
-void on_fault(int signal, siginfo_t* info, void*) {
+// Where in the kernel's text the faulting code was called from.
+uint32_t site_of_fault(const void* context) {
+#if defined(__x86_64__)
+  const auto& registers = static_cast<const ucontext_t*>(context)->uc_mcontext.gregs;
+  return site_of(*current->block, reinterpret_cast<const void*>(registers[REG_RBP]),
+                 static_cast<uintptr_t>(registers[REG_RIP]) + 1);
+#else
+  static_cast<void>(context);
+  return 0;
+#endif
+}
+
+void on_fault(int signal, siginfo_t* info, void* context) {
   if (!current) {  // not ours: the fault repeats under the handler that was there before
     for (int i = 0; i < 3; ++i)
       if (kSignals[i] == signal) sigaction(signal, &previous[i], nullptr);
@@ -24,12 +37,13 @@ void on_fault(int signal, siginfo_t* info, void*) {
   }
   const char* at = static_cast<const char*>(info->si_addr);
   const Block& block = *current->block;
-  if (signal == SIGFPE) vgpu_fail("integer division by zero or overflow");
+  const uint32_t site = site_of_fault(context);
+  if (signal == SIGFPE) fail_at(site, "integer division by zero or overflow");
   if (at >= block.stacks_begin && at < block.stacks_end)
-    vgpu_fail("local memory of a thread exceeds the virtual GPU's stack");
+    fail_at(site, "local memory of a thread exceeds the virtual GPU's stack");
   if (info->si_code == SI_KERNEL)
-    vgpu_fail("misaligned vector access, or an address that cannot exist");
-  fail_unmapped(*block.launch, reinterpret_cast<uintptr_t>(at));
+    fail_at(site, "misaligned: vector access, or an address that cannot exist");
+  fail_unmapped(*block.launch, reinterpret_cast<uintptr_t>(at), site);
 }
 
 }  // namespace

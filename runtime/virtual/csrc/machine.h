@@ -6,10 +6,15 @@
 #include <string>
 #include <vector>
 
+#include "clock.h"
 #include "fiber.h"
 #include "vgpu/kernel_main.h"
 
 namespace vgpu {
+
+class Race;
+class Sanitizer;
+struct Region;
 
 struct Options {
   bool late = true;    // cp.async is performed when waited for, not when issued
@@ -22,6 +27,7 @@ struct Range {
   uintptr_t begin, end;
   std::string name;
   bool writable;
+  Region* shadow = nullptr;  // of a sanitize session, for memory the kernel may write
 };
 
 struct LoadedModule {
@@ -44,6 +50,8 @@ struct Launch {
   std::atomic<bool> failed{false};
   std::mutex mutex;
   std::string error;  // the first one
+  uint32_t error_site = 0;
+  Sanitizer* sanitizer = nullptr;
 };
 
 struct Barrier {
@@ -56,6 +64,7 @@ struct Copy {
   void* target;
   const void* source;
   uint32_t bytes, valid;
+  bool done = false;
 };
 
 // cp.async of one thread, oldest first; `groups` holds how many copies each committed group has.
@@ -65,7 +74,7 @@ struct CopyQueue {
   uint32_t committed = 0;  // copies in groups
   uint64_t issued = 0;     // since the thread began
 
-  // Performs what was issued before number `count`. It stays queued, as nothing left to do.
+  // Performs what was issued before number `count`. It stays queued, as done.
   void perform_until(uint64_t count);
 };
 
@@ -85,6 +94,8 @@ struct AsyncItem {
   void (*perform)(const void* record);
   std::vector<char> record;
   Thread* issuer;
+  Strand strand;  // of the race checker
+  uint32_t site;
 };
 
 // Asynchronous work of one warp (wgmma), oldest first.
@@ -92,6 +103,9 @@ struct DeferredQueue {
   struct Item {
     void (*perform)(const void* record);
     std::vector<char> record;
+    Strand strand;  // of the race checker
+    uint32_t site = 0;
+    bool done = false;
   };
   std::vector<Item> items;
   std::vector<uint32_t> groups;  // items in each committed group
@@ -129,6 +143,8 @@ struct Block {
   DeferredQueue deferred[kMaxThreads / kWarp];
   std::vector<MbarrierWait> mbarrier_waits;
   std::vector<AsyncItem> in_flight;  // oldest first
+  Race* race = nullptr;  // of a sanitize session
+  Region* shared_shadow = nullptr;
 
   ~Block();
   void run(uint64_t number);
@@ -144,6 +160,7 @@ struct Block {
   void finish_copies(CopyQueue& queue, uint32_t count);
   bool wake_polls();     // false if there are none
   void perform_async();  // one piece of the work in flight
+  void perform_async(AsyncItem& item);
 
  private:
   void prepare(uint64_t number);
@@ -159,13 +176,19 @@ struct Block {
 #define VGPU_FAST_TLS __attribute__((tls_model("initial-exec")))
 extern VGPU_FAST_TLS thread_local Thread* current;  // the running CUDA thread, null outside kernels
 
-// Records an error of the launch unless one is recorded.
-void record_error(Launch& launch, const std::string& words);
-// "kernel k, block (0, 0, 0), thread (3, 0, 0)"
-std::string place(const Thread& thread);
+// Records an error of the launch, unless one is recorded, and a finding of the sanitize session.
+// `thread` is null for a deadlock, which is the block's.
+void record_error(Block& block, const Thread* thread, const std::string& words, uint32_t site);
+// Where in the kernel's text the running code was called from, as an offset in its module: the
+// first return address in it, from `pc` and the frame records from `frame` on; 0 if there is none.
+uint32_t site_of(const Block& block, const void* frame, uintptr_t pc = 0);
+// vgpu_fail of code at a known site.
+[[noreturn]] void fail_at(uint32_t site, const std::string& words);
+
+extern thread_local Sanitizer* active_sanitizer;
 
 // Reports an access that faulted, relative to the nearest argument.
-[[noreturn]] void fail_unmapped(const Launch& launch, uintptr_t at);
+[[noreturn]] void fail_unmapped(const Launch& launch, uintptr_t at, uint32_t site);
 
 // While it lives, machine faults inside kernels become errors of their launch.
 struct FaultGuard {

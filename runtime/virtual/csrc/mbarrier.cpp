@@ -1,7 +1,7 @@
 // mbarriers: counts, phases and who waits for them.
+#include "race.h"
+// Last: its CUDA words would disturb the standard library's headers.
 #include "vgpu/mbarrier.h"
-
-#include "machine.h"
 
 namespace vgpu {
 
@@ -29,7 +29,7 @@ std::string name_of(const Block& block, const uint64_t* barrier) {
 }
 
 State read(const Block& block, const uint64_t* barrier) {
-  vgpu_check_shared(barrier, 8);
+  vgpu_check_atomic(barrier, 8, true, false, -1);
   State state;
   memcpy(&state, barrier, 8);
   if (state.tag != kAlive)
@@ -48,6 +48,7 @@ void settle(Block& block, uint64_t* barrier, State state) {
   state.pending = state.expected;
   memcpy(barrier, &state, 8);
   block.idle_rounds = 0;
+  if (block.race) block.race->complete(barrier);
   auto& waits = block.mbarrier_waits;
   for (size_t i = 0; i < waits.size();) {
     if (waits[i].barrier == barrier && waits[i].parity == ended) {
@@ -77,6 +78,7 @@ void arrive(Block& block, uint64_t* barrier, uint32_t bytes) {
     vgpu_fail("%s: over-arrival, all %u arrivals of the phase have come",
               name_of(block, barrier).c_str(), static_cast<unsigned>(state.expected));
   --state.pending;
+  if (block.race) block.race->arrive_at(barrier);
   settle(block, barrier, state);
 }
 
@@ -86,10 +88,12 @@ bool wait(uint64_t* barrier, uint32_t parity, bool may_give_up) {
   Block& block = *me.block;
   if (parity > 1)
     vgpu_fail("%s: a phase parity is 0 or 1, got %u", name_of(block, barrier).c_str(), parity);
-  if (read(block, barrier).parity != parity) return true;
-  me.released = false;
-  block.mbarrier_waits.push_back({&me, barrier, parity, may_give_up});
-  block.sleep(me, "an mbarrier");
+  me.released = read(block, barrier).parity != parity;
+  if (!me.released) {
+    block.mbarrier_waits.push_back({&me, barrier, parity, may_give_up});
+    block.sleep(me, "an mbarrier");
+  }
+  if (me.released && block.race) block.race->wait_for(barrier);
   return me.released;
 }
 
@@ -103,6 +107,8 @@ void arrive_after_copies(const void* record) {
   const auto& what = *static_cast<const CopiesRecord*>(record);
   Block& block = *current->block;
   block.copies[what.thread].perform_until(what.copies);
+  if (block.race)
+    block.race->await(block.race->copy_engine(*current), static_cast<uint32_t>(what.copies));
   arrive(block, what.barrier, 0);
 }
 
@@ -139,7 +145,7 @@ using namespace vgpu;
 
 void vgpu_mbarrier_init(uint64_t* barrier, uint32_t count) {
   const Block& block = *current->block;
-  vgpu_check_shared(barrier, 8);
+  vgpu_check_shared(barrier, 8, true);
   if (count < 1 || count > kMaxCount)
     vgpu_fail("%s: initialised with a count of %u, expected 1 to %u",
               name_of(block, barrier).c_str(), count, kMaxCount);
@@ -162,6 +168,7 @@ void vgpu_mbarrier_complete_tx(uint64_t* barrier, uint32_t bytes) {
   Block& block = *current->block;
   State state = read(block, barrier);
   add_bytes(block, barrier, state, -int64_t(bytes));
+  if (block.race) block.race->arrive_at(barrier);
   settle(block, barrier, state);
 }
 
@@ -187,4 +194,7 @@ void vgpu_mbarrier_arrive_copies(uint64_t* barrier, bool counted) {
              sizeof record);
 }
 
-void vgpu_fence_proxy_async() { compiler_fence(); }
+void vgpu_fence_proxy_async() {
+  Block& block = *current->block;
+  if (block.race) block.race->fence_async_proxy();
+}

@@ -1,63 +1,98 @@
 // Which memory a thread may touch, and work done after it was issued.
 #include <algorithm>
 
-#include "machine.h"
+#include "race.h"
 
 namespace vgpu {
 
 namespace {
 
-// "out of bounds: <what> at 0x..; nearest is argument .."
-[[noreturn]] void out_of_bounds(const Launch& launch, uintptr_t at, const char* what) {
+// "<what> at 0x..; nearest is argument .."
+std::string out_of_bounds(const Launch& launch, uintptr_t at, const std::string& what) {
   const Range* nearest = nullptr;
   uintptr_t distance = ~uintptr_t(0);
   for (const Range& range : launch.ranges) {
     const uintptr_t d = at < range.begin ? range.begin - at : at >= range.end ? at - range.end : 0;
     if (d < distance) distance = d, nearest = &range;
   }
+  char words[512];
   const auto address = static_cast<size_t>(at);
-  if (!nearest) vgpu_fail("out of bounds: %s at %#zx, no tensor argument is near", what, address);
-  vgpu_fail("out of bounds: %s at %#zx; nearest is argument '%s' of %zu bytes, at byte offset %td "
-            "of it",
-            what, address, nearest->name.c_str(), static_cast<size_t>(nearest->end - nearest->begin),
-            static_cast<ptrdiff_t>(at - nearest->begin));
+  if (!nearest) {
+    snprintf(words, sizeof words, "out of bounds: %s at %#zx, no tensor argument is near",
+             what.c_str(), address);
+  } else {
+    snprintf(words, sizeof words,
+             "out of bounds: %s at %#zx; nearest is argument '%s' of %zu bytes, at byte offset %td "
+             "of it",
+             what.c_str(), address, nearest->name.c_str(),
+             static_cast<size_t>(nearest->end - nearest->begin),
+             static_cast<ptrdiff_t>(at - nearest->begin));
+  }
+  return words;
 }
 
-void check_range(Block& block, uintptr_t at, uint32_t bytes, bool write) {
+const char* verb(Use use) { return use.write ? "write" : "read"; }
+Use use_of(bool write) { return write ? kWrite : kRead; }
+
+// What a check was asked about, and by whom: `frame` is that of the library's entry.
+struct Access {
+  Block& block;
+  uintptr_t at;
+  uint32_t bytes;
+  Use use;
+  const void* frame;
+
+  [[noreturn]] void fail(const std::string& words) const { fail_at(site_of(block, frame), words); }
+  void trace(Region* region) const {
+    if (block.race && region)
+      block.race->access(*region, at, bytes, use, site_of(block, frame));
+  }
+};
+
+// Fails unless one argument holds all of it.
+const Range& check_range(const Access& a) {
+  Block& block = a.block;
   const Launch& launch = *block.launch;
-  const auto holds = [&](const Range& r) { return at >= r.begin && at + bytes <= r.end; };
+  const auto holds = [&](const Range& r) { return a.at >= r.begin && a.at + a.bytes <= r.end; };
   if (block.last_range >= launch.ranges.size() || !holds(launch.ranges[block.last_range])) {
-    const auto after = std::upper_bound(launch.ranges.begin(), launch.ranges.end(), at,
-                                        [](uintptr_t a, const Range& r) { return a < r.begin; });
-    if (after == launch.ranges.begin() || !holds(*(after - 1))) {
-      char what[64];
-      snprintf(what, sizeof what, "%s of %u bytes", write ? "write" : "read", bytes);
-      out_of_bounds(launch, at, what);
-    }
+    const auto after = std::upper_bound(launch.ranges.begin(), launch.ranges.end(), a.at,
+                                        [](uintptr_t at, const Range& r) { return at < r.begin; });
+    if (after == launch.ranges.begin() || !holds(*(after - 1)))
+      a.fail(out_of_bounds(launch, a.at,
+                           verb(a.use) + (" of " + std::to_string(a.bytes)) + " bytes"));
     block.last_range = static_cast<size_t>(after - 1 - launch.ranges.begin());
   }
   const Range& range = launch.ranges[block.last_range];
-  if (write && !range.writable)
-    vgpu_fail("write of %u bytes to argument '%s', which the kernel declares const, at byte offset "
-              "%zu",
-              bytes, range.name.c_str(), static_cast<size_t>(at - range.begin));
+  if (a.use.write && !range.writable)
+    a.fail("const write: write of " + std::to_string(a.bytes) + " bytes to argument '" +
+           range.name + "', which the kernel declares const, at byte offset " +
+           std::to_string(a.at - range.begin));
+  return range;
 }
 
 // True if the address is in the module's shared memory; fails if it is in an unused part of it.
-bool check_segment(const Block& block, uintptr_t at, uint32_t bytes) {
+bool check_segment(const Access& a) {
+  const Block& block = a.block;
   const auto begin = reinterpret_cast<uintptr_t>(block.segment_begin);
-  if (at < begin || at >= reinterpret_cast<uintptr_t>(block.segment_end)) return false;
+  const auto end = reinterpret_cast<uintptr_t>(block.segment_end);
+  if (a.at < begin || a.at >= end) return false;
   const auto shared = reinterpret_cast<uintptr_t>(block.shared);
-  if (shared && at >= shared && at < shared + kSharedCapacity &&
-      at + bytes > shared + block.launch->dynamic_shared)
-    vgpu_fail("out of bounds: access of %u bytes at offset %zu of the block's dynamic shared "
-              "memory, which has %u",
-              bytes, static_cast<size_t>(at - shared), block.launch->dynamic_shared);
+  const uint32_t size = block.launch->dynamic_shared;
+  if (shared && a.at >= shared && a.at < shared + kSharedCapacity && a.at + a.bytes > shared + size)
+    a.fail("out of bounds: " + (verb(a.use) + (" of " + std::to_string(a.bytes))) +
+           " bytes at offset " + std::to_string(a.at - shared) +
+           " of the block's dynamic shared memory, which has " + std::to_string(size));
+  if (a.at + a.bytes > end)
+    a.fail("out of bounds: access across the end of the block's static shared memory");
   return true;
 }
 
-void check_alignment(uintptr_t at, uint32_t bytes) {
-  if (at % bytes) vgpu_fail("misaligned: access of %u bytes at %#zx", bytes, static_cast<size_t>(at));
+void check_alignment(const Access& a) {
+  if (a.at % a.bytes == 0) return;
+  char words[64];
+  snprintf(words, sizeof words, "misaligned: access of %u bytes at %#zx", a.bytes,
+           static_cast<size_t>(a.at));
+  a.fail(words);
 }
 
 void perform(const Copy& copy) {
@@ -67,21 +102,23 @@ void perform(const Copy& copy) {
 
 }  // namespace
 
-void fail_unmapped(const Launch& launch, uintptr_t at) {
-  out_of_bounds(launch, at, "access to unmapped memory");
+void fail_unmapped(const Launch& launch, uintptr_t at, uint32_t site) {
+  fail_at(site, out_of_bounds(launch, at, "access to unmapped memory"));
 }
 
 void CopyQueue::perform_until(uint64_t count) {
   const uint64_t before = issued - copies.size();
   for (uint64_t i = before; i < count; ++i) {
     Copy& copy = copies[static_cast<size_t>(i - before)];
-    perform(copy);
-    copy.bytes = copy.valid = 0;
+    if (!copy.done) perform(copy);
+    copy.done = true;
   }
 }
 
 void Block::finish_copies(CopyQueue& queue, uint32_t count) {
-  for (uint32_t i = 0; i < count; ++i) perform(queue.copies[i]);
+  const uint64_t until = queue.issued - queue.copies.size() + count;
+  queue.perform_until(until);
+  if (race && count) race->await(race->copy_engine(*current), static_cast<uint32_t>(until));
   queue.copies.erase(queue.copies.begin(), queue.copies.begin() + count);
 }
 
@@ -89,44 +126,90 @@ void Block::finish_copies(CopyQueue& queue, uint32_t count) {
 
 using namespace vgpu;
 
-void vgpu_check_global(const void* address, uint32_t bytes, bool write) {
-  Block& block = *current->block;
-  const auto at = reinterpret_cast<uintptr_t>(address);
-  check_alignment(at, bytes);
-  if (!block.launch->ranges.empty()) check_range(block, at, bytes, write);
+namespace {
+
+Access access_of(const void* address, uint32_t bytes, Use use, const void* frame) {
+  return {*current->block, reinterpret_cast<uintptr_t>(address), bytes, use, frame};
 }
 
-void vgpu_check_shared(const void* address, uint32_t bytes) {
-  const auto at = reinterpret_cast<uintptr_t>(address);
-  check_alignment(at, bytes);
-  if (!check_segment(*current->block, at, bytes))
-    vgpu_fail("access of %u bytes at %#zx, which is not shared memory", bytes,
-              static_cast<size_t>(at));
+void check_global(const Access& a) {
+  check_alignment(a);
+  if (!a.block.launch->ranges.empty()) a.trace(check_range(a).shadow);
+}
+
+void check_shared(const Access& a) {
+  check_alignment(a);
+  if (!check_segment(a)) {
+    char words[96];
+    snprintf(words, sizeof words,
+             "out of bounds: access of %u bytes at %#zx, which is not shared memory", a.bytes,
+             static_cast<size_t>(a.at));
+    a.fail(words);
+  }
+  a.trace(a.block.shared_shadow);
+}
+
+void check_any(const Access& a, bool aligned) {
+  Block& block = a.block;
+  const auto* address = reinterpret_cast<const char*>(a.at);
+  if (address >= block.stacks_begin && address < block.stacks_end) return;
+  if (aligned) check_alignment(a);
+  if (check_segment(a)) return a.trace(block.shared_shadow);
+  const LoadedModule& module = *block.launch->module;
+  if (!a.use.write && a.at >= module.image_begin && a.at < module.image_end) return;
+  if (!block.launch->ranges.empty()) a.trace(check_range(a).shadow);
+}
+
+}  // namespace
+
+void vgpu_check_global(const void* address, uint32_t bytes, bool write) {
+  check_global(access_of(address, bytes, use_of(write),
+                         __builtin_frame_address(0)));
+}
+
+void vgpu_check_shared(const void* address, uint32_t bytes, bool write) {
+  check_shared(access_of(address, bytes, use_of(write),
+                         __builtin_frame_address(0)));
 }
 
 void vgpu_check(const void* address, uint32_t bytes, bool write, bool aligned) {
+  check_any(access_of(address, bytes, use_of(write), __builtin_frame_address(0)),
+            aligned);
+}
+
+void vgpu_check_atomic(const void* address, uint32_t bytes, bool read, bool write, int order) {
+  const Access a = access_of(address, bytes, {read, write, true}, __builtin_frame_address(0));
+  check_any(a, true);
+  if (!a.block.race || order < 0) return;
+  const bool both = order == __ATOMIC_ACQ_REL || order == __ATOMIC_SEQ_CST;
+  a.block.race->atomic(a.at, both || order == __ATOMIC_ACQUIRE || order == __ATOMIC_CONSUME,
+                       both || order == __ATOMIC_RELEASE);
+}
+
+void vgpu_fence() {
   Block& block = *current->block;
-  if (address >= block.stacks_begin && address < block.stacks_end) return;
-  const auto at = reinterpret_cast<uintptr_t>(address);
-  if (aligned) check_alignment(at, bytes);
-  if (check_segment(block, at, bytes)) return;
-  const LoadedModule& module = *block.launch->module;
-  if (!write && at >= module.image_begin && at < module.image_end) return;
-  if (!block.launch->ranges.empty()) check_range(block, at, bytes, write);
+  if (block.race) block.race->fence();
 }
 
 void vgpu_copy(void* target, const void* source, uint32_t bytes, uint32_t valid) {
+  const void* frame = __builtin_frame_address(0);
   Block& block = *current->block;
-  vgpu_check_shared(target, bytes);
-  if (valid) vgpu_check_global(source, valid, false);
-  const Copy copy{target, source, bytes, valid};
-  if (block.launch->options.late) {
-    CopyQueue& queue = block.copies[current->index];
-    queue.copies.push_back(copy);
-    ++queue.issued;
-  } else {
-    perform(copy);
+  Race* race = block.race;
+  const bool late = block.launch->options.late;
+  {
+    // The engine touches memory at some time between now and the end of the wait.
+    Strand engine;
+    if (race) engine = race->issue(race->copy_engine(*current));
+    const Race::Acting as(race, &engine, race ? site_of(block, frame) : 0, false);
+    check_shared(access_of(target, bytes, kWrite, frame));
+    if (valid) check_global(access_of(source, valid, kRead, frame));
   }
+  const Copy copy{target, source, bytes, valid, !late};
+  if (!late) perform(copy);
+  if (!late && !race) return;
+  CopyQueue& queue = block.copies[current->index];
+  queue.copies.push_back(copy);
+  ++queue.issued;
 }
 
 // Closes the open group of a queue that holds `total` entries.
@@ -163,6 +246,12 @@ void vgpu_copy_wait(int pending) {
   }
 }
 
+// The matrix unit reads its operands by the async proxy, as the strand it was issued as.
+static void run_deferred(Block& block, DeferredQueue::Item& item) {
+  const Race::Acting as(block.race, &item.strand, item.site, true);
+  item.perform(item.record.data());
+}
+
 uint32_t vgpu_shared_address(const void* pointer) {
   const Block& block = *current->block;
   if (pointer < block.segment_begin || pointer >= block.segment_end)
@@ -175,15 +264,21 @@ void* vgpu_shared_pointer(uint32_t address, uint32_t bytes) {
   const Block& block = *current->block;
   const auto window = reinterpret_cast<uintptr_t>(block.segment_begin) / 1024 * 1024;
   auto* pointer = reinterpret_cast<void*>(window + address);
-  vgpu_check_shared(pointer, bytes);
+  check_shared(access_of(pointer, bytes, kRead, __builtin_frame_address(0)));
   return pointer;
 }
 
 void vgpu_defer(void (*perform)(const void* record), const void* record, size_t bytes) {
   Block& block = *current->block;
-  if (!block.launch->options.late) return perform(record);
+  const Warp& warp = *current->warp;
   const char* begin = static_cast<const char*>(record);
-  block.deferred[current->warp->index].items.push_back({perform, {begin, begin + bytes}});
+  DeferredQueue::Item item{perform, {begin, begin + bytes}, {}, 0, !block.launch->options.late};
+  if (block.race) {
+    item.strand = block.race->issue(block.race->matrix_engine(warp));
+    item.site = site_of(block, __builtin_frame_address(0));
+  }
+  if (item.done) run_deferred(block, item);
+  if (!item.done || block.race) block.deferred[warp.index].items.push_back(std::move(item));
 }
 
 void vgpu_defer_commit() {
@@ -192,16 +287,29 @@ void vgpu_defer_commit() {
 }
 
 void vgpu_defer_wait(int pending) {
-  DeferredQueue& queue = current->block->deferred[current->warp->index];
+  Block& block = *current->block;
+  DeferredQueue& queue = block.deferred[current->warp->index];
   const uint32_t count = retire(queue, static_cast<size_t>(pending));
-  for (uint32_t i = 0; i < count; ++i) queue.items[i].perform(queue.items[i].record.data());
+  for (uint32_t i = 0; i < count; ++i) {
+    DeferredQueue::Item& item = queue.items[i];
+    if (!item.done) run_deferred(block, item);
+    if (block.race) block.race->await(item.strand.component, item.strand.step);
+  }
   queue.items.erase(queue.items.begin(), queue.items.begin() + count);
 }
 
 void vgpu_async(const char* what, uint32_t stream, void (*perform)(const void* record),
                 const void* record, size_t bytes) {
   Block& block = *current->block;
-  if (!block.launch->options.late) return perform(record);
   const char* begin = static_cast<const char*>(record);
-  block.in_flight.push_back({what, stream, perform, {begin, begin + bytes}, current});
+  AsyncItem item{what, stream, perform, {begin, begin + bytes}, current, {}, 0};
+  if (block.race) {
+    item.strand = block.race->issue(block.race->async_engine());
+    item.site = site_of(block, __builtin_frame_address(0));
+  }
+  if (block.launch->options.late) {
+    block.in_flight.push_back(std::move(item));
+  } else {
+    block.perform_async(item);
+  }
 }

@@ -6,7 +6,7 @@
 #include <cstdarg>
 #include <map>
 
-#include "machine.h"
+#include "race.h"
 
 #if defined(__x86_64__) && !defined(VGPU_UCONTEXT)
 __asm__(R"(
@@ -121,6 +121,7 @@ void Block::prepare(uint64_t number) {
     copies[i].issued = 0;
   }
   prepare_shared();
+  if (race) race->begin(number);
 }
 
 void Block::prepare_shared() {
@@ -148,12 +149,15 @@ void Block::run(uint64_t number) {
     vgpu_switch(&scheduler, first->stack_pointer);
     current = nullptr;
   } while (!stopped && live && ++idle_rounds <= kMaxIdleRounds && wake_polls());
+  if (race) race->settle();
   if (stopped) return;
   if (live) {
-    record_error(*launch, describe_deadlock());
+    record_error(*this, nullptr, describe_deadlock(), 0);
   } else if (!in_flight.empty()) {
-    record_error(*launch, place(*in_flight[0].issuer) + ": the block ended with this thread's " +
-                              in_flight[0].what + " still in flight");
+    const AsyncItem& item = in_flight[0];
+    const std::string what = item.what;
+    record_error(*this, item.issuer, "the block ended with this thread's " + what +
+                                         " still in flight", item.site);
   }
 }
 
@@ -162,8 +166,13 @@ void Block::perform_async() {
   size_t index = schedule == Schedule::kRunAhead ? 0 : random() % in_flight.size();
   for (size_t i = 0; i < index; ++i)
     if (in_flight[i].stream == in_flight[index].stream) index = i;
-  const AsyncItem item = std::move(in_flight[index]);
+  AsyncItem item = std::move(in_flight[index]);
   in_flight.erase(in_flight.begin() + static_cast<ptrdiff_t>(index));
+  perform_async(item);
+}
+
+void Block::perform_async(AsyncItem& item) {
+  const Race::Acting as(race, &item.strand, item.site, true);
   Thread* const running = current;
   current = item.issuer;  // whom errors are about
   item.perform(item.record.data());
@@ -219,6 +228,7 @@ void Block::let_others_run(Thread& thread) {
 void Block::exit(Thread& thread) {
   CopyQueue& queue = copies[thread.index];
   finish_copies(queue, static_cast<uint32_t>(queue.copies.size()));
+  if (race) race->exit();
   Warp& warp = *thread.warp;
   warp.live &= ~(1u << thread.lane);
   --live;
@@ -235,6 +245,7 @@ void Block::settle_barrier(Barrier& barrier) {
   if (!barrier.arrived) return;
   const int wanted = barrier.count ? barrier.count : static_cast<int>(live);
   if (barrier.arrived < wanted) return;
+  if (race) race->leave_barrier(static_cast<int>(&barrier - barriers), barrier);
   for (uint32_t w = 0; w < warp_count; ++w)
     if (barrier.waiting[w]) wake(warps[w], barrier.waiting[w]);
   barrier = Barrier{};
@@ -257,9 +268,7 @@ std::string Block::describe_deadlock() const {
         if (wait.thread == &threads[i]) what = describe(wait);
       waiting[what].push_back(i);
     }
-  std::string words = "kernel " + std::string(launch->kernel->name) + ", block (" +
-                      std::to_string(id.x) + ", " + std::to_string(id.y) + ", " +
-                      std::to_string(id.z) + "): deadlock:";
+  std::string words = "deadlock:";
   const char* separator = " ";
   for (const auto& [what, list] : waiting) {
     words += separator + std::string("threads ");
@@ -277,18 +286,46 @@ std::string Block::describe_deadlock() const {
   return words;
 }
 
-std::string place(const Thread& thread) {
-  const dim3 &b = thread.block->id, &t = thread.id;
-  char words[512];
-  snprintf(words, sizeof words, "kernel %s, block (%u, %u, %u), thread (%u, %u, %u)",
-           thread.block->launch->kernel->name, b.x, b.y, b.z, t.x, t.y, t.z);
-  return words;
+static std::string triple(const dim3& v) {
+  return "(" + std::to_string(v.x) + ", " + std::to_string(v.y) + ", " + std::to_string(v.z) + ")";
 }
 
-void record_error(Launch& launch, const std::string& words) {
+void record_error(Block& block, const Thread* thread, const std::string& words, uint32_t site) {
+  Launch& launch = *block.launch;
   const std::lock_guard<std::mutex> lock(launch.mutex);
-  if (launch.error.empty()) launch.error = words;
+  if (launch.error.empty()) {
+    launch.error = "kernel " + std::string(launch.kernel->name) + ", block " + triple(block.id) +
+                   (thread ? ", thread " + triple(thread->id) : "") + ": " + words;
+    launch.error_site = site;
+  }
   launch.failed = true;
+  if (!launch.sanitizer) return;
+  Finding finding;
+  // Errors that begin with their kind are of that kind.
+  finding.kind = "invalid";
+  finding.words = words;
+  for (const char* kind : {"out-of-bounds", "misaligned", "const-write", "deadlock", "endless"}) {
+    std::string start = kind;
+    std::replace(start.begin(), start.end(), '-', ' ');
+    if (words.compare(0, start.size() + 2, start + ": ") != 0) continue;
+    finding.kind = kind;
+    finding.words = words.substr(start.size() + 2);
+  }
+  finding.kernel = launch.kernel->name;
+  finding.block = block.id;
+  finding.by_thread = thread != nullptr;
+  if (thread) finding.thread = thread->id;
+  finding.site = site;
+  launch.sanitizer->report(std::move(finding));
+}
+
+void fail_at(uint32_t site, const std::string& words) {
+  Block& block = *current->block;
+  record_error(block, current, words, site);
+  block.stopped = true;
+  void* abandoned;
+  vgpu_switch(&abandoned, block.scheduler);
+  __builtin_unreachable();
 }
 
 }  // namespace vgpu
@@ -313,12 +350,7 @@ void vgpu_fail(const char* format, ...) {
   va_start(arguments, format);
   vsnprintf(words, sizeof words, format, arguments);
   va_end(arguments);
-  Block& block = *current->block;
-  vgpu::record_error(*block.launch, vgpu::place(*current) + ": " + words);
-  block.stopped = true;
-  void* abandoned;
-  vgpu_switch(&abandoned, block.scheduler);
-  __builtin_unreachable();
+  vgpu::fail_at(vgpu::site_of(*current->block, __builtin_frame_address(0)), words);
 }
 
 bool vgpu_arrive(Site** where, const char* op, uint32_t mask, void* operand) {
@@ -345,6 +377,7 @@ bool vgpu_arrive(Site** where, const char* op, uint32_t mask, void* operand) {
   }
   site->arrived |= bit;
   site->operand[me.lane] = operand;
+  if (me.block->race) me.block->race->arrive(warp, *site);
   *where = site;
   if (site->arrived == (mask & warp.live)) return true;
   me.released = false;
@@ -356,6 +389,7 @@ void vgpu_release(Site* site) {
   Thread& me = *current;
   Warp& warp = *me.warp;
   const uint32_t lanes = site->arrived;
+  if (me.block->race) me.block->race->leave(warp, *site);
   for (uint32_t left = lanes; left; left &= left - 1)
     warp.thread[__builtin_ctz(left)]->released = true;
   warp.active &= ~(1u << (site - warp.site));
@@ -377,6 +411,7 @@ static vgpu::Barrier& arrive_at(int id, int count) {
               count, barrier.count);
   barrier.count = count;
   ++barrier.arrived;
+  if (block.race) block.race->arrive_at_barrier(id);
   return barrier;
 }
 

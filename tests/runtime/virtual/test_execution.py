@@ -129,6 +129,7 @@ def test_out_of_bounds_names_block_thread_argument_and_offset():
     words = failure("y[blockIdx.x * 64 + tid + 1] = x[tid];", [y, x], grid=(2,), block=(64,))
     assert "kernel k, block (1, 0, 0), thread (63, 0, 0)" in words
     assert "write of 4 bytes" in words and "argument 'y' of 512 bytes, at byte offset 512" in words
+    assert words.endswith("line 16 of the CUDA text: y[blockIdx.x * 64 + tid + 1] = x[tid];")
 
 
 def test_out_of_bounds_read_before_the_first_element():

@@ -5,13 +5,14 @@
 
 namespace vgpu {
 
-// Replaces *address by change(*address) as one step; returns what it replaced.
+// Replaces *address by change(*address) as one step; returns what it replaced. `order` counts like
+// cuda::memory_order and __ATOMIC_RELAXED ...
 template <class T, class Change>
-VGPU_RAW inline T atomic_update(T* address, Change change) {
+VGPU_RAW inline T atomic_update(T* address, Change change, int order = __ATOMIC_RELAXED) {
   static_assert(sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8, "atomics are 16 to 64 bits");
   using Bits = std::conditional_t<sizeof(T) == 2, uint16_t,
                                   std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>>;
-  vgpu_check(address, sizeof(T), true, true);
+  vgpu_check_atomic(address, sizeof(T), true, true, order);
   Bits* cell = reinterpret_cast<Bits*>(address);
   Bits old = __atomic_load_n(cell, __ATOMIC_RELAXED);
   while (!__atomic_compare_exchange_n(cell, &old, bit_cast<Bits>(change(bit_cast<T>(old))), false,
@@ -24,16 +25,17 @@ VGPU_RAW inline T atomic_update(T* address, Change change) {
 
 #define VGPU_ATOMIC(CUDA, TILELANG, EXPRESSION)                                             \
   template <class T>                                                                        \
-  inline T CUDA(T* address, T value) {                                                      \
-    return vgpu::atomic_update(address, [value](T old) VGPU_LEAF -> T { return EXPRESSION; }); \
+  inline T CUDA(T* address, T value, int order = __ATOMIC_RELAXED) {                        \
+    return vgpu::atomic_update(                                                             \
+        address, [value](T old) VGPU_LEAF -> T { return EXPRESSION; }, order);              \
   }                                                                                         \
   template <class T, class V>                                                               \
-  inline void TILELANG(T* address, V value, int /* memory order */ = 0) {                   \
-    CUDA(address, T(value));                                                                \
+  inline void TILELANG(T* address, V value, int order = 0) {                                \
+    CUDA(address, T(value), order);                                                         \
   }                                                                                         \
   template <class T, class V>                                                               \
-  inline T TILELANG##Ret(T* address, V value, int /* memory order */ = 0) {                 \
-    return CUDA(address, T(value));                                                         \
+  inline T TILELANG##Ret(T* address, V value, int order = 0) {                              \
+    return CUDA(address, T(value), order);                                                  \
   }
 VGPU_ATOMIC(atomicAdd, AtomicAdd, T(old + value))
 VGPU_ATOMIC(atomicMax, AtomicMax, old < value ? value : old)

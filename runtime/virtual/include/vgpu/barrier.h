@@ -4,8 +4,8 @@
 
 inline void __syncthreads() { vgpu_barrier(0, 0); }
 
-inline void __threadfence() { vgpu::compiler_fence(); }
-inline void __threadfence_block() { vgpu::compiler_fence(); }
+inline void __threadfence() { vgpu_fence(); }
+inline void __threadfence_block() { vgpu_fence(); }
 
 namespace tl {
 

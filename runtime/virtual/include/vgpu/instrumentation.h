@@ -18,6 +18,23 @@ VGPU_ACCESS(8)
 VGPU_ACCESS(16)
 #undef VGPU_ACCESS
 
+// A volatile access is what a thread polls or publishes with: no race with others of its kind.
+#define VGPU_VOLATILE(SIZE)                                                                 \
+  VGPU_HOOK void vgpu_volatile_read##SIZE(void* p) __asm__("__tsan_volatile_read" #SIZE);   \
+  VGPU_HOOK void vgpu_volatile_read##SIZE(void* p) {                                        \
+    vgpu_check_atomic(p, SIZE, true, false, __ATOMIC_RELAXED);                                    \
+  }                                                                                         \
+  VGPU_HOOK void vgpu_volatile_write##SIZE(void* p) __asm__("__tsan_volatile_write" #SIZE); \
+  VGPU_HOOK void vgpu_volatile_write##SIZE(void* p) {                                       \
+    vgpu_check_atomic(p, SIZE, false, true, __ATOMIC_RELAXED);                                     \
+  }
+VGPU_VOLATILE(1)
+VGPU_VOLATILE(2)
+VGPU_VOLATILE(4)
+VGPU_VOLATILE(8)
+VGPU_VOLATILE(16)
+#undef VGPU_VOLATILE
+
 #define VGPU_UNALIGNED(SIZE)                                                                \
   VGPU_HOOK void vgpu_unaligned_read##SIZE(void* p) __asm__("__tsan_unaligned_read" #SIZE); \
   VGPU_HOOK void vgpu_unaligned_read##SIZE(void* p) { vgpu_check(p, SIZE, false, false); }  \

@@ -8,7 +8,7 @@
 
 namespace vgpu {
 
-constexpr uint32_t kModuleAbi = 1;
+constexpr uint32_t kModuleAbi = 2;
 constexpr uint32_t kSharedCapacity = 232448;  // 227 KiB, the most any block may have (sm_90, sm_100)
 
 struct Parameter {
@@ -30,6 +30,7 @@ struct Module {
   const Kernel* kernels;
   uint32_t kernel_count;
   void (*touch_shared)();  // makes this OS thread's shared memory exist
+  const char *text_begin, *text_end;  // code of the kernels themselves
 };
 
 #if defined(VGPU_CHECKED)
@@ -37,6 +38,14 @@ constexpr bool kChecked = true;
 #else
 constexpr bool kChecked = false;
 #endif
+
+}  // namespace vgpu
+
+// Made by the linker around the section of VGPU_KERNEL_TEXT.
+extern "C" __attribute__((weak, visibility("hidden"))) const char __start_vgpu_kernels[];
+extern "C" __attribute__((weak, visibility("hidden"))) const char __stop_vgpu_kernels[];
+
+namespace vgpu {
 
 // The dynamic linker makes a thread's copy of thread_local variables on first use of one.
 static thread_local volatile char shared_anchor;

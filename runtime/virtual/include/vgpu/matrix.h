@@ -22,7 +22,7 @@ struct MatrixWork {
       uint16_t* rows[8];
       for (int r = 0; r < 8; ++r) {
         void* row = operand_of<MatrixOperand>(site, matrix * 8 + r).row;
-        vgpu_check_shared(row, 16);
+        vgpu_check_shared(row, 16, Store);
         rows[r] = static_cast<uint16_t*>(row);
       }
       for (int lane = 0; lane < kWarp; ++lane) {

@@ -9,7 +9,8 @@
 #error "the virtual GPU needs g++: its headers use GNU vector types and attributes"
 #endif
 
-#define __global__
+// Kernels have a section of their own: a return address in it is a place in the CUDA text.
+#define __global__ __attribute__((section("vgpu_kernels")))
 #define __device__
 #define __host__
 #define __constant__

@@ -73,9 +73,15 @@ VGPU_API void vgpu_copy_wait(int pending);
 
 // Fails unless [address, address + bytes) lies in one memory the thread may use that way.
 VGPU_API void vgpu_check_global(const void* address, uint32_t bytes, bool write);
-VGPU_API void vgpu_check_shared(const void* address, uint32_t bytes);
+VGPU_API void vgpu_check_shared(const void* address, uint32_t bytes, bool write = false);
+// The same for an atomic access; `order` is one of __ATOMIC_RELAXED to __ATOMIC_SEQ_CST;
+// -1 if it takes no part in ordering others.
+VGPU_API void vgpu_check_atomic(const void* address, uint32_t bytes, bool read, bool write, int order);
 // The same for an access of unknown space: what the compiler's instrumentation reports.
 VGPU_API void vgpu_check(const void* address, uint32_t bytes, bool write, bool aligned);
+
+// A fence orders accesses the virtual GPU performs in order anyway; the race checker wants to know.
+VGPU_API void vgpu_fence();
 
 // Addresses in the block's shared window, which keep their alignment up to 1024 bytes, and back.
 VGPU_API uint32_t vgpu_shared_address(const void* pointer);
