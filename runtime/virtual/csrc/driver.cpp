@@ -238,6 +238,7 @@ int launch_kernel(void* function, tp_dim3 grid, tp_dim3 cluster, tp_dim3 block,
   for (uint64_t i = 1; i < helpers; ++i) team.emplace_back([&launch] { run_blocks(launch); });
   run_blocks(launch);
   for (std::thread& helper : team) helper.join();
+  flush_prints(launch);
   return launch.failed ? fail(launch.error, launch.error_site) : 0;
 }
 

@@ -1,6 +1,7 @@
 // The state of a launch and of the block an OS thread is running.
 #pragma once
 #include <atomic>
+#include <map>
 #include <mutex>
 #include <random>
 #include <string>
@@ -50,6 +51,7 @@ struct Launch {
   std::atomic<bool> failed{false};
   std::mutex mutex;
   std::string error;  // the first one
+  std::map<uint64_t, std::string> printed;  // by block
   uint32_t error_site = 0;
   Sanitizer* sanitizer = nullptr;
 };
@@ -136,6 +138,7 @@ struct Block {
   char *segment_begin = nullptr, *segment_end = nullptr;  // all shared memory of the module
   char *stacks_begin = nullptr, *stacks_end = nullptr;
   size_t last_range = 0;
+  uint32_t votes = 0, voters = 0;  // of a barrier that counts predicates, and who has read them
   Barrier barriers[kBarriers];
   Warp warps[kMaxThreads / kWarp];
   Thread threads[kMaxThreads];
@@ -155,6 +158,7 @@ struct Block {
   }
   void sleep(Thread& thread, const char* reason);  // returns when woken
   void let_others_run(Thread& thread);
+  void yield(Thread& thread);
   void exit(Thread& thread);  // does not return
   void settle_barrier(Barrier& barrier);
   void finish_copies(CopyQueue& queue, uint32_t count);
@@ -204,5 +208,8 @@ struct FaultStack {
   void* previous;
   void* stack;
 };
+
+// Writes what the launch's kernels printed to stdout.
+void flush_prints(Launch& launch);
 
 }  // namespace vgpu

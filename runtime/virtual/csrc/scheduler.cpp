@@ -86,6 +86,7 @@ void Block::prepare(uint64_t number) {
   mbarrier_waits.clear();
   in_flight.clear();
   last_range = 0;
+  votes = voters = 0;
   const uint64_t seed = launch->options.seed;
   schedule = seed == 0      ? Schedule::kRunAhead
              : seed % 2 ? Schedule::kRandomAhead
@@ -224,6 +225,8 @@ void Block::sleep(Thread& thread, const char* reason) {
 void Block::let_others_run(Thread& thread) {
   if (schedule == Schedule::kInterleave) switch_to(thread, pick(thread));
 }
+
+void Block::yield(Thread& thread) { switch_to(thread, pick(thread, false)); }
 
 void Block::exit(Thread& thread) {
   CopyQueue& queue = copies[thread.index];
@@ -428,6 +431,18 @@ void vgpu_barrier(int id, int count) {
     block.let_others_run(me);
   }
 }
+
+int vgpu_barrier_count(bool predicate) {
+  Block& block = *current->block;
+  block.votes += predicate;
+  vgpu_barrier(0, 0);
+  const uint32_t votes = block.votes;
+  if (++block.voters == block.live) block.votes = block.voters = 0;
+  vgpu_barrier(0, 0);
+  return static_cast<int>(votes);
+}
+
+void vgpu_yield() { current->block->yield(*current); }
 
 void vgpu_barrier_arrive(int id, int count) {
   if (!count) vgpu_fail("bar.arrive on barrier %d needs a thread count", id);

@@ -13,8 +13,10 @@ from .support import kernel, run
     "body",
     [
         "tl::tma_nonexistent(0);",
-        "tl::mma_sync<tl::DataType::kInt4, tl::DataType::kInt4, tl::DataType::kInt32, 16, 8, 64, "
+        "tl::mma_sync<tl::DataType::kBit1, tl::DataType::kBit1, tl::DataType::kInt32, 16, 8, 256, "
         "false, true>((int*)0, (unsigned*)0, (unsigned*)0);",
+        "y[0] = (int)clock();",
+        "y[0] = __tl_cvt_f32x4_to_e4m3x4_rs_sat(make_float4(1, 2, 3, 4), 5u);",
         "tl::cp_async_gs<12>((void*)0, (void*)0);",
     ],
 )

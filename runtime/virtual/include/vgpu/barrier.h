@@ -2,10 +2,15 @@
 #pragma once
 #include "vgpu/runtime.h"
 
+inline int __syncthreads_count(int predicate) { return vgpu_barrier_count(predicate != 0); }
+inline int __syncthreads_or(int predicate) { return vgpu_barrier_count(predicate != 0) != 0; }
+inline int __syncthreads_and(int predicate) { return vgpu_barrier_count(predicate == 0) == 0; }
 inline void __syncthreads() { vgpu_barrier(0, 0); }
 
 inline void __threadfence() { vgpu_fence(); }
 inline void __threadfence_block() { vgpu_fence(); }
+inline void __threadfence_system() { vgpu_fence(); }
+inline void __nanosleep(unsigned) { vgpu_yield(); }
 
 namespace tl {
 

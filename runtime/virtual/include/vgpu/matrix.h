@@ -54,6 +54,37 @@ inline void store_matrix(const void* row, Values... values) {
   rendezvous<MatrixWork<sizeof...(Values), Transposed, true>>("stmatrix", kFullMask, operand);
 }
 
+// Count 16x8 matrices of bytes, stored as their transposes: 8 rows of 16 bytes, row c of matrix i at
+// the address of lane 8i + c. Lane l's register i holds rows l/4 and l/4 + 8 of matrix i, columns
+// 2(l%4) and 2(l%4) + 1, a row after the other.
+template <int Count>
+struct ByteMatrixWork {
+  VGPU_LEAF static void run(const Site& site) {
+    require_full_warp(site, "stmatrix");
+    for (int matrix = 0; matrix < Count; ++matrix) {
+      uint8_t* columns[8];
+      for (int c = 0; c < 8; ++c) {
+        void* column = operand_of<MatrixOperand>(site, matrix * 8 + c).row;
+        vgpu_check_shared(column, 16, true);
+        columns[c] = static_cast<uint8_t*>(column);
+      }
+      for (int lane = 0; lane < kWarp; ++lane) {
+        const uint32_t fragment = operand_of<MatrixOperand>(site, lane).registers[matrix];
+        for (int e = 0; e < 4; ++e)
+          columns[2 * (lane % 4) + e % 2][lane / 4 + 8 * (e / 2)] =
+              static_cast<uint8_t>(fragment >> 8 * e);
+      }
+    }
+  }
+};
+
+template <class... Values>
+inline void store_byte_matrix(const void* row, Values... values) {
+  uint32_t registers[] = {static_cast<uint32_t>(values)...};
+  MatrixOperand operand{const_cast<void*>(row), registers};
+  rendezvous<ByteMatrixWork<sizeof...(Values)>>("stmatrix", kFullMask, operand);
+}
+
 // --- mma.sync -----------------------------------------------------------------------------------
 // One rule covers every m16n8 shape. With P elements to a 32-bit register, g = lane/4, t = lane%4:
 //   A register r: row g + 8(r%2),  columns (t + 4(r/2))P ...
@@ -73,7 +104,7 @@ template <class T>
 VGPU_LEAF inline float widen(T v) {
   return float(v);
 }
-VGPU_LEAF inline float widen(Tf32 v) { return truncate_tf32(v.bits); }
+VGPU_LEAF inline float widen(Tf32 v) { return tf32_to_float(v.bits); }
 VGPU_LEAF inline int widen(int8_t v) { return v; }
 VGPU_LEAF inline int widen(uint8_t v) { return v; }
 
@@ -180,6 +211,7 @@ namespace tl {
 enum class DataType : int {
   kInt4, kUInt4, kInt8, kUInt8, kInt16, kUInt16, kInt32, kUInt32, kInt64, kUInt64,
   kFloat8_e4m3, kFloat8_e5m2, kFloat16, kBFloat16, kFloat16x2, kFloat32, kTensorFloat32, kFloat64,
+  kBit1, kBit8, kBit16, kBit32, kBit64, kFloat6_e2m3fn, kFloat6_e3m2fn, kFloat4_e2m1fn,
 };
 
 }  // namespace tl
@@ -202,13 +234,12 @@ VGPU_MMA_TYPE(kFloat16, half)
 VGPU_MMA_TYPE(kBFloat16, bfloat16_t)
 VGPU_MMA_TYPE(kFloat32, float)
 VGPU_MMA_TYPE(kTensorFloat32, Tf32)
-#undef VGPU_MMA_TYPE
 
 constexpr bool is_float8(tl::DataType t) {
   return t == tl::DataType::kFloat8_e4m3 || t == tl::DataType::kFloat8_e5m2;
 }
 
-// The mma.sync shapes and type pairs of the PTX manual that are modelled.
+// The type pairs of the PTX manual that the fast path multiplies.
 constexpr bool mma_modelled(tl::DataType a, tl::DataType b, tl::DataType c, int k) {
   using D = tl::DataType;
   if (is_float8(a) && is_float8(b)) return k == 32 && (c == D::kFloat32 || c == D::kFloat16);
@@ -226,20 +257,6 @@ constexpr bool mma_modelled(tl::DataType a, tl::DataType b, tl::DataType c, int 
 }  // namespace vgpu
 
 namespace tl {
-
-// c (registers of this lane) += a * b, c as float, int or packed half, a and b as 32-bit registers.
-template <DataType AType, DataType BType, DataType CType, int M, int N, int K, bool TransA,
-          bool TransB, bool Saturate = false, class CRegister, class ARegister, class BRegister>
-inline void mma_sync(CRegister* c, const ARegister* a, const BRegister* b) {
-  static_assert(M == 16 && N == 8 && !TransA && TransB && !Saturate &&
-                    vgpu::mma_modelled(AType, BType, CType, K),
-                "the virtual GPU does not model this mma.sync");
-  static_assert(sizeof(ARegister) == 4 && sizeof(BRegister) == 4, "operands are 32-bit registers");
-  vgpu::MmaOperand operand{c, a, b};
-  vgpu::rendezvous<
-      vgpu::MmaWork<typename vgpu::MmaType<AType>::type, typename vgpu::MmaType<BType>::type,
-                    typename vgpu::MmaType<CType>::type, K>>("mma.sync", vgpu::kFullMask, operand);
-}
 
 #define VGPU_LDMATRIX(COUNT)                                                                \
   inline void ptx_ldmatrix_x##COUNT(const void* row, void* registers) {                     \
@@ -271,5 +288,16 @@ VGPU_STMATRIX(m8n8_x1_trans, 1, true)
 VGPU_STMATRIX(m8n8_x2_trans, 2, true)
 VGPU_STMATRIX(m8n8_x4_trans, 4, true)
 #undef VGPU_STMATRIX
+
+// stmatrix.m16n8.b8 of sm_100a, always transposed.
+#define VGPU_STMATRIX_BYTES(COUNT)                                                          \
+  template <class... V, class = std::enable_if_t<sizeof...(V) == COUNT>>                    \
+  inline void ptx_stmatrix_m16n8_x##COUNT##_trans(const void* row, const V&... values) {    \
+    vgpu::store_byte_matrix(row, values...);                                                \
+  }
+VGPU_STMATRIX_BYTES(1)
+VGPU_STMATRIX_BYTES(2)
+VGPU_STMATRIX_BYTES(4)
+#undef VGPU_STMATRIX_BYTES
 
 }  // namespace tl

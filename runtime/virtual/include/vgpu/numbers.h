@@ -1,6 +1,7 @@
 // Narrow floating-point numbers: bit-exact conversions, round to nearest even.
 #pragma once
 #include <cmath>
+#include <limits>
 
 #include "vgpu/vectors.h"
 
@@ -45,9 +46,31 @@ struct Format {
   }
 };
 
+// The float next to `value` toward zero, its last bit set if anything was cut off. Rounding that to
+// a narrower format is rounding `value` itself, in any direction.
+inline float round_to_odd(double value) {
+  const float near = static_cast<float>(value);
+  if (value != value || static_cast<double>(near) == value) return near;
+  const uint32_t away = std::fabs(static_cast<double>(near)) > std::fabs(value);
+  return bit_cast<float>((bit_cast<uint32_t>(near) - away) | 1);
+}
+// a + b in double, rounded to odd. Exact arithmetic of narrower types starts here.
+inline double add_to_odd(double a, double b) {
+  const double sum = a + b;
+  if (!std::isfinite(sum)) return sum;
+  const double from_b = sum - a, error = (a - (sum - from_b)) + (b - from_b);
+  uint64_t bits = bit_cast<uint64_t>(sum);
+  if (error == 0 || bits & 1) return sum;
+  return bit_cast<double>(bits + ((error > 0) == (sum > 0) ? 1 : -1));
+}
+
 using F16 = Format<5, 10, 0x7bff, 0x7c00, 0x7fff>;
 using E4M3 = Format<4, 3, 0x7e, 0x7e, 0x7f>;
 using E5M2 = Format<5, 2, 0x7b, 0x7b, 0x7f>;
+// No infinities and no NaNs: a NaN becomes the largest number.
+using E2M1 = Format<2, 1, 7, 7, 7>;
+using E2M3 = Format<2, 3, 0x1f, 0x1f, 0x1f>;
+using E3M2 = Format<3, 2, 0x1f, 0x1f, 0x1f>;
 
 // e5m2 has infinities although conversions to it saturate.
 inline float decode_e5m2(unsigned code) { return F16::decode(code << 8); }
@@ -108,8 +131,12 @@ inline float decode_e5m2_byte(uint8_t code) { return decode_e5m2(code); }
 inline uint8_t encode_e4m3_byte(float v) { return static_cast<uint8_t>(E4M3::encode(v)); }
 inline uint8_t encode_e5m2_byte(float v) { return static_cast<uint8_t>(E5M2::encode(v)); }
 
-// tf32 keeps a float's storage; the tensor core reads the upper 19 bits.
-inline float truncate_tf32(uint32_t bits) { return bit_cast<float>(bits & 0xffffe000u); }
+// tf32 keeps a float's storage, of which the upper 19 bits count. Conversion adds half a unit of
+// them and leaves the rest for the reader to drop, as CUTLASS does: ties go away from zero.
+inline float tf32_to_float(uint32_t bits) { return bit_cast<float>(bits & 0xffffe000u); }
+inline uint32_t float_to_tf32(float value) {
+  return bit_cast<uint32_t>(value) + (std::isfinite(value) ? 0x1000u : 0u);
+}
 
 }  // namespace vgpu
 
@@ -118,6 +145,11 @@ inline float truncate_tf32(uint32_t bits) { return bit_cast<float>(bits & 0xffff
 struct __nv_bfloat16
     : vgpu::Narrow<__nv_bfloat16, uint16_t, vgpu::bf16_to_float, vgpu::float_to_bf16> {
   using Narrow::Narrow;
+  // CUTLASS's type, the one generated code casts to, cuts integers off instead of rounding them.
+  template <class T, std::enable_if_t<std::is_integral_v<T>, int> = 0>
+  explicit __nv_bfloat16(T value) {
+    bits = static_cast<uint16_t>(vgpu::bit_cast<uint32_t>(static_cast<float>(value)) >> 16);
+  }
   const __nv_bfloat16& to_nv_bfloat16() const { return *this; }
 };
 struct __half : vgpu::Narrow<__half, uint16_t, vgpu::half_to_float, vgpu::float_to_half> {
@@ -137,6 +169,10 @@ struct alignas(4) __half2 {
   __half x, y;
 };
 using half2 = __half2;
+using nv_bfloat16 = __nv_bfloat16;
+using nv_bfloat162 = __nv_bfloat162;
+using __half2_raw = __half2;
+using __nv_bfloat162_raw = __nv_bfloat162;
 
 namespace tl {
 struct float_e4m3_t
@@ -151,42 +187,36 @@ struct float_e5m2_t
   explicit float_e5m2_t(__nv_bfloat16 v) : Narrow(float(v)) {}
   explicit float_e5m2_t(__half v) : Narrow(float(v)) {}
 };
+struct tfloat32_t
+    : vgpu::Narrow<tfloat32_t, uint32_t, vgpu::tf32_to_float, vgpu::float_to_tf32> {
+  using Narrow::Narrow;
+};
 }  // namespace tl
+using tl::tfloat32_t;
 
 namespace cutlass {
 using ::bfloat16_t;
 using ::half_t;
 using float_e4m3_t = tl::float_e4m3_t;
 using float_e5m2_t = tl::float_e5m2_t;
+using tl::tfloat32_t;
 }  // namespace cutlass
 namespace cute {
 using tl::float_e4m3_t;
 using tl::float_e5m2_t;
 }  // namespace cute
 
-// --- 16-bit conversions under CUDA's names ----------------------------------------------------
-
-inline float __bfloat162float(__nv_bfloat16 v) { return v; }
-inline __nv_bfloat16 __float2bfloat16(float v) { return __nv_bfloat16(v); }
-inline __nv_bfloat16 __float2bfloat16_rn(float v) { return __nv_bfloat16(v); }
-inline float2 __bfloat1622float2(__nv_bfloat162 v) { return {float(v.x), float(v.y)}; }
-inline __nv_bfloat162 __float22bfloat162_rn(float2 v) {
-  return {__nv_bfloat16(v.x), __nv_bfloat16(v.y)};
-}
-inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
-  return {__nv_bfloat16(x), __nv_bfloat16(y)};
-}
-inline float __half2float(__half v) { return v; }
-inline __half __float2half(float v) { return __half(v); }
-inline __half __float2half_rn(float v) { return __half(v); }
-inline float2 __half22float2(__half2 v) { return {float(v.x), float(v.y)}; }
-inline __half2 __float22half2_rn(float2 v) { return {__half(v.x), __half(v.y)}; }
-inline __half2 __floats2half2_rn(float x, float y) { return {__half(x), __half(y)}; }
-
-inline unsigned __pack_half2(__half x, __half y) { return unsigned(y.bits) << 16 | x.bits; }
-inline unsigned __pack_half2(__nv_bfloat16 x, __nv_bfloat16 y) {
-  return unsigned(y.bits) << 16 | x.bits;
-}
-inline unsigned __pack_nv_bfloat162(__nv_bfloat16 x, __nv_bfloat16 y) {
-  return unsigned(y.bits) << 16 | x.bits;
-}
+namespace std {
+#define VGPU_LIMITS(T, LOWEST, LARGEST, INFINITE, NOT_A_NUMBER)                             \
+  template <>                                                                               \
+  struct numeric_limits<T> {                                                                \
+    static constexpr bool is_specialized = true, is_integer = false, has_infinity = true;   \
+    static T lowest() { return T::bitcast(LOWEST); }                                        \
+    static T max() { return T::bitcast(LARGEST); }                                          \
+    static T infinity() { return T::bitcast(INFINITE); }                                    \
+    static T quiet_NaN() { return T::bitcast(NOT_A_NUMBER); }                               \
+  };
+VGPU_LIMITS(__half, 0xfbff, 0x7bff, 0x7c00, 0x7fff)
+VGPU_LIMITS(__nv_bfloat16, 0xff7f, 0x7f7f, 0x7f80, 0x7fff)
+#undef VGPU_LIMITS
+}  // namespace std

@@ -63,6 +63,13 @@ VGPU_API void vgpu_release(vgpu::Site* site);
 // bar.arrive: counts this thread without waiting.
 VGPU_API void vgpu_barrier(int id, int count);
 VGPU_API void vgpu_barrier_arrive(int id, int count);
+// Waits for every live thread; returns how many of them came with `predicate`.
+VGPU_API int vgpu_barrier_count(bool predicate);
+// Lets the threads that can run go first: for a thread that polls memory.
+VGPU_API void vgpu_yield();
+
+// printf of a kernel. Blocks' words come out in ascending order when the launch is over.
+VGPU_API int vgpu_print(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
 // cp.async of one thread: `valid` of `bytes` come from `source`, the rest is zero.
 VGPU_API void vgpu_copy(void* target, const void* source, uint32_t bytes, uint32_t valid);

@@ -40,7 +40,7 @@ template <class To, class From>
 inline To bit_cast(const From& from) {
   static_assert(sizeof(To) == sizeof(From), "bit_cast needs equal sizes");
   To to;
-  std::memcpy(&to, &from, sizeof(To));
+  std::memcpy(static_cast<void*>(&to), &from, sizeof(To));
   return to;
 }
 
@@ -51,7 +51,7 @@ inline V pack(E first, Ts... rest) {
   const E parts[] = {first, static_cast<E>(rest)...};
   static_assert(sizeof(parts) == sizeof(V), "the parts must fill the vector exactly");
   V whole;
-  std::memcpy(&whole, parts, sizeof(V));
+  std::memcpy(static_cast<void*>(&whole), parts, sizeof(V));
   return whole;
 }
 
@@ -88,3 +88,21 @@ inline unsigned pack_b8x4(T a, T b, T c, T d) {
   static_assert(sizeof(T) == 1, "pack_b8x4 takes bytes");
   return vgpu::pack<unsigned, T>(a, b, c, d);
 }
+
+namespace tl {
+
+template <class V, class E, class... Ts>
+inline V make_vec(E first, Ts... rest) {
+  return vgpu::pack<V, E>(first, rest...);
+}
+// A vector of copies of `unit`.
+template <class V, class U>
+inline V broadcast(U unit) {
+  static_assert(sizeof(V) % sizeof(U) == 0, "a vector is a whole number of units");
+  V vector;
+  for (size_t i = 0; i < sizeof(V); i += sizeof(U))
+    std::memcpy(reinterpret_cast<char*>(&vector) + i, &unit, sizeof(U));
+  return vector;
+}
+
+}  // namespace tl

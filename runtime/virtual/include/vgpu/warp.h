@@ -95,6 +95,47 @@ inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask,
 inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, !predicate) == 0; }
 inline void __syncwarp(unsigned mask = vgpu::kFullMask) { vgpu::ballot(mask, false); }
 
+// Which lanes have come together is nowhere promised; here it is every lane that has not exited.
+VGPU_RAW inline unsigned __activemask() { return vgpu_self().warp->live; }
+
+namespace vgpu {
+
+template <class T>
+struct MatchOperand {
+  T value;
+  uint32_t equal;  // the lanes with the same bits
+};
+
+template <class T>
+struct MatchWork {
+  VGPU_LEAF static void run(const Site& site) {
+    for (int lane = 0; lane < kWarp; ++lane) {
+      if (!(site.arrived >> lane & 1)) continue;
+      auto& me = operand_of<MatchOperand<T>>(site, lane);
+      me.equal = 0;
+      for (int other = 0; other < kWarp; ++other)
+        if (site.arrived >> other & 1 &&
+            std::memcmp(&me.value, &operand_of<MatchOperand<T>>(site, other).value, sizeof(T)) == 0)
+          me.equal |= 1u << other;
+    }
+  }
+};
+
+}  // namespace vgpu
+
+template <class T>
+inline unsigned __match_any_sync(unsigned mask, T value) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8, "match.sync compares 32 or 64 bits");
+  vgpu::MatchOperand<T> operand{value, 0};
+  vgpu::rendezvous<vgpu::MatchWork<T>>("__match_sync", mask, operand);
+  return operand.equal;
+}
+template <class T>
+inline unsigned __match_all_sync(unsigned mask, T value, int* all_equal) {
+  *all_equal = __match_any_sync(mask, value) == mask;
+  return *all_equal ? mask : 0;
+}
+
 namespace vgpu {
 
 // The lanes of a mask folded in ascending order; redux is exact, so the order is not observable.
@@ -146,20 +187,25 @@ inline T shfl_xor_sync(unsigned mask, T value, int lane_mask) {
   return __shfl_xor_sync(mask, value, lane_mask);
 }
 
-inline int get_lane_idx(int warp = 32) { return static_cast<int>(vgpu::thread_index()) % warp; }
-inline int get_warp_idx(int warp = 32) { return static_cast<int>(vgpu::thread_index()) / warp; }
+// Sizes of zero or less mean the usual ones.
+inline int get_lane_idx(int warp = 32) {
+  return static_cast<int>(vgpu::thread_index()) % (warp > 0 ? warp : 32);
+}
+inline int get_warp_idx(int warp = 32) {
+  return static_cast<int>(vgpu::thread_index()) / (warp > 0 ? warp : 32);
+}
 inline int get_warp_idx_sync(int warp = 32) { return get_warp_idx(warp); }
 inline int get_warp_group_idx(int warp = 32, int warps = 4) {
-  return static_cast<int>(vgpu::thread_index()) / (warp * warps);
+  return get_warp_idx(warp) / (warps > 0 ? warps : 4);
 }
 
-// One lane of each group of `extent` threads; 0 means one of the block. The hardware may elect any
-// lane of the group's first warp; it takes the lowest, and so does this.
+// One lane of each group of whole warps that holds `extent` threads; 0 means one of the block. The
+// hardware may elect any lane of the group's first warp; it takes the lowest, and so does this.
 template <int extent>
 inline bool tl_shuffle_elect() {
-  static_assert(extent == 0 || extent % 32 == 0, "tl_shuffle_elect elects among whole warps");
+  constexpr unsigned kGroup = (extent + 31) / 32 * 32;
   const unsigned index = vgpu::thread_index();
-  return extent == 0 ? index == 0 : index % (extent == 0 ? 1 : extent) == 0;
+  return kGroup == 0 ? index == 0 : index % (kGroup == 0 ? 1 : kGroup) == 0;
 }
 
 }  // namespace tl

@@ -1,2 +1,2 @@
 #pragma once
-#include "vgpu/numbers.h"
+#include "vgpu/conversions.h"

@@ -1,2 +1,2 @@
 #pragma once
-#include "vgpu/reduce.h"
+#include "vgpu/scan.h"

@@ -1,2 +1,2 @@
 #pragma once
-#include "vgpu/matrix.h"
+#include "vgpu/mma.h"

@@ -1,0 +1,2 @@
+#pragma once
+#include "vgpu/fp4.h"
