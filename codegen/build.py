@@ -17,7 +17,7 @@ from typing import Any
 from tileproof.dsl import ContractError, Specialization, arch, check, get, load_library
 from tileproof.runtime.cache import atomic_write, cache_dir
 
-from . import host, ircache
+from . import elements, host, ircache
 from .bundle import Unit, arch_order, write_bundle
 from .device import cache_entry, compile_cuda
 from .host import PlannedLaunch, plan
@@ -123,8 +123,10 @@ def compile_unit(spec: Specialization, target: str, toolkit: Toolkit = "pip") ->
         )
         resources.append(used)
     # The first launch of a matrix op is the one that multiplies.
-    for i, used in enumerate(resources):
-        gate(used, arch(target), op=spec.symbol, matrix=variant.matrix and i == 0)
+    first = next(launch for launch in launches if not launch.optional)
+    for launch, used in zip(launches, resources, strict=True):
+        matrix = variant.matrix and launch is first
+        gate(used, arch(target), op=spec.symbol, matrix=matrix)
     return Unit(spec, target, launches, cuda, code.cubin, tuple(resources))
 
 
@@ -134,7 +136,10 @@ def _lowered(spec: Specialization, target: str) -> dict[str, Any]:
     if path is not None and path.exists():
         return dict(json.loads(path.read_text()))
     result = ircache.lowered(spec, target)
-    data = {"cuda": result.cuda, "launches": [launch.to_json() for launch in plan(result)]}
+    cuda, launches = result.cuda, plan(result)
+    if (checks := elements.kernel(spec)) is not None:
+        cuda, launches = cuda + checks[0], (checks[1], *launches)
+    data = {"cuda": cuda, "launches": [launch.to_json() for launch in launches]}
     if path is not None:
         atomic_write(path, json.dumps(data))
     return data
@@ -155,7 +160,8 @@ def _plan_path(spec: Specialization, target: str) -> Path | None:
     if not ircache.in_library(spec):
         return None
     digest = hashlib.sha256(ircache.key(spec, target).encode())
-    digest.update(Path(host.__file__).read_bytes())
+    for module in (host, elements):
+        digest.update(Path(module.__file__).read_bytes())
     name = digest.hexdigest()
     return cache_dir("lowered", name[:2]) / f"{name}.json"
 

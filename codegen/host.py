@@ -35,6 +35,7 @@ class PlannedLaunch:
 
     `parameters` in the device kernel's order: ``("tensor", index in the op's arguments)`` or
     ``("int32" | "int64", letter)``. `grid` are C++ expressions over letters; `smem` in bytes.
+    An `optional` launch only checks arguments; who loads a bundle may leave it out.
     """
 
     kernel: str
@@ -42,6 +43,7 @@ class PlannedLaunch:
     grid: tuple[str, str, str]
     block: tuple[int, int, int]
     smem: int
+    optional: bool = False
 
     @property
     def threads(self) -> int:
@@ -58,7 +60,8 @@ class PlannedLaunch:
         parameters = tuple((str(kind), value) for kind, value in data["parameters"])
         x, y, z = data["block"]
         gx, gy, gz = data["grid"]
-        return cls(data["kernel"], parameters, (gx, gy, gz), (x, y, z), data["smem"])
+        smem, optional = data["smem"], data["optional"]
+        return cls(data["kernel"], parameters, (gx, gy, gz), (x, y, z), smem, optional)
 
 
 def plan(lowered: Lowered) -> tuple[PlannedLaunch, ...]:
@@ -85,12 +88,22 @@ def _match_signature(lowered: Lowered, spec: Specialization) -> dict[str, int]:
     )
     indices = {}
     for i, (parameter, tensor) in enumerate(zip(lowered.parameters, spec.args, strict=True)):
-        got = f"{parameter.dtype}{list(parameter.shape or ())}"
-        expected = f"{tensor.dtype.tilelang}{list(tensor.shape)} as the op's {tensor.name}"
-        same = parameter.dtype == tensor.dtype.tilelang and parameter.shape == tensor.shape
-        check(same, f"{where}: kernel parameter {parameter.name}", got=got, expected=expected)
+        got = _layout(parameter.dtype, parameter.shape, parameter.strides)
+        expected = _layout(tensor.dtype.tilelang, tensor.shape, tensor.strides)
+        check(
+            got == expected,
+            f"{where}: kernel parameter {parameter.name}",
+            got=got,
+            expected=f"{expected} as the op's {tensor.name}",
+        )
         indices[parameter.name] = i
     return indices
+
+
+def _layout(element: str, shape: Any, strides: Any) -> str:
+    """``bfloat16[M, 96] strides [P, 1]``"""
+    words = [", ".join(map(str, sizes)) for sizes in (shape or (), strides or ())]
+    return f"{element}[{words[0]}]" + (f" strides [{words[1]}]" if words[1] else "")
 
 
 def _planned(launch: Any, indices: Mapping[str, int], spec: Specialization) -> PlannedLaunch:
@@ -150,13 +163,10 @@ def _tables(kernel: HostKernel) -> list[str]:
     lines = []
     rows = []
     for i, (declared, tensor) in enumerate(zip(spec.op.args, tensors, strict=True)):
-        if tensor.shape:
-            axes = ", ".join(
-                _axis(letter, size, letters)
-                for letter, size in zip(declared.shape, tensor.shape, strict=True)
-            )
-            lines.append(f"const Axis a{i}[] = {{{axes}}};")
-        rows.append(_tensor(tensor, f"a{i}" if tensor.shape else "nullptr"))
+        axes = _sizes(declared.shape, tensor.shape, letters)
+        steps = _sizes(declared.strides or (), tensor.strides or (), letters)
+        lines += [f"const Size {n}{i}[] = {{{v}}};" for n, v in (("a", axes), ("s", steps)) if v]
+        rows.append(_tensor(tensor, f"a{i}" if axes else "nullptr", f"s{i}" if steps else "nullptr"))
     lines.append(f"const Tensor tensors[] = {{{', '.join(rows)}}};")
     domains = ", ".join(
         f'{{"{name}", {d.lo}, {d.hi}, {d.multiple}}}' for name, d in spec.op.dynamic.items()
@@ -173,7 +183,7 @@ def _tables(kernel: HostKernel) -> list[str]:
             block = ", ".join(map(str, launch.block))
             rows.append(
                 f'{{"{launch.kernel}", {len(launch.parameters)}, parameters{p}_{j}, grid{p}_{j}, '
-                f"{{{block}}}, {launch.smem}}}"
+                f"{{{block}}}, {launch.smem}, {str(launch.optional).lower()}}}"
             )
         lines.append(f"const Launch launches{p}[] = {{{', '.join(rows)}}};")
         plans.append(f"{{{len(launches)}, launches{p}}}")
@@ -191,18 +201,23 @@ def _limit(spec: Specialization, what: str, got: int) -> None:
     check(got <= most, f"{spec.op.name}: {what}", got=got, expected=f"at most {most}")
 
 
-def _axis(letter: str, size: int | str, letters: Sequence[str]) -> str:
-    label = "nullptr" if letter.isdigit() else f'"{letter}"'
-    if isinstance(size, int):
-        return f"{{{label}, {size}, -1}}"
-    return f"{{{label}, 0, {letters.index(size)}}}"
+def _sizes(
+    declared: Sequence[str], bound: Sequence[int | str], letters: Sequence[str]
+) -> str:
+    """Initialisers of `Size`, for the axes or the strides of one tensor."""
+    rows = []
+    for letter, size in zip(declared, bound, strict=True):
+        label = "nullptr" if letter.isdigit() else f'"{letter}"'
+        fixed = isinstance(size, int)
+        rows.append(f"{{{label}, {size if fixed else 0}, {-1 if fixed else letters.index(size)}}}")
+    return ", ".join(rows)
 
 
-def _tensor(tensor: BoundTensor, axes: str) -> str:
+def _tensor(tensor: BoundTensor, axes: str, strides: str) -> str:
     written = "true" if tensor.role != "in" else "false"
     return (
         f'{{"{tensor.name}", {_dlpack(tensor.dtype)}, {tensor.align}, {written}, '
-        f"{len(tensor.shape)}, {axes}}}"
+        f"{len(tensor.shape)}, {axes}, {strides}}}"
     )
 
 

@@ -20,12 +20,13 @@ class Parameter:
     """One parameter of the source function in signature order.
 
     Tensors have a `shape` of ints and symbol names (or expression text) and TileLang's `dtype`;
-    scalars have ``shape is None``.
+    scalars have ``shape is None``. `strides`, in elements, are None for a contiguous tensor.
     """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...] | None
+    strides: tuple[int | str, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,9 +64,31 @@ def parameters(prim_func: Any) -> tuple[Parameter, ...]:
         if buffer is None:
             out.append(Parameter(str(p.name), str(p.dtype), None))
             continue
-        shape = tuple(int(d) if _is_int(d) else str(d) for d in buffer.shape)
-        out.append(Parameter(str(buffer.name), str(buffer.dtype), shape))
+        strides = None if _is_contiguous(buffer) else _sizes(buffer.strides)
+        out.append(Parameter(str(buffer.name), str(buffer.dtype), _sizes(buffer.shape), strides))
     return tuple(out)
+
+
+def _is_contiguous(buffer: Any) -> bool:
+    from tilelang import tvm
+
+    analyzer = tvm.arith.Analyzer()
+    expected: Any = 1
+    for n, stride in zip(reversed(buffer.shape), reversed(buffer.strides), strict=False):
+        if not analyzer.can_prove_equal(stride, expected):
+            return False
+        expected = expected * n
+    return True
+
+
+def _sizes(expressions: Any) -> tuple[int | str, ...]:
+    return tuple(_size(e) for e in expressions)
+
+
+def _size(expr: Any) -> int | str:
+    if _is_int(expr):
+        return int(expr)
+    return str(getattr(expr, "name", expr))  # as text, a symbol T would be T_1: T is TileLang
 
 
 def _is_int(expr: Any) -> bool:

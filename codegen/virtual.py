@@ -40,12 +40,16 @@ def compile(
         got, expected = len(args), len(parameters)
         check(got == expected, f"{lowered.name}: arguments", got=got, expected=expected)
         values: dict[str, Any] = {}
+        unseen: dict[str, int] = {}
         for parameter, value in zip(parameters, args, strict=True):
             values[parameter.name] = value
             if parameter.shape is not None:
-                _bind(lowered.name, parameter, value, values)
+                _bind(lowered.name, parameter, value, values, unseen)
+        sizes = {k: v for k, v in values.items() if isinstance(v, int)}
+        if lowered.spec is not None:
+            sizes = lowered.spec.sizes(**sizes)
+        values = {**unseen, **sizes, **values}
         for launch in lowered.launches:
-            sizes = {k: v for k, v in values.items() if isinstance(v, int)}
             grid = tuple(evaluate(e, sizes) for e in launch.grid)
             if 0 in grid:
                 continue
@@ -57,16 +61,38 @@ def compile(
     return call
 
 
-def _bind(kernel: str, parameter: Parameter, value: Any, values: dict[str, Any]) -> None:
-    """Check one tensor against its declared shape and type; symbols take their first size."""
+def _bind(
+    kernel: str,
+    parameter: Parameter,
+    value: Any,
+    values: dict[str, Any],
+    unseen: dict[str, int],
+) -> None:
+    """Check one tensor against its declared type, shape and strides; symbols take what they meet
+    first. Nothing steps along an axis of one element: `unseen` gets a stride it could have."""
     where = f"{kernel}: {parameter.name}"
     check(isinstance(value, torch.Tensor), where, got=type(value).__name__, expected="a tensor")
     got_type = str(value.dtype).removeprefix("torch.")
     check(got_type == parameter.dtype, f"{where}.dtype", got=got_type, expected=parameter.dtype)
-    check(value.is_contiguous(), where, got="a strided tensor", expected="a contiguous one")
     shape = parameter.shape or ()
     check(value.ndim == len(shape), f"{where}.ndim", got=value.ndim, expected=len(shape))
     for i, (size, declared) in enumerate(zip(value.shape, shape, strict=True)):
-        expected = values.setdefault(declared, size) if isinstance(declared, str) else declared
-        name = f"{declared}={expected}" if isinstance(declared, str) else expected
-        check(size == expected, f"{where}.shape[{i}]", got=size, expected=name)
+        _agree(f"{where}.shape[{i}]", size, declared, values)
+    if parameter.strides is None:
+        check(value.is_contiguous(), where, got="a strided tensor", expected="a contiguous one")
+        return
+    least = 1
+    for i in reversed(range(value.ndim)):
+        stride, declared = value.stride(i), parameter.strides[i]
+        if value.shape[i] > 1 and value.numel():
+            _agree(f"{where}.strides[{i}]", stride, declared, values)
+            check(stride >= least, f"{where}.strides[{i}]", got=stride, expected=f">= {least}")
+        elif isinstance(declared, str):
+            stride = unseen.setdefault(declared, least)
+        least = max(1, value.shape[i]) * stride
+
+
+def _agree(where: str, got: int, declared: int | str, values: dict[str, Any]) -> None:
+    expected = values.setdefault(declared, got) if isinstance(declared, str) else declared
+    name = f"{declared}={expected}" if isinstance(declared, str) else expected
+    check(got == expected, where, got=got, expected=name)

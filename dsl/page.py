@@ -12,7 +12,8 @@ _HEAD = """# Ops
 
 Written from the declarations by `python -m tileproof.dsl.page > docs/ops.md`; a test keeps it so.
 Every op is a torch op (`torch.ops.tileproof.<family>_<op>`) once a bundle is loaded. Tensors are
-contiguous and row-major; letters are dims, `act` and other lower-case types are chosen per build.
+row-major, and contiguous where no strides are given; letters are dims, `act` and other lower-case
+types are chosen per build.
 """
 
 
@@ -32,7 +33,7 @@ def _section(op: Op) -> str:
         "| tensor | role | shape | type |",
         "|---|---|---|---|",
     ]
-    lines += [f"| `{a.name}` | {_role(a)} | {' × '.join(a.shape)} | {a.dtype} |" for a in op.args]
+    lines += [f"| `{a.name}` | {_role(a)} | {_layout(a)} | {a.dtype} |" for a in op.args]
     lines += ["", "| dim | domain | fixed |", "|---|---|---|"]
     lines += [f"| {letter} | {_domain(d)} | {_fixed(d)} |" for letter, d in op.dims.items()]
     notes = [f"`{k}` is one of {', '.join(v)}" for k, v in op.types.items()]
@@ -46,6 +47,11 @@ def _section(op: Op) -> str:
 
 def _role(a: Tensor) -> str:
     return a.role if a.written is None else f"{a.role}, written {a.written}"
+
+
+def _layout(a: Tensor) -> str:
+    shape = " × ".join(a.shape)
+    return shape if a.strides is None else f"{shape}, strides {', '.join(a.strides)}"
 
 
 def _domain(d: Dim) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from . import registry
+from . import layout, registry
 from .arch import ALL
 from .check import check
 from .dtypes import DTYPES, DType, dtype
@@ -77,12 +77,14 @@ class Values:
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor argument: contiguous, row-major, `shape` in letters, e.g. ``"M N D"``.
+    """One tensor argument: row-major, `shape` in letters, e.g. ``"M N D"``.
 
-    `dtype` is a type name or one of the op's type variables. `written` states the output contract:
-    ``"once"`` (every element by exactly one thread) or ``"all"`` (every element at least once).
-    `align` is the byte alignment of the data pointer that vector accesses rely on; the launcher
-    checks it, the prover assumes it.
+    `dtype` is a type name or one of the op's type variables. `strides` (in elements) are letters or
+    numbers like the shape, e.g. ``"P 1"`` for rows P apart; a stride is at least the length of what
+    it steps over, so rows never overlap. None means contiguous. `written` states the output
+    contract: ``"once"`` (every element by exactly one thread) or ``"all"`` (every element at least
+    once). `align` is the byte alignment of the data pointer that vector accesses rely on. The
+    launcher checks all of it, the prover assumes it.
     """
 
     name: str
@@ -91,17 +93,29 @@ class Tensor:
     role: Role
     written: Literal["once", "all"] | None = None
     values: Values | None = None
+    strides: tuple[str, ...] | None = None
     align: int = 16
 
 
-def In(name: str, shape: str, dtype: str, values: Values | None = None) -> Tensor:  # noqa: N802
+def In(  # noqa: N802
+    name: str, shape: str, dtype: str, *, values: Values | None = None, strides: str | None = None
+) -> Tensor:
     """A tensor the kernel only reads."""
-    return Tensor(name, tuple(shape.split()), dtype, "in", values=values)
+    steps = None if strides is None else tuple(strides.split())
+    return Tensor(name, tuple(shape.split()), dtype, "in", values=values, strides=steps)
 
 
-def Out(name: str, shape: str, dtype: str, written: Literal["once", "all"] = "once") -> Tensor:  # noqa: N802
+def Out(  # noqa: N802
+    name: str,
+    shape: str,
+    dtype: str,
+    *,
+    written: Literal["once", "all"] = "once",
+    strides: str | None = None,
+) -> Tensor:
     """A tensor the kernel fills; what it held before is never read."""
-    return Tensor(name, tuple(shape.split()), dtype, "out", written=written)
+    steps = None if strides is None else tuple(strides.split())
+    return Tensor(name, tuple(shape.split()), dtype, "out", written=written, strides=steps)
 
 
 @dataclass(frozen=True)
@@ -114,6 +128,7 @@ class BoundTensor:
     role: Role
     written: str | None
     values: Values | None
+    strides: tuple[int | str, ...] | None
     align: int
 
 
@@ -164,13 +179,22 @@ class Op:
     variants: list[Variant] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        letters = {d for a in self.args for d in a.shape if not d.isdigit()}
-        missing = letters - set(self.dims)
+        named = {d for a in self.args for d in (*a.shape, *(a.strides or ()))}
+        missing = {d for d in named if not d.isdigit()} - set(self.dims)
         check(not missing, f"{self.name}: dims", got=f"no domain for {missing}", expected="all")
         for a in self.args:
             known = a.dtype in DTYPES or a.dtype in self.types
             check(known, f"{self.name}: dtype of {a.name}", got=a.dtype, expected="a known type")
+            self._check_layout(a)
         registry.add(self)
+
+    def _check_layout(self, a: Tensor) -> None:
+        if a.strides is None:
+            return
+        where, rank = f"{self.name}: strides of {a.name}", len(a.shape)
+        check(len(a.strides) == rank, where, got=len(a.strides), expected=f"{rank}, one per axis")
+        checked = a.values is None
+        check(checked, where, got="strides", expected="none beside an element contract")
 
     @property
     def stem(self) -> str:
@@ -190,6 +214,12 @@ class Op:
         """Dims that travel with a launch, in declaration order."""
         return {k: d for k, d in self.dims.items() if not d.static}
 
+    @property
+    def pitches(self) -> dict[str, Dim]:
+        """Dynamic dims that only strides show; a call that does not choose one gets the least."""
+        sizes = {letter for a in self.args for letter in a.shape}
+        return {k: d for k, d in self.dynamic.items() if k not in sizes}
+
     def kernel(
         self,
         *,
@@ -203,6 +233,7 @@ class Op:
 
         The factory takes, by name, TileLang's language module as ``T``, any static dim (int), any
         dynamic dim (a TileLang symbol), any type variable (TileLang dtype string), params, tiles.
+        A dim T comes as ``T_``.
         """
 
         def add(factory: Callable[..., Any]) -> Callable[..., Any]:
@@ -269,6 +300,8 @@ class Op:
         fixed = {k: v for k, v in sizes.items() if k not in self.dynamic}
         points: list[dict[str, int]] = [{}]
         for letter in self.dynamic:
+            if letter in self.pitches and letter not in sizes:
+                continue
             values = sizes[letter] if isinstance(sizes[letter], (list, tuple)) else [sizes[letter]]
             points = [p | {letter: v} for p in points for v in values]
         choices: list[dict[str, str]] = [{}]
@@ -303,19 +336,25 @@ class Specialization:
         """The op's tensors with static dims and types filled in."""
         out = []
         for a in self.op.args:
-            shape = tuple(int(d) if d.isdigit() else self.dims.get(d, d) for d in a.shape)
             element = dtype(self.types.get(a.dtype, a.dtype))
-            out.append(BoundTensor(a.name, shape, element, a.role, a.written, a.values, a.align))
+            steps = None if a.strides is None else self._bound(a.strides)
+            facts = (a.role, a.written, a.values, steps, a.align)
+            out.append(BoundTensor(a.name, self._bound(a.shape), element, *facts))
         return tuple(out)
+
+    def _bound(self, letters: tuple[str, ...]) -> tuple[int | str, ...]:
+        return tuple(int(d) if d.isdigit() else self.dims.get(d, d) for d in letters)
 
     def prim_func(self, arch: str) -> Any:
         """Build the TileLang function for `arch`. Imports TileLang (only here)."""
         import tilelang.language as T
 
         variant = self.op.variant(arch)
-        available: dict[str, Any] = {"T": T, **self.dims, **self.params, **variant.tiles}
+        sizes = {**self.dims, **{d: T.dynamic(d) for d in self.op.dynamic}}
+        if "T" in sizes:  # the letter of compressed entries is also TileLang's customary name
+            sizes["T_"] = sizes.pop("T")
+        available: dict[str, Any] = {"T": T, **sizes, **self.params, **variant.tiles}
         available |= {v: dtype(n).tilelang for v, n in self.types.items()}
-        available |= {d: T.dynamic(d) for d in self.op.dynamic}
         wanted = inspect.signature(variant.factory).parameters
         missing = sorted(set(wanted) - set(available))
         expected = f"among {sorted(available)}"
@@ -332,9 +371,24 @@ class Specialization:
 
     def bind(self, **dynamic: int) -> dict[str, tuple[int, ...]]:
         """Concrete shape of every tensor at one dynamic size, e.g. ``bind(M=7)["x"]``."""
-        for letter, value in dynamic.items():
-            self.op.dims[letter].check(letter, value)
-        sizes = {**self.dims, **dynamic}
+        sizes = self.sizes(**dynamic)
         return {
             a.name: tuple(d if isinstance(d, int) else sizes[d] for d in a.shape) for a in self.args
         }
+
+    def strides(self, **dynamic: int) -> dict[str, tuple[int, ...]]:
+        """Strides of every tensor in elements, e.g. ``strides(M=7, P=128)["x"]``.
+
+        Raises ContractError for a pitch that lets rows overlap.
+        """
+        sizes = self.sizes(**dynamic)
+        return {a.name: layout.strides(a, sizes) for a in self.args}
+
+    def sizes(self, **dynamic: int) -> dict[str, int]:
+        """Every dim by letter; a pitch that is not given is the least its tensors admit.
+
+        Raises ContractError for a size outside its domain.
+        """
+        for letter, value in dynamic.items():
+            self.op.dims[letter].check(letter, value)
+        return layout.fill_pitches(self.args, self.op.dims, {**self.dims, **dynamic})

@@ -5,16 +5,14 @@ Needs the ``dev`` extra (Hypothesis); nothing else imports this module.
 
 from __future__ import annotations
 
-import ast
 import zlib
-from collections.abc import Callable
 from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
 from numpy.typing import NDArray
 
-from .check import check
+from .expression import evaluate
 from .spec import BoundTensor, Dim, Op, Specialization
 
 
@@ -26,14 +24,31 @@ def edges(d: Dim, tile: int, cap: int) -> list[int]:
 
 
 def sizes(op: Op, *, tile: int = 32, cap: int = 257) -> st.SearchStrategy[dict[str, int]]:
-    """Dynamic dims of one call, edges first, then anything up to `cap` (in elements)."""
+    """Dynamic dims of one call, edges first, then anything up to `cap` (in elements).
+
+    Pitches are left to :func:`pitches`, which needs to know how long a row is.
+    """
 
     def one(d: Dim) -> st.SearchStrategy[int]:
         most = min(d.hi, cap) // d.multiple
         anything = st.integers(-(-d.lo // d.multiple), most).map(lambda v: v * d.multiple)
         return st.sampled_from(edges(d, tile, cap)) | anything
 
-    return st.fixed_dictionaries({letter: one(d) for letter, d in op.dynamic.items()})
+    free = {letter: d for letter, d in op.dynamic.items() if letter not in op.pitches}
+    return st.fixed_dictionaries({letter: one(d) for letter, d in free.items()})
+
+
+def pitches(spec: Specialization, dims: dict[str, int]) -> st.SearchStrategy[dict[str, int]]:
+    """Strides for a call at `dims`: the least, one step more, and far more."""
+    least = spec.sizes(**dims)
+    return st.fixed_dictionaries(
+        {
+            letter: st.sampled_from([0, 1, 13]).map(
+                lambda steps, letter=letter, d=d: min(least[letter] + steps * d.multiple, d.hi)
+            )
+            for letter, d in spec.op.pitches.items()
+        }
+    )
 
 
 def inputs(
@@ -57,7 +72,7 @@ def _draw(
     rng = np.random.default_rng([seed, zlib.crc32(a.name.encode())])
     if a.dtype.code not in (0, 1):
         return (rng.standard_normal(shape) * scale).astype(np.float32)
-    lo, hi = (0, 1) if a.values is None else (_size(a.values.lo, sizes), _size(a.values.hi, sizes))
+    lo, hi = (0, 1) if a.values is None else (evaluate(a.values.lo, sizes), evaluate(a.values.hi, sizes))
     drawn = rng.integers(lo, max(hi, lo), size=shape, endpoint=True, dtype=np.int64)
     flat = drawn.reshape(-1)
     if a.values is not None and flat.size:
@@ -70,30 +85,3 @@ def _draw(
         if a.values.monotone:
             drawn = np.sort(flat.reshape(shape), axis=-1)
     return drawn
-
-
-_ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
-    ast.Add: lambda a, b: a + b,
-    ast.Sub: lambda a, b: a - b,
-    ast.Mult: lambda a, b: a * b,
-    ast.FloorDiv: lambda a, b: a // b,
-}
-
-
-def _size(expression: str, sizes: dict[str, int]) -> int:
-    """A bound such as ``"T-1"`` at concrete sizes: letters, integers, ``+ - * //`` only."""
-
-    def walk(node: ast.AST) -> int:
-        if isinstance(node, ast.Constant) and isinstance(node.value, int):
-            return node.value
-        if isinstance(node, ast.Name) and node.id in sizes:
-            return sizes[node.id]
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-            return -walk(node.operand)
-        if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
-            return _ARITHMETIC[type(node.op)](walk(node.left), walk(node.right))
-        expected = f"integers, + - * // and {', '.join(sizes)}"
-        check(False, "bound of index values", got=repr(expression), expected=expected)
-        raise AssertionError  # unreachable: check raised
-
-    return walk(ast.parse(expression, mode="eval").body)

@@ -23,10 +23,15 @@ Function = Callable[..., None]
 
 
 class Code:
-    """A bundle with its launchers loaded."""
+    """A bundle with its launchers loaded.
 
-    def __init__(self, bundle: Bundle) -> None:
+    `check_elements`: whether a call first checks, on the device, the elements of index tensors that
+    proofs make assumptions about.
+    """
+
+    def __init__(self, bundle: Bundle, check_elements: bool = True) -> None:
         self.bundle = bundle
+        self.check_elements = check_elements
 
     @functools.cached_property
     def launchers(self) -> Any:
@@ -47,7 +52,8 @@ class Code:
         held = ctypes.create_string_buffer(image)  # the driver copies it during the call
         address = ctypes.addressof(held)
         bind = self.launchers[f"bind_{symbol}"]
-        function: Function = bind(plan, driver, *device, address, len(held))
+        image_and_size = (address, len(held))
+        function: Function = bind(plan, driver, *device, *image_and_size, self.check_elements)
         return function
 
 

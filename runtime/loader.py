@@ -17,7 +17,13 @@ from .signature import Signature
 Run = Callable[..., Any]
 
 
-def load(path: str | Path, backend: str = "auto", arch: str | None = None) -> Library:
+def load(
+    path: str | Path,
+    backend: str = "auto",
+    arch: str | None = None,
+    *,
+    check_elements: bool = True,
+) -> Library:
     """Load the bundle `path` and make it the library that ``tileproof.ops`` runs on.
 
     Args:
@@ -26,6 +32,9 @@ def load(path: str | Path, backend: str = "auto", arch: str | None = None) -> Li
             torch references; ``"null"``, launchers without launches; ``"auto"``, cuda on a
             machine with a device, else virtual.
         arch: whose code to run; by default what the device needs, or the bundle's first.
+        check_elements: launch a check before every op with a contract on the elements of an index
+            tensor. Without it such ops are one launch, and their proofs hold only if the caller
+            keeps the contract.
 
     Raises BundleError in one sentence for a damaged bundle or one without code for the device.
     """
@@ -33,7 +42,7 @@ def load(path: str | Path, backend: str = "auto", arch: str | None = None) -> Li
     if backend == "reference":
         library = Library.reference(bundle.manifest["ops"].values())
     else:
-        library = Library(choose(backend, arch, bundle))
+        library = Library(choose(backend, arch, bundle), check_elements)
         library.add(bundle)
     ops.activate(library)
     return library
@@ -42,8 +51,11 @@ def load(path: str | Path, backend: str = "auto", arch: str | None = None) -> Li
 class Library:
     """Ops by name: ``lib.mhc_post(x, y, post, comb)`` or ``lib["mhc/post"](...)``."""
 
-    def __init__(self, backend: Cuda | Virtual | Null | None) -> None:
+    def __init__(
+        self, backend: Cuda | Virtual | Null | None, check_elements: bool = True
+    ) -> None:
         self._backend = backend
+        self._check_elements = check_elements
         self._operations: dict[str, Operation] = {}
 
     @classmethod
@@ -70,7 +82,7 @@ class Library:
     def add(self, bundle: Bundle | str | Path) -> None:
         """Add the kernels of another bundle; where both have one, the newer is used."""
         source = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
-        code = Code(source)
+        code = Code(source, self._check_elements)
         for description in source.manifest["ops"].values():
             self._operation(description)
         for symbol, facts in source.manifest["specializations"].items():

@@ -4,7 +4,7 @@ from tileproof.dsl import In, Op, Out
 from tileproof.kernels.row_stream import OPTIONS
 
 from . import reference
-from ._tiles import DIMS, SHAPES, geometry
+from ._tiles import DIMS, SHAPES, VECTOR, geometry
 
 
 def model_sizes(config):
@@ -17,7 +17,7 @@ def model_sizes(config):
 
 op = Op(
     "norm/rmsnorm",
-    args=(In("x", "M D", "act"), In("weight", "D", "weight"), Out("y", "M D", "act")),
+    args=(In("x", "M D", "act", strides="P 1"), In("weight", "D", "weight"), Out("y", "M D", "act")),
     dims=DIMS,
     doc="RMSNorm with weight: fp32 statistics and product, one cast (spec §1.1)",
     reference=reference.rmsnorm,
@@ -30,13 +30,14 @@ op = Op(
 
 
 @op.kernel(**OPTIONS)
-def rmsnorm(T, M, D, act, weight, eps):
+def rmsnorm(T, M, D, P, act, weight, eps):
     """A row stays in the registers of its threads, so it is read from memory once."""
     rows, width, threads = geometry(D)
 
     @T.prim_func
-    def kernel(x: T.Tensor((M, D), act), w: T.Tensor((D,), weight), y: T.Tensor((M, D), act)):
+    def kernel(x: T.StridedTensor((M, D), (P, 1), act), w: T.Tensor((D,), weight), y: T.Tensor((M, D), act)):
         with T.Kernel(T.ceildiv(M, rows), threads=threads) as block:
+            T.assume(P % VECTOR == 0)
             row = T.alloc_fragment((rows, width), act)
             gain = T.alloc_fragment((rows, width), weight)
             square = T.alloc_fragment((rows, width), "float32")

@@ -4,7 +4,7 @@ from tileproof.dsl import In, Op, Out
 from tileproof.kernels.row_stream import OPTIONS
 
 from . import reference
-from ._tiles import DIMS, SHAPES, geometry
+from ._tiles import DIMS, SHAPES, VECTOR, geometry
 
 
 def model_sizes(config):
@@ -14,7 +14,7 @@ def model_sizes(config):
 
 op = Op(
     "norm/rmsnorm_unweighted",
-    args=(In("x", "M D", "act"), Out("y", "M D", "act")),
+    args=(In("x", "M D", "act", strides="P 1"), Out("y", "M D", "act")),
     dims=DIMS,
     doc="RMSNorm without weight: fp32 statistics and product, one cast (spec §1.1)",
     reference=reference.rmsnorm_unweighted,
@@ -27,13 +27,14 @@ op = Op(
 
 
 @op.kernel(**OPTIONS)
-def rmsnorm_unweighted(T, M, D, act, eps):
+def rmsnorm_unweighted(T, M, D, P, act, eps):
     """A row stays in the registers of its threads, so it is read from memory once."""
     rows, width, threads = geometry(D)
 
     @T.prim_func
-    def kernel(x: T.Tensor((M, D), act), y: T.Tensor((M, D), act)):
+    def kernel(x: T.StridedTensor((M, D), (P, 1), act), y: T.Tensor((M, D), act)):
         with T.Kernel(T.ceildiv(M, rows), threads=threads) as block:
+            T.assume(P % VECTOR == 0)
             row = T.alloc_fragment((rows, width), act)
             square = T.alloc_fragment((rows, width), "float32")
             factor = T.alloc_fragment((rows,), "float32")

@@ -4,85 +4,14 @@
 
 #include <tvm/ffi/extra/c_env_api.h>
 
-#include <cstdarg>
-#include <cstdio>
 #include <cstdlib>
+
+#include "words.h"
 
 #define LIKELY(x) __builtin_expect(!!(x), 1)
 
 namespace tileproof {
 namespace {
-
-__attribute__((cold, format(printf, 2, 3))) int fail(const char* kind, const char* format, ...) {
-  char words[1024];
-  va_list values;
-  va_start(values, format);
-  vsnprintf(words, sizeof words, format, values);
-  va_end(values);
-  TVMFFIErrorSetRaisedFromCStr(kind, words);
-  return -1;
-}
-
-struct Text {
-  char chars[64];
-};
-
-Text type_name(DLDataType type) {
-  const char* base = "type";
-  switch (type.code) {
-    case kDLInt: base = "int"; break;
-    case kDLUInt: base = "uint"; break;
-    case kDLFloat: base = "float"; break;
-    case kDLBfloat: base = "bfloat"; break;
-    case kDLComplex: base = "complex"; break;
-    case kDLBool: return {"bool"};
-    case kDLFloat8_e4m3fn: return {"float8_e4m3fn"};
-    case kDLFloat8_e5m2: return {"float8_e5m2"};
-    case kDLFloat8_e8m0fnu: return {"float8_e8m0fnu"};
-    case kDLFloat4_e2m1fn: return {"float4_e2m1fn"};
-    default: break;
-  }
-  Text text;
-  if (type.lanes == 1)
-    snprintf(text.chars, sizeof text.chars, "%s%d", base, type.bits);
-  else
-    snprintf(text.chars, sizeof text.chars, "%s%dx%d", base, type.bits, type.lanes);
-  return text;
-}
-
-Text device_name(int type, int id) {
-  if (type == kDLCPU) return {"cpu"};
-  Text text;
-  if (type == kDLCUDA)
-    snprintf(text.chars, sizeof text.chars, "cuda:%d", id);
-  else
-    snprintf(text.chars, sizeof text.chars, "DLPack device type %d", type);
-  return text;
-}
-
-// What an axis must be, in words: "64", "D=64" or "M=7".
-Text expected_size(const Axis& axis, int64_t size) {
-  Text text;
-  const long long value = size;
-  if (axis.label)
-    snprintf(text.chars, sizeof text.chars, "%s=%lld", axis.label, value);
-  else
-    snprintf(text.chars, sizeof text.chars, "%lld", value);
-  return text;
-}
-
-const char* value_name(int32_t type_index) {
-  switch (type_index) {
-    case kTVMFFINone: return "None";
-    case kTVMFFIInt: return "an int";
-    case kTVMFFIBool: return "a bool";
-    case kTVMFFIFloat: return "a float";
-    case kTVMFFIRawStr:
-    case kTVMFFISmallStr:
-    case kTVMFFIStr: return "a str";
-    default: return "another object";
-  }
-}
 
 // One specialization on one device through one driver: what a bound function closes over.
 struct Bound {
@@ -90,6 +19,7 @@ struct Bound {
   const Plan* plan;
   const tp_driver* driver;
   int device_type, device_id;
+  bool optional;  // whether optional launches are made
   void* module;
   void* functions[kMaxLaunches];
 };
@@ -104,11 +34,65 @@ struct Span {
   uintptr_t begin, end;
 };
 
-// Everything the declaration says about one tensor. Fills in its address range and the dims that
-// appear here first (dims[] is -1 before that).
+int64_t value_of(const Size& size, const int64_t* dims) {
+  return size.letter < 0 ? size.value : dims[size.letter];
+}
+
+int check_domain(const Kernel& kernel, const Tensor& tensor, const char* field, int axis,
+                 const Letter& letter, int64_t got) {
+  if (!LIKELY(got >= letter.lo && got <= letter.hi))
+    return fail("ValueError", "%s: %s.%s[%d]: got %s=%lld, expected %s in %lld..%lld", kernel.op,
+                tensor.name, field, axis, letter.name, (long long)got, letter.name,
+                (long long)letter.lo, (long long)letter.hi);
+  if (!LIKELY(letter.multiple == 1 || got % letter.multiple == 0))
+    return fail("ValueError", "%s: %s.%s[%d]: got %s=%lld, expected a multiple of %lld", kernel.op,
+                tensor.name, field, axis, letter.name, (long long)got, (long long)letter.multiple);
+  return 0;
+}
+
+// One size or stride against its declaration. A dim (-1 before it is known) takes what it meets
+// first, if its domain has it.
+inline int check_size(const Kernel& kernel, const Tensor& tensor, const char* field, int axis,
+                      const Size& size, int64_t got, int64_t* dims) {
+  int64_t expected = value_of(size, dims);
+  if (expected < 0) {
+    if (check_domain(kernel, tensor, field, axis, kernel.letters[size.letter], got)) return -1;
+    expected = dims[size.letter] = got;
+  }
+  if (!LIKELY(got == expected))
+    return fail("ValueError", "%s: %s.%s[%d]: got %lld, expected %s", kernel.op, tensor.name, field,
+                axis, (long long)got, expected_size(size, expected).chars);
+  return 0;
+}
+
+// Strides of axes that are stepped along; the others may be anything. `last` becomes the offset of
+// the last element.
+int check_strides(const Kernel& kernel, const Tensor& tensor, const DLTensor& got, int64_t* dims,
+                  uint64_t* last) {
+  int64_t row = 1;  // elements that one step of a contiguous axis passes
+  *last = 0;
+  for (int i = tensor.ndim - 1; i >= 0; --i) {
+    const int64_t contiguous = row;
+    const int64_t stride = got.strides ? got.strides[i] : contiguous;
+    row *= got.shape[i];
+    if (got.shape[i] == 1) continue;
+    if (tensor.strides) {
+      if (check_size(kernel, tensor, "strides", i, tensor.strides[i], stride, dims)) return -1;
+    } else if (!LIKELY(stride == contiguous)) {
+      return fail("ValueError", "%s: %s.strides[%d]: got %lld, expected %lld (contiguous)",
+                  kernel.op, tensor.name, i, (long long)stride, (long long)contiguous);
+    }
+    *last += static_cast<uint64_t>(got.shape[i] - 1) * static_cast<uint64_t>(stride);
+  }
+  return 0;
+}
+
+// Everything the declaration says about one tensor by itself. Fills in its address range and the
+// dims that appear here first.
 int check_tensor(const Bound& bound, const Tensor& tensor, const DLTensor& got, int64_t* dims,
                  Span* span) {
-  const char *op = bound.kernel->op, *name = tensor.name;
+  const Kernel& kernel = *bound.kernel;
+  const char *op = kernel.op, *name = tensor.name;
   if (!LIKELY(got.device.device_type == bound.device_type &&
               got.device.device_id == bound.device_id))
     return fail("ValueError", "%s: %s: got a tensor on %s, expected %s", op, name,
@@ -120,44 +104,55 @@ int check_tensor(const Bound& bound, const Tensor& tensor, const DLTensor& got, 
                 type_name(got.dtype).chars, type_name(tensor.dtype).chars);
   if (!LIKELY(got.ndim == tensor.ndim))
     return fail("ValueError", "%s: %s.ndim: got %d, expected %d", op, name, got.ndim, tensor.ndim);
-  uint64_t elements = 1;
+  bool empty = false;
   for (int i = 0; i < tensor.ndim; ++i) {
-    const Axis& axis = tensor.axes[i];
-    const int64_t size = got.shape[i];
-    int64_t expected = axis.letter < 0 ? axis.size : dims[axis.letter];
-    if (expected < 0) {
-      const Letter& letter = bound.kernel->letters[axis.letter];
-      if (!LIKELY(size >= letter.lo && size <= letter.hi))
-        return fail("ValueError", "%s: %s.shape[%d]: got %s=%lld, expected %s in %lld..%lld", op,
-                    name, i, letter.name, (long long)size, letter.name, (long long)letter.lo,
-                    (long long)letter.hi);
-      if (!LIKELY(letter.multiple == 1 || size % letter.multiple == 0))
-        return fail("ValueError", "%s: %s.shape[%d]: got %s=%lld, expected a multiple of %lld", op,
-                    name, i, letter.name, (long long)size, (long long)letter.multiple);
-      expected = dims[axis.letter] = size;
-    }
-    if (!LIKELY(size == expected))
-      return fail("ValueError", "%s: %s.shape[%d]: got %lld, expected %s", op, name, i,
-                  (long long)size, expected_size(axis, expected).chars);
-    elements *= static_cast<uint64_t>(size);
+    if (check_size(kernel, tensor, "shape", i, tensor.axes[i], got.shape[i], dims)) return -1;
+    empty |= got.shape[i] == 0;
   }
   const auto address = reinterpret_cast<uintptr_t>(got.data) + got.byte_offset;
-  *span = {address, address + elements * ((got.dtype.bits * got.dtype.lanes + 7) / 8)};
-  if (elements == 0) return 0;  // nothing is dereferenced: address and strides are free
-  if (got.strides) {
-    int64_t expected = 1;
-    for (int i = tensor.ndim - 1; i >= 0; --i) {
-      if (!LIKELY(got.strides[i] == expected || got.shape[i] == 1))
-        return fail("ValueError", "%s: %s.strides[%d]: got %lld, expected %lld (contiguous)", op,
-                    name, i, (long long)got.strides[i], (long long)expected);
-      expected *= got.shape[i];
-    }
-  }
+  *span = {address, address};
+  if (empty) return 0;  // nothing is dereferenced: address and strides are free
+  uint64_t last;
+  if (check_strides(kernel, tensor, got, dims, &last)) return -1;
+  span->end = address + (last + 1) * ((got.dtype.bits * got.dtype.lanes + 7) / 8);
   if (!LIKELY(got.data))
     return fail("ValueError", "%s: %s: got a null pointer, expected memory", op, name);
   if (!LIKELY(address % tensor.align == 0))
     return fail("ValueError", "%s: %s: got address %#llx, expected a multiple of %u bytes", op,
                 name, (unsigned long long)address, tensor.align);
+  return 0;
+}
+
+// Rows must not overlap. A stride that no tensor shows (nothing steps along it) becomes the least
+// that keeps this true.
+int settle_strides(const Kernel& kernel, int64_t* dims) {
+  int64_t least[kMaxLetters] = {};
+  for (int pass = 0; pass < 2; ++pass) {  // first find what is open, then check
+    for (int t = 0; t < kernel.tensor_count; ++t) {
+      const Tensor& tensor = kernel.tensors[t];
+      int64_t row = 1;
+      for (int i = tensor.ndim - 1; tensor.strides && i >= 0; --i) {
+        const Size& size = tensor.strides[i];
+        int64_t stride = value_of(size, dims);
+        if (stride < 0) {
+          const Letter& letter = kernel.letters[size.letter];
+          const int64_t lowest = row > letter.lo ? row : letter.lo;
+          stride = (lowest + letter.multiple - 1) / letter.multiple * letter.multiple;
+          if (stride > least[size.letter]) least[size.letter] = stride;
+        } else if (!LIKELY(stride >= row)) {
+          return fail("ValueError", "%s: %s.strides[%d]: got %lld, expected at least %lld, the "
+                      "length of what it steps over", kernel.op, tensor.name, i, (long long)stride,
+                      (long long)row);
+        }
+        if (pass == 1 && size.letter >= 0 &&
+            check_domain(kernel, tensor, "strides", i, kernel.letters[size.letter], stride))
+          return -1;
+        row = stride * value_of(tensor.axes[i], dims);
+      }
+    }
+    for (int i = 0; i < kernel.letter_count; ++i)
+      if (dims[i] < 0) dims[i] = least[i];
+  }
   return 0;
 }
 
@@ -217,6 +212,7 @@ int call(void* self, const TVMFFIAny* args, int32_t count, TVMFFIAny*) {
   int64_t dims[kMaxLetters];
   for (int i = 0; i < kernel.letter_count; ++i) dims[i] = -1;
   Span spans[kMaxTensors];
+  bool strided = false;
   for (int i = 0; i < count; ++i) {
     const DLTensor* tensor;
     if (args[i].type_index == kTVMFFIDLTensorPtr)
@@ -227,17 +223,21 @@ int call(void* self, const TVMFFIAny* args, int32_t count, TVMFFIAny*) {
       return fail("TypeError", "%s: %s: got %s, expected a tensor", kernel.op,
                   kernel.tensors[i].name, value_name(args[i].type_index));
     if (check_tensor(bound, kernel.tensors[i], *tensor, dims, &spans[i])) return -1;
+    strided |= kernel.tensors[i].strides != nullptr;
   }
+  if (strided && settle_strides(kernel, dims)) return -1;
   if (check_separate(kernel, spans)) return -1;
-  for (int i = 0; i < bound.plan->launch_count; ++i)
+  for (int i = 0; i < bound.plan->launch_count; ++i) {
+    if (bound.plan->launches[i].optional && !bound.optional) continue;
     if (launch(bound, i, dims, spans)) return -1;
+  }
   return 0;
 }
 
 }  // namespace
 
 int bind(const Kernel& kernel, const TVMFFIAny* args, int32_t count, TVMFFIAny* result) {
-  if (count != 6) return fail("TypeError", "%s: bind: got %d arguments, expected 6", kernel.op, count);
+  if (count != 7) return fail("TypeError", "%s: bind: got %d arguments, expected 7", kernel.op, count);
   const int64_t plan = args[0].v_int64;
   const auto* driver = reinterpret_cast<const tp_driver*>(args[1].v_int64);
   if (plan < 0 || plan >= kernel.plan_count)
@@ -252,6 +252,7 @@ int bind(const Kernel& kernel, const TVMFFIAny* args, int32_t count, TVMFFIAny* 
   bound->driver = driver;
   bound->device_type = static_cast<int>(args[2].v_int64);
   bound->device_id = static_cast<int>(args[3].v_int64);
+  bound->optional = args[6].v_int64 != 0;
   int code = driver->module_load(bound->device_id, reinterpret_cast<const void*>(args[4].v_int64),
                                  static_cast<size_t>(args[5].v_int64), &bound->module);
   for (int i = 0; code == 0 && i < bound->plan->launch_count; ++i) {

@@ -15,11 +15,11 @@ constexpr int kMaxLetters = 12;
 constexpr int kMaxParameters = 32;
 constexpr int kMaxLaunches = 4;
 
-// One axis of a tensor: a fixed size, or (letter >= 0) a dim read from the call. `label` is the
-// letter of the declaration, null for a literal.
-struct Axis {
+// The size or stride of one axis: a number, or (letter >= 0) a dim read from the call. `label` is
+// the letter of the declaration, null for a literal.
+struct Size {
   const char* label;
-  int64_t size;
+  int64_t value;
   int letter;
 };
 
@@ -29,7 +29,8 @@ struct Tensor {
   uint32_t align;  // bytes the data pointer must be a multiple of
   bool written;
   int ndim;
-  const Axis* axes;
+  const Size* axes;
+  const Size* strides;  // in elements; null: contiguous
 };
 
 // A dim that travels with the call: lo <= value <= hi, value % multiple == 0.
@@ -51,6 +52,7 @@ struct Launch {
   void (*grid)(const int64_t* dims, int64_t* grid);  // dims in the order of Kernel::letters
   tp_dim3 block;
   uint32_t smem;  // dynamic shared memory, bytes
+  bool optional;  // only checks arguments on the device
 };
 
 // The launches of one call. Architectures with equal launches share a plan.
@@ -69,9 +71,10 @@ struct Kernel {
   const Plan* plans;
 };
 
-// FFI function (plan, driver, device_type, device_id, image, image_bytes) -> function of the op's
-// tensors. Addresses travel as integers. The device is DLPack's; the driver's table and the image
-// are what driver.h says. The image is not needed after the call.
+// FFI function (plan, driver, device_type, device_id, image, image_bytes, optional) -> function of
+// the op's tensors. Addresses travel as integers. The device is DLPack's; the driver's table and the
+// image are what driver.h says. The image is not needed after the call. `optional`: whether optional
+// launches are made.
 int bind(const Kernel& kernel, const TVMFFIAny* args, int32_t count, TVMFFIAny* result);
 
 }  // namespace tileproof

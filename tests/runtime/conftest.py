@@ -17,9 +17,11 @@ ARCHS = ("sm_80", "sm_90a")
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """mhc/post and two sinkhorns that only D tells apart, at the smallest sizes, for two archs."""
-    post, sinkhorn = get("mhc/post"), get("mhc/sinkhorn")
+    """mhc/post, two sinkhorns that only D tells apart, and a norm whose rows may lie apart, at the
+    smallest sizes, for two archs."""
+    post, sinkhorn, norm = get("mhc/post"), get("mhc/sinkhorn"), get("norm/rmsnorm_unweighted")
     specs = [post.specialize(N=4, D=64), *[sinkhorn.specialize(N=2, D=D) for D in (64, 96)]]
+    specs.append(norm.specialize(D=64))
     return build(specs, ARCHS, tmp_path_factory.mktemp("bundles") / "small")
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
-from tileproof.runtime import load
+from tileproof.runtime import load, virtual
 from tileproof.runtime.backends import CPU, Code
 from tileproof.runtime.bundle import Bundle
 
@@ -139,3 +141,42 @@ def test_numpy_arrays_are_taken(bundle):
     with pytest.raises(ValueError) as raised:
         launcher(*arrays)
     assert str(raised.value) == "mhc/sinkhorn: base.shape[0]: got 7, expected C=8"
+
+
+@pytest.fixture(scope="module")
+def norm(bundle):
+    """norm/rmsnorm_unweighted on the virtual GPU; the rows of its input may lie apart."""
+    return load(bundle, backend="virtual").norm_rmsnorm_unweighted
+
+
+@pytest.mark.parametrize("pitch", [64, 72, 1024])
+@pytest.mark.parametrize("rows", [0, 1, 2, 9])
+def test_rows_may_lie_apart(norm, seed, rows, pitch):
+    generator = torch.Generator().manual_seed(seed)
+    wide = torch.randn(rows, pitch, generator=generator).bfloat16()
+    x = wide[:, :64]
+    with virtual.options(checked=True):
+        assert torch.equal(norm(x), norm(x.contiguous()))
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "words"),
+    [
+        ((6, 64), (68, 1), "x.strides[0]: got P=68, expected a multiple of 8"),
+        ((6, 64), (56, 1), "x.strides[0]: got 56, expected at least 64, the length of what it"),
+        ((6, 64), (0, 1), "x.strides[0]: got P=0, expected P in 16..1048576"),
+        ((6, 64), (128, 2), "x.strides[1]: got 2, expected 1"),
+    ],
+)
+def test_a_stride_outside_its_contract_is_named(norm, shape, strides, words):
+    x = torch.zeros(2048, dtype=torch.bfloat16).as_strided(shape, strides)
+    with pytest.raises(ValueError, match=re.escape(f"norm/rmsnorm_unweighted: {words}")):
+        norm(x)
+
+
+def test_an_output_between_the_rows_of_an_input_overlaps_it(norm):
+    function = norm.kernel("norm_rmsnorm_unweighted__bf16_D64")
+    wide = torch.zeros(256, dtype=torch.bfloat16)
+    x, y = wide.as_strided((2, 64), (192, 1)), wide[64:192].view(2, 64)
+    with pytest.raises(ValueError, match="y: got memory that overlaps x, expected its own"):
+        function(x, y)
