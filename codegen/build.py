@@ -160,8 +160,8 @@ def _plan_path(spec: Specialization, target: str) -> Path | None:
     if not ircache.in_library(spec):
         return None
     digest = hashlib.sha256(ircache.key(spec, target).encode())
-    for module in (host, elements):
-        digest.update(Path(module.__file__).read_bytes())
+    digest.update(Path(host.__file__).read_bytes())
+    digest.update(Path(elements.__file__).read_bytes())
     name = digest.hexdigest()
     return cache_dir("lowered", name[:2]) / f"{name}.json"
 

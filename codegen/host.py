@@ -166,7 +166,8 @@ def _tables(kernel: HostKernel) -> list[str]:
         axes = _sizes(declared.shape, tensor.shape, letters)
         steps = _sizes(declared.strides or (), tensor.strides or (), letters)
         lines += [f"const Size {n}{i}[] = {{{v}}};" for n, v in (("a", axes), ("s", steps)) if v]
-        rows.append(_tensor(tensor, f"a{i}" if axes else "nullptr", f"s{i}" if steps else "nullptr"))
+        tables = [f"{n}{i}" if v else "nullptr" for n, v in (("a", axes), ("s", steps))]
+        rows.append(_tensor(tensor, *tables))
     lines.append(f"const Tensor tensors[] = {{{', '.join(rows)}}};")
     domains = ", ".join(
         f'{{"{name}", {d.lo}, {d.hi}, {d.multiple}}}' for name, d in spec.op.dynamic.items()
@@ -201,9 +202,7 @@ def _limit(spec: Specialization, what: str, got: int) -> None:
     check(got <= most, f"{spec.op.name}: {what}", got=got, expected=f"at most {most}")
 
 
-def _sizes(
-    declared: Sequence[str], bound: Sequence[int | str], letters: Sequence[str]
-) -> str:
+def _sizes(declared: Sequence[str], bound: Sequence[int | str], letters: Sequence[str]) -> str:
     """Initialisers of `Size`, for the axes or the strides of one tensor."""
     rows = []
     for letter, size in zip(declared, bound, strict=True):

@@ -41,14 +41,11 @@ def sizes(op: Op, *, tile: int = 32, cap: int = 257) -> st.SearchStrategy[dict[s
 def pitches(spec: Specialization, dims: dict[str, int]) -> st.SearchStrategy[dict[str, int]]:
     """Strides for a call at `dims`: the least, one step more, and far more."""
     least = spec.sizes(**dims)
-    return st.fixed_dictionaries(
-        {
-            letter: st.sampled_from([0, 1, 13]).map(
-                lambda steps, letter=letter, d=d: min(least[letter] + steps * d.multiple, d.hi)
-            )
-            for letter, d in spec.op.pitches.items()
-        }
-    )
+    choices = {
+        letter: [min(least[letter] + steps * d.multiple, d.hi) for steps in (0, 1, 13)]
+        for letter, d in spec.op.pitches.items()
+    }
+    return st.fixed_dictionaries({k: st.sampled_from(v) for k, v in choices.items()})
 
 
 def inputs(
@@ -72,7 +69,8 @@ def _draw(
     rng = np.random.default_rng([seed, zlib.crc32(a.name.encode())])
     if a.dtype.code not in (0, 1):
         return (rng.standard_normal(shape) * scale).astype(np.float32)
-    lo, hi = (0, 1) if a.values is None else (evaluate(a.values.lo, sizes), evaluate(a.values.hi, sizes))
+    bounds = ("0", "1") if a.values is None else (a.values.lo, a.values.hi)
+    lo, hi = (evaluate(bound, sizes) for bound in bounds)
     drawn = rng.integers(lo, max(hi, lo), size=shape, endpoint=True, dtype=np.int64)
     flat = drawn.reshape(-1)
     if a.values is not None and flat.size:

@@ -51,9 +51,7 @@ def load(
 class Library:
     """Ops by name: ``lib.mhc_post(x, y, post, comb)`` or ``lib["mhc/post"](...)``."""
 
-    def __init__(
-        self, backend: Cuda | Virtual | Null | None, check_elements: bool = True
-    ) -> None:
+    def __init__(self, backend: Cuda | Virtual | Null | None, check_elements: bool = True) -> None:
         self._backend = backend
         self._check_elements = check_elements
         self._operations: dict[str, Operation] = {}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .domain import TensorFacts, contiguous
 from .facts import Access
 from .terms import Symbol, const, evaluate
 
@@ -35,13 +36,11 @@ class Miscount:
 
 def miscount(launch: Launch, tensor: str, writes: list[Access], once: bool) -> Miscount | None:
     """The first element, at the smallest size tried, that breaks the contract."""
-    shape = launch.domain.tensors[tensor].shape
     for sizes in _candidates(launch):
-        extent = 1
-        for n in shape:
-            extent *= int(evaluate(n, sizes))
-        if not 0 < extent <= _MOST_POINTS:
+        exists = _existing(launch.domain.tensors[tensor], sizes)
+        if exists is None:
             continue
+        extent = len(exists)
         counts = np.zeros(extent, np.int64)
         try:
             for access in writes:
@@ -50,7 +49,7 @@ def miscount(launch: Launch, tensor: str, writes: list[Access], once: bool) -> M
                 counts += np.bincount(inside, minlength=extent)
         except (KeyError, _TooManyError):
             continue  # depends on data, or too large to count
-        bad = np.flatnonzero((counts == 0) | (once & (counts > 1)))
+        bad = np.flatnonzero(exists & ((counts == 0) | (once & (counts > 1))))
         if len(bad):
             element = int(bad[0])
             count = int(counts[element])
@@ -63,6 +62,24 @@ class _TooManyError(Exception):
     pass
 
 
+def _existing(tensor: TensorFacts, sizes: Mapping[Symbol, int]) -> np.ndarray | None:
+    """Which offsets are elements of a tensor; None for no or too many offsets."""
+    shape = [int(evaluate(n, sizes)) for n in tensor.shape]
+    if 0 in shape:
+        return None
+    strides = tensor.strides or contiguous(tensor.shape)
+    offsets: Any = np.zeros(1, np.int64)
+    last = 0
+    for n, stride in zip(shape, (int(evaluate(s, sizes)) for s in strides), strict=True):
+        last += (n - 1) * stride
+        if last >= _MOST_POINTS:
+            return None
+        offsets = np.add.outer(offsets, np.arange(n) * stride)
+    exists = np.zeros(last + 1, bool)
+    exists[offsets.reshape(-1)] = True
+    return exists
+
+
 def _candidates(launch: Launch) -> Iterator[dict[Symbol, int]]:
     """Small sizes of the domain: all dims at the same step of a short list, smallest first."""
     domain = launch.domain
@@ -73,6 +90,7 @@ def _candidates(launch: Launch) -> Iterator[dict[Symbol, int]]:
             multiple = domain.multiples.get(s.name, 1)
             value = -(-max(size, s.lo.value) // multiple) * multiple
             point[s] = min(value, s.hi.value // multiple * multiple)
+        domain.spread_rows(point)
         key = tuple(point.values())
         if key not in seen:
             seen.add(key)

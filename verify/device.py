@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from . import terms
 from .convert import BINARY, Converter
+from .domain import TensorFacts
 from .facts import Access, Buffer, Check, Context, Facts, Sync, integer_range, scalar_bits, text
 from .intrinsics import NOTHING, Mode, Touch, UnmodelledError, effect
 from .terms import Symbol, Term, add, apply, const, mul, sub, var
@@ -30,7 +31,7 @@ class DeviceWalker(Converter):
         self,
         facts: Facts,
         dims: Mapping[str, Symbol],
-        tensors: Mapping[str, tuple[tuple[Term, ...] | None, str]],
+        tensors: Mapping[str, TensorFacts],
         param_names: Mapping[Any, str],
         extents: Mapping[str, Term],
         sizes: Mapping[str, int],
@@ -87,10 +88,13 @@ class DeviceWalker(Converter):
             raise UnmodelledError(f"elements of {bits} bits")
         if data in self.params:
             tensor = self.params[data]
-            shape, declared = self.tensors.get(tensor, (None, ""))
-            if shape is not None and scalar_bits(declared) != bits:
-                raise UnmodelledError(f"{tensor} of {declared} seen as {dtype}")
-            return Buffer(tensor, "global", bits, shape, tensor=tensor)
+            known = self.tensors.get(tensor)
+            if known is None:
+                return Buffer(tensor, "global", bits, None, tensor=tensor)
+            if scalar_bits(known.dtype) != bits:
+                raise UnmodelledError(f"{tensor} of {known.dtype} seen as {dtype}")
+            strides = known.strides
+            return Buffer(tensor, "global", bits, known.shape, tensor=tensor, strides=strides)
         declaration = view if view is not None else self.declared.get(data)
         name = str(data.name)
         start = self.arena.get(data, (data, 0))[1]

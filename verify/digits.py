@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from . import terms
-from .terms import Monomial, Poly, Term, const, mul, poly
+from .terms import Monomial, Poly, Term, const, mul, poly, product
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,25 +23,20 @@ class Digit:
     lanes: int
 
 
-def split(index: Term, shape: tuple[Term, ...], lanes: int) -> list[Digit]:
-    """Digits of an index, outermost first; one digit when every stride is a number."""
-    cuts: list[
-        tuple[int, Monomial, int]
-    ] = []  # (position of the dim, atoms, coefficient) of strides
-    stride = const(1)
-    for position in range(len(shape) - 1, 0, -1):
-        stride = mul(shape[position], stride)
-        form = poly(stride)
-        if form.constant is not None:
-            continue
-        if len(form.terms) != 1:
-            return [Digit(index, _product(shape), lanes)]
-        ((atoms, coefficient),) = form.terms.items()
-        if not cuts or cuts[-1][1] != atoms:  # a constant factor makes no cut of its own
-            cuts.append((position, atoms, coefficient))
-    if not cuts:
-        return [Digit(index, _product(shape), lanes)]
-    cuts.reverse()
+def split(
+    index: Term,
+    shape: tuple[Term, ...],
+    lanes: int,
+    strides: tuple[Term, ...] | None = None,
+) -> list[Digit]:
+    """Digits of an index, outermost first; one digit when every stride is a number.
+
+    With `strides` there is also a cut wherever a row is shorter than the distance to the next, so
+    that no digit covers a gap. Empty if that is not possible.
+    """
+    cuts = _cuts(shape, strides)
+    if cuts is None:
+        return [] if strides is not None else [Digit(index, product(shape), lanes)]
     rest = dict(poly(index).terms)
     known = poly(index).atoms
     digits = []
@@ -53,17 +48,31 @@ def split(index: Term, shape: tuple[Term, ...], lanes: int) -> list[Digit]:
             if quotient is not None and c % coefficient == 0:
                 taken[quotient] = c // coefficient
                 del rest[m]
-        digits.append(Digit(Poly(taken, known).term(), _product(shape[start:position]), 1))
+        digits.append(Digit(Poly(taken, known).term(), product(shape[start:position]), 1))
         start = position
-    digits.append(Digit(Poly(rest, known).term(), _product(shape[start:]), lanes))
+    digits.append(Digit(Poly(rest, known).term(), product(shape[start:]), lanes))
     return digits
 
 
-def _product(shape: tuple[Term, ...]) -> Term:
-    total = const(1)
-    for n in shape:
-        total = mul(n, total)
-    return total
+def _cuts(
+    shape: tuple[Term, ...], strides: tuple[Term, ...] | None
+) -> list[tuple[int, Monomial, int]] | None:
+    """Where the index splits, outermost first: (axis after the cut, atoms and coefficient of the
+    stride before it). None if a stride there is no single product."""
+    cuts: list[tuple[int, Monomial, int]] = []
+    inner = const(1)  # elements that a contiguous axis steps over
+    for axis in range(len(shape) - 1, -1, -1):
+        stride = inner if strides is None else strides[axis]
+        form = poly(stride)
+        gap = form.terms != poly(inner).terms
+        if gap or (form.constant is None and axis + 1 < len(shape)):
+            if len(form.terms) != 1:
+                return None
+            ((atoms, coefficient),) = form.terms.items()
+            if gap or not cuts or cuts[-1][1] != atoms:  # a constant factor makes no cut of its own
+                cuts.append((axis + 1, atoms, coefficient))
+        inner = mul(shape[axis], stride)
+    return cuts[::-1]
 
 
 def _divide(m: Monomial, by: Monomial) -> Monomial | None:

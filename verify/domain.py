@@ -7,7 +7,7 @@ for a user's kernel, from a facts object.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from tileproof.dsl.expression import fold
 
 from . import terms
 from .intrinsics import UnmodelledError
-from .terms import Symbol, Term, apply, const, var
+from .terms import Symbol, Term, apply, const, le, mul, var
 
 DEFAULT_RANGE = (0, 1 << 20)
 POINTER_ALIGN = 16
@@ -46,7 +46,7 @@ class ValueRange:
 class TensorFacts:
     """One tensor of the source signature and what is promised about it.
 
-    A `strided` tensor is not contiguous: its shape says nothing about its extent.
+    `strides` are None for a contiguous tensor; else rows lie at least their length apart.
     """
 
     name: str
@@ -56,7 +56,14 @@ class TensorFacts:
     written: str | None = None
     inout: bool = False
     values: ValueRange | None = None
-    strided: bool = False
+    strides: tuple[Term, ...] | None = None
+
+    def apart(self) -> list[Term]:
+        """What "rows do not overlap" means."""
+        if self.strides is None:
+            return []
+        steps = zip(self.strides, self.shape[1:], self.strides[1:], strict=False)
+        return [le(mul(n, inner), outer) for outer, n, inner in steps]
 
 
 @dataclass
@@ -83,13 +90,36 @@ class Domain:
         """Every promise a proof rests on besides the dims, one sentence each."""
         out = []
         for t in self.tensors.values():
-            contiguous = "strided" if t.strided else "contiguous"
-            out.append(f"{t.name} is {contiguous} and aligned to {t.align} bytes")
+            layout = "contiguous"
+            if t.strides is not None:
+                steps = ", ".join(map(terms.show, t.strides))
+                layout = f"strided ({steps}) without overlap"
+            out.append(f"{t.name} is {layout} and aligned to {t.align} bytes")
             if t.values is not None:
                 none = "" if t.values.none is None else f" or {t.values.none}"
                 lo, hi = terms.show(t.values.lo), terms.show(t.values.hi)
                 out.append(f"{lo} <= {t.name}[...] <= {hi}{none}")
         return out
+
+    def complete(self, point: Mapping[Symbol, int]) -> dict[Symbol, int]:
+        """`point` with the dims it leaves open at the least sizes that are possible."""
+        full = dict(point)
+        for s in self.dims.values():
+            multiple = self.multiples.get(s.name, 1)
+            full.setdefault(s, -(-int(s.lo.value) // multiple) * multiple)
+        self.spread_rows(full)
+        return {**full, **point}
+
+    def spread_rows(self, point: dict[Symbol, int]) -> None:
+        """Raise the strides of a point to the least that lets no rows overlap."""
+        for tensor in self.tensors.values():
+            row = 1
+            strides = reversed(tensor.strides or ())
+            for n, stride in zip(reversed(tensor.shape), strides, strict=False):
+                if stride.op == "var" and point[stride.value] < row:
+                    multiple = self.multiples.get(stride.value.name, 1)
+                    point[stride.value] = -(-row // multiple) * multiple
+                row = int(terms.evaluate(stride, point)) * int(terms.evaluate(n, point))
 
     def load_interval(self, term: Term, ranges: terms.Ranges) -> terms.Interval:
         """What a loaded element may be: its contract, else anything its type holds."""
@@ -133,21 +163,17 @@ def build(source: Any, spec: Specialization | None, facts: Mapping[str, Any] | N
         position += 1
         shape = tuple(_shape_term(n, domain) for n in buffer.shape)
         name = str(buffer.name)
-        strided = not _contiguous(buffer, shape, domain)
-        if strided:
-            domain.unmodelled.append(f"strides of {name}")
+        strides = tuple(_shape_term(n, domain) for n in buffer.strides) or None
+        if strides is not None and _same(strides, contiguous(shape)):
+            strides = None
         if arg is not None:
-            expected = tuple(expression(str(n), domain.dims) for n in arg.shape)
-            check(
-                [terms.poly(n).terms for n in shape] == [terms.poly(n).terms for n in expected],
-                f"shape of {name}",
-                got=[terms.show(n) for n in shape],
-                expected=list(arg.shape),
-            )
+            _declared(f"shape of {name}", shape, arg.shape, domain)
+            _declared(f"strides of {name}", strides, arg.strides, domain)
+        if name in given.get("strides", {}):
+            (wanted,) = given["strides"][name]
+            _declared(f"strides of {name}", strides or contiguous(shape), wanted, domain)
         tensor = _tensor(name, str(buffer.dtype), shape, arg, given, domain)
-        domain.tensors[name] = replace(tensor, strided=strided)
-    if given.get("strides"):
-        domain.notes.append("facts.strides is not modelled")
+        domain.tensors[name] = replace(tensor, strides=strides)
     return domain
 
 
@@ -220,15 +246,23 @@ def _variables(expr: Any) -> list[str]:
     return found
 
 
-def _contiguous(buffer: Any, shape: tuple[Term, ...], domain: Domain) -> bool:
-    if len(buffer.strides) == 0:
-        return True
-    expected = const(1)
-    for stride, n in zip(reversed(list(buffer.strides)), reversed(shape), strict=True):
-        if terms.poly(_shape_term(stride, domain)).terms != terms.poly(expected).terms:
-            return False
-        expected = terms.mul(n, expected)
-    return True
+def contiguous(shape: tuple[Term, ...]) -> tuple[Term, ...]:
+    """Strides of a tensor without gaps."""
+    return tuple(terms.product(reversed(shape[i + 1 :])) for i in range(len(shape)))
+
+
+def _same(a: tuple[Term, ...], b: tuple[Term, ...]) -> bool:
+    return [terms.poly(n).terms for n in a] == [terms.poly(n).terms for n in b]
+
+
+def _declared(
+    what: str, got: tuple[Term, ...] | None, wanted: Sequence[int | str] | None, domain: Domain
+) -> None:
+    """The kernel's own shape or strides against a declaration; None stands for contiguous."""
+    expected = None if wanted is None else tuple(expression(str(n), domain.dims) for n in wanted)
+    fits = got is expected or (got is not None and expected is not None and _same(got, expected))
+    shown = None if got is None else [terms.show(n) for n in got]
+    check(fits, what, got=shown or "contiguous", expected=wanted or "contiguous")
 
 
 def _shape_term(expr: Any, domain: Domain) -> Term:

@@ -231,6 +231,7 @@ class Engine:
         symbols.update(dict.fromkeys(context.loops))
         if not extra:  # device code runs in some thread of some block
             symbols.update(dict.fromkeys(self.facts.symbols.values()))
+        apart = [m for t in self.domain.tensors.values() for m in t.apart()]
         stack = [violation, *context.path]
         pending = [*symbols]
         while stack or pending:
@@ -240,8 +241,8 @@ class Engine:
                 pending += found
             else:
                 s = pending.pop()
-                stack += (s.lo, s.hi)
-        out = [violation, *context.path]
+                stack += (s.lo, s.hi, *(m for m in apart if s in m.symbols))
+        out = [violation, *context.path, *(m for m in apart if m.symbols <= symbols.keys())]
         for s in symbols:
             out += [le(s.lo, var(s)), le(var(s), s.hi)]
             if s.kind == "dim" and s.name in self.domain.multiples:
@@ -318,7 +319,7 @@ class Engine:
                     low = middle + 1
                 solver.pop()
             solver.add(z == encoding.number(values[s]))
-        return Point(values)
+        return Point(self.domain.complete(values))
 
 
 def _read(model: Any, encoding: Any, symbols: list[Symbol]) -> dict[Symbol, int]:

@@ -10,14 +10,16 @@ from functools import cached_property
 from typing import Any
 
 from . import terms
+from .digits import Digit, split
 from .intrinsics import Effect, Mode
 from .terms import Symbol, Term, const, mul
 
 
 @dataclass(frozen=True, eq=False)
 class Buffer:
-    """Memory a kernel names. `shape` is None when no declaration gives it; `start` is the byte
-    offset in the shared arena. `tensor` is the name in the source signature of a global."""
+    """Memory a kernel names. `shape` is None when no declaration gives it; `strides` are None where
+    it is contiguous. `start` is the byte offset in the shared arena. `tensor` is the name in the
+    source signature of a global."""
 
     name: str
     scope: str
@@ -25,16 +27,19 @@ class Buffer:
     shape: tuple[Term, ...] | None
     start: int = 0
     tensor: str = ""
+    strides: tuple[Term, ...] | None = None
 
     @cached_property
     def extent(self) -> Term | None:
-        """Elements, as a mathematical integer."""
+        """Elements from the first to the last, as a mathematical integer."""
         if self.shape is None:
             return None
-        total = const(1)
-        for n in self.shape:
-            total = mul(n, total)
-        return total
+        if self.strides is not None:
+            last = const(0)
+            for n, stride in zip(self.shape, self.strides, strict=True):
+                last = terms.add(last, mul(terms.sub(n, const(1)), stride))
+            return terms.add(last, const(1))
+        return terms.product(self.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +66,11 @@ class Access:
     order: int
     node: Any
     asynchronous: bool = False
+
+    @cached_property
+    def digits(self) -> list[Digit]:
+        """The index, split where its tensor's strides are symbolic or leave gaps."""
+        return split(self.index, self.buffer.shape or (), self.lanes, self.buffer.strides)
 
     @property
     def site(self) -> str:

@@ -10,10 +10,10 @@ from typing import Any
 
 from . import terms
 from .convert import Converter
-from .domain import Domain
+from .domain import Domain, contiguous
 from .facts import Check, Facts
 from .intrinsics import Mode, UnmodelledError
-from .terms import Term, const, mul
+from .terms import Term, const
 
 _SHAPE_FIELD, _STRIDES_FIELD = 2, 3
 _MAX_GRID = {"blockIdx.x": 2**31 - 1, "blockIdx.y": 65535, "blockIdx.z": 65535}
@@ -103,11 +103,7 @@ class HostWalker(Converter):
         if which == _SHAPE_FIELD:
             self.fields[target] = tensor.shape
         elif which == _STRIDES_FIELD:
-            strides, total = [], const(1)
-            for n in reversed(tensor.shape):
-                strides.append(total)
-                total = mul(n, total)
-            self.fields[target] = tuple(reversed(strides))
+            self.fields[target] = tensor.strides or contiguous(tensor.shape)
 
 
 def launch_checks(launch: Any, facts: Facts, domain: Domain) -> dict[str, Term]:

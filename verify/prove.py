@@ -155,17 +155,18 @@ def launches_of(
         names = {
             p: a.name for p, a in zip(function.params, launch.args, strict=True) if a.is_tensor
         }
-        tensors = {
-            t.name: (None if t.strided else t.shape, t.dtype) for t in assumed.tensors.values()
-        }
-        walker = DeviceWalker(Facts(launch.kernel), assumed.dims, tensors, names, extents, sizes)
+        walker = DeviceWalker(
+            Facts(launch.kernel), assumed.dims, assumed.tensors, names, extents, sizes
+        )
         facts = walker.run(function)
         unmodelled += facts.unmodelled
         parts.append((facts, extents, function, names))
         for tensor in {a.buffer.tensor for a in facts.accesses if a.mode == "write"}:
             writers[tensor] = writers.get(tensor, 0) + 1
     unmodelled += host.unmodelled
-    shapes = {str(b.name): list(b.shape) for b in lowered.source.buffer_map.values()}
+    layouts = {
+        str(b.name): (list(b.shape), list(b.strides)) for b in lowered.source.buffer_map.values()
+    }
     promised = {t.name for t in assumed.tensors.values() if t.written is not None}
     launches = []
     for i, (facts, extents, function, names) in enumerate(parts):
@@ -176,7 +177,7 @@ def launches_of(
                 facts=facts,
                 domain=assumed,
                 engine=Engine(facts, assumed),
-                machine=Machine(function, shapes, names, sizes),
+                machine=Machine(function, layouts, names, sizes),
                 extents=extents,
                 host=host if i == 0 else None,
                 complete=not unmodelled,

@@ -26,13 +26,17 @@ class Setting:
 
 @dataclass(frozen=True)
 class Touched:
-    """An access that really happens; `offset` and `extent` count elements."""
+    """An access that really happens; `offset` and `extent` count elements.
+
+    `outside` says that some of it lies beyond the memory or, in a strided tensor, between rows.
+    """
 
     memory: str
     mode: str
     offset: int
     lanes: int
     extent: int | None
+    outside: bool
     node: Any
 
 
@@ -54,12 +58,12 @@ class Machine:
     def __init__(
         self,
         function: Any,
-        shapes: Mapping[str, Any],
+        layouts: Mapping[str, tuple[Any, Any]],
         names: Mapping[Any, str],
         sizes: Mapping[str, int],
     ) -> None:
         self.function = function
-        self.shapes = shapes
+        self.layouts = layouts
         self.names = names
         self.sizes = sizes
 
@@ -88,10 +92,9 @@ class Machine:
 
     def extent(self, data: Any, element: int, view: Any = None) -> int | None:
         if data in self.names:
-            total = 1
-            for n in self.shapes[self.names[data]]:
-                total *= evaluate(n, self.setting.sizes)
-            return total
+            shape, strides = self.layout(self.names[data])
+            last = sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+            return 0 if 0 in shape else last + 1
         size = (
             _size(view)
             if view is not None
@@ -100,6 +103,27 @@ class Machine:
         if size is not None and data in self.allocated:
             size = min(size, self.allocated[data])
         return None if size is None else size // element
+
+    def layout(self, tensor: str) -> tuple[list[int], list[int]]:
+        """Shape and strides of a tensor of the signature."""
+        shape, strides = (
+            [evaluate(n, self.setting.sizes) for n in terms] for terms in self.layouts[tensor]
+        )
+        if not strides:
+            for n in [1, *shape[:0:-1]]:
+                strides.insert(0, n * strides[0] if strides else 1)
+        return shape, strides[: len(shape)]
+
+    def outside(self, tensor: str, offset: int) -> bool:
+        """Whether no element of a tensor lies at an offset."""
+        shape, strides = self.layout(tensor)
+        if 0 in shape:
+            return True
+        for n, stride in zip(shape, strides, strict=True):
+            step, offset = divmod(offset, stride)
+            if not 0 <= step < n:
+                return True
+        return offset != 0
 
     def stmt(self, s: Any) -> None:
         kind = type(s).__name__
@@ -312,7 +336,11 @@ class Machine:
     ) -> None:
         name = self.names.get(data, str(data.name))
         extent = self.extent(data, element, view)
-        self.trace.touched.append(Touched(name, mode, offset, lanes, extent, node))
+        if data in self.names:
+            outside = any(self.outside(name, offset + i) for i in range(lanes))
+        else:
+            outside = extent is not None and not 0 <= offset <= extent - lanes
+        self.trace.touched.append(Touched(name, mode, offset, lanes, extent, outside, node))
 
 
 def _truncate(a: int, b: int) -> int:

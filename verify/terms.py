@@ -8,7 +8,7 @@ interval, a polynomial over atoms, a value at a point, and (in ``encode.py``) a 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -167,6 +167,14 @@ def sub(a: Term, b: Term) -> Term:
 
 def mul(a: Term, b: Term) -> Term:
     return apply("mul", a, b)
+
+
+def product(factors: Iterable[Term]) -> Term:
+    """Their product, 1 for none."""
+    total = const(1)
+    for factor in factors:
+        total = mul(factor, total)
+    return total
 
 
 def le(a: Term, b: Term) -> Term:

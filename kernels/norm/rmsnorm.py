@@ -17,7 +17,11 @@ def model_sizes(config):
 
 op = Op(
     "norm/rmsnorm",
-    args=(In("x", "M D", "act", strides="P 1"), In("weight", "D", "weight"), Out("y", "M D", "act")),
+    args=(
+        In("x", "M D", "act", strides="P 1"),
+        In("weight", "D", "weight"),
+        Out("y", "M D", "act"),
+    ),
     dims=DIMS,
     doc="RMSNorm with weight: fp32 statistics and product, one cast (spec §1.1)",
     reference=reference.rmsnorm,
@@ -35,7 +39,9 @@ def rmsnorm(T, M, D, P, act, weight, eps):
     rows, width, threads = geometry(D)
 
     @T.prim_func
-    def kernel(x: T.StridedTensor((M, D), (P, 1), act), w: T.Tensor((D,), weight), y: T.Tensor((M, D), act)):
+    def kernel(
+        x: T.StridedTensor((M, D), (P, 1), act), w: T.Tensor((D,), weight), y: T.Tensor((M, D), act)
+    ):
         with T.Kernel(T.ceildiv(M, rows), threads=threads) as block:
             T.assume(P % VECTOR == 0)
             row = T.alloc_fragment((rows, width), act)

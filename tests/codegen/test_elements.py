@@ -80,7 +80,8 @@ def test_an_index_outside_is_refused_before_the_op_reads_through_it(bundle, capf
     idx[place] = bad
     with pytest.raises(RuntimeError, match=r"idx: got an element outside its contract, expected 0"):
         call(load(bundle, backend="virtual"), idx.tolist())
-    assert f"test/gather_rows: idx: got element {place} = {bad}, expected 0..4" in capfd.readouterr().out
+    printed = capfd.readouterr().out
+    assert f"test/gather_rows: idx: got element {place} = {bad}, expected 0..4" in printed
 
 
 def test_a_decreasing_row_is_refused_and_a_new_row_may_start_lower(bundle):

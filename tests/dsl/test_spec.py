@@ -21,6 +21,8 @@ from tileproof.dsl import (
     derived,
     dim,
     dtype,
+    expression,
+    load_library,
     registry,
     static,
     strategies,
@@ -135,6 +137,81 @@ def test_drawn_indices_keep_their_contract_and_hit_its_ends(op: Op, seed: int) -
     assert {-1, 0, 7} <= set(np.unique(idx)) <= set(range(-1, 8))
     empty = strategies.inputs(spec, {"M": 16, "T": 0}, seed)["idx"]
     assert set(np.unique(empty)) == {-1}
+
+
+@pytest.fixture
+def sliced() -> Iterator[Op]:
+    declared = Op(
+        "test/sliced",
+        args=(In("x", "M N D", "f32", strides="P Q 1"), Out("y", "M D", "f32", strides="R 1")),
+        dims={
+            "M": dim(0, 99),
+            "N": static(1, 8),
+            "D": static(1, 64),
+            "P": dim(16, 4096, multiple=8),
+            "Q": dim(0, 256, multiple=4),
+            "R": dim(0, 256),
+        },
+        doc="a test op",
+        reference=lambda x: x,
+        shapes={"tiny": {"N": 2, "D": 6, "M": [1, 3]}, "wide": {"N": 2, "D": 6, "M": 3, "P": 64}},
+    )
+    yield declared
+    del registry._OPS["test/sliced"]
+
+
+def test_a_stride_nobody_chose_is_the_least_without_overlap(sliced: Op) -> None:
+    spec = sliced.specialize(N=2, D=6)
+    assert spec.strides(M=3) == {"x": (16, 8, 1), "y": (6, 1)}
+    assert spec.strides(M=3, Q=12) == {"x": (24, 12, 1), "y": (6, 1)}
+    assert spec.strides(M=3, P=32, R=99) == {"x": (32, 8, 1), "y": (99, 1)}
+    assert spec.bind(M=3)["x"] == (3, 2, 6)
+    assert set(sliced.pitches) == {"P", "Q", "R"}
+    assert sliced.shape_set("tiny")[1] == [{"M": 1}, {"M": 3}]
+    assert sliced.shape_set("wide")[1] == [{"M": 3, "P": 64}]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"P": 16, "Q": 12}, r"x.strides\[0\]: got 16, expected at least 24, the length of what"),
+        ({"R": 5}, r"y.strides\[0\]: got 5, expected at least 6"),
+        ({"P": 20}, "dim P: got 20, expected a multiple of 8"),
+    ],
+)
+def test_overlapping_rows_are_refused(sliced: Op, sizes: dict, message: str) -> None:
+    with pytest.raises(ContractError, match=message):
+        sliced.specialize(N=2, D=6).strides(M=3, **sizes)
+
+
+@given(data=st.data())
+def test_drawn_strides_are_possible_and_not_only_the_least(data: st.DataObject) -> None:
+    norm = load_library()["norm/rmsnorm"]
+    spec = norm.specialize(D=96)
+    sizes = data.draw(strategies.sizes(norm))
+    assert "P" not in sizes
+    pitch = data.draw(strategies.pitches(spec, sizes))
+    assert pitch["P"] in (96, 104, 200)
+    assert spec.strides(**sizes, **pitch)["x"] == (pitch["P"], 1)
+
+
+def test_a_stride_per_axis_and_no_elements_checked_through_strides() -> None:
+    dims = {"M": dim(0, 9)}
+    with pytest.raises(ContractError, match="test/bad: strides of x: got 2, expected 1, one per"):
+        Op("test/bad", (In("x", "M", "f32", strides="M 1"),), dims, "", lambda x: x, {})
+    index = In("x", "M", "i32", values=Values("0", "M-1"), strides="M")
+    with pytest.raises(ContractError, match="strides of x: got strides, expected none beside"):
+        Op("test/bad", (index,), dims, "", lambda x: x, {})
+
+
+def test_a_bound_of_elements_is_arithmetic_on_dims() -> None:
+    assert expression.evaluate("-(T - 9) // 4 % 3", {"T": 4}) == (5 // 4) % 3
+    assert expression.evaluate("(T-9)//4", {"T": 4}) == -2
+    for text in ("T**2", "f(T)", "M", "T-", "1.5", "True"):
+        with pytest.raises(
+            ContractError, match=r"size expression: got .*, expected integers and T"
+        ):
+            expression.evaluate(text, {"T": 4})
 
 
 def test_importing_the_declarations_needs_no_compiler_and_no_solver() -> None:

@@ -28,11 +28,23 @@ def kernel(op, arch="sm_80", checked=False, **sizes):
     return _compiled(op, tuple(sorted(sizes.items())), arch, checked)
 
 
-def draw(spec, M, seed):
-    """Seeded standard normal inputs in call order, in their declared types."""
+def draw(spec, M, seed, **pitches):
+    """Seeded standard normal inputs in call order, in their declared types and strides.
+
+    Between the rows of a strided tensor lies NaN.
+    """
     arrays = strategies.inputs(spec, {"M": M}, seed % 2**31)
+    strides = spec.strides(M=M, **pitches)
     dtypes = {a.name: getattr(torch, a.dtype.torch) for a in spec.args}
-    return [torch.from_numpy(v).to(dtypes[name]) for name, v in arrays.items()]
+    return [_spread(torch.from_numpy(v).to(dtypes[k]), strides[k]) for k, v in arrays.items()]
+
+
+def _spread(tensor, strides):
+    if tensor.stride() == strides or not tensor.numel():
+        return tensor
+    last = sum((n - 1) * s for n, s in zip(tensor.shape, strides, strict=True))
+    memory = torch.full((last + 1,), float("nan"), dtype=tensor.dtype)
+    return memory.as_strided(tensor.shape, strides).copy_(tensor)
 
 
 def run(op, inputs, arch="sm_80", checked=False, **sizes):
@@ -57,6 +69,14 @@ def _tokens(spec, inputs):
 def tokens(op, tile=32, cap=257):
     """Numbers of tokens at the edges of the op's domain and around its tile."""
     return strategies.sizes(op, tile=tile, cap=cap).map(lambda sizes: sizes["M"])
+
+
+def calls(op, **sizes):
+    """Tokens as in :func:`tokens`, and distances between rows where the op leaves them open."""
+    spec = op.specialize(**sizes)
+    return tokens(op).flatmap(
+        lambda M: strategies.pitches(spec, {"M": M}).map(lambda pitches: {"M": M, **pitches})
+    )
 
 
 def seeds():

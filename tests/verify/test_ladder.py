@@ -6,6 +6,7 @@ import pytest
 import tilelang.language as T
 
 from tileproof.codegen.lower import lower
+from tileproof.dsl import ContractError
 from tileproof.verify import Verdict, prove_lowered
 from tileproof.verify.mutate import without_int64
 
@@ -148,14 +149,17 @@ def scattered():
     return kernel
 
 
-def strided():
-    """Rows lie any distance apart."""
+def strided(row=0, column=0, lanes=1, width=128, backwards=False):
+    """Rows of 128 lie S apart; each block writes one, `row` and `column` further than it should."""
     M, S = T.dynamic("M"), T.dynamic("S")
 
     @T.prim_func
     def kernel(y: T.StridedTensor((M, 128), (S, 1), "float32")):
-        with T.Kernel(M, threads=128) as m:
-            y[m, T.get_thread_binding()] = 0.0
+        with T.Kernel(M, threads=width // lanes) as m:
+            T.assume(S % lanes == 0)
+            for i in T.vectorized(lanes):
+                r = M - 1 - m if backwards else m + row
+                y[r, T.get_thread_binding() * lanes + i + column] = 0.0
 
     return kernel
 
@@ -292,11 +296,49 @@ def test_data_differs_between_blocks():
     assert "hangs on the value of data" in blocks.reasons[0]
 
 
-def test_strides_are_unknown_never_guessed():
+def test_rows_that_lie_apart_are_proved():
     report = run(strided())
-    assert report.unmodelled == ["strides of y"]
-    assert report.properties["bounds"].verdict is Verdict.UNKNOWN
-    assert {p.verdict for p in report.properties.values()} == {Verdict.UNKNOWN}
+    assert {p.verdict for n, p in report.properties.items() if n != "alignment"} == {Verdict.PROVED}
+    assert "y is strided (S, 1) without overlap and aligned to 16 bytes" in report.assumptions
+
+
+@pytest.mark.parametrize(
+    ("shift", "offset"),
+    [({"row": 1}, 128), ({"column": 1}, 128), ({"column": -1}, -1), ({"row": -1}, -128)],
+)
+def test_an_access_beyond_a_row_is_refuted_even_if_memory_goes_on(shift, offset):
+    bounds = run(strided(**shift)).properties["bounds"]
+    assert bounds.verdict is Verdict.REFUTED
+    example = bounds.counterexamples[0]
+    assert example.offset == offset and "not all within a row" in example.message
+
+
+def test_the_solver_knows_that_rows_do_not_overlap():
+    """Block indices that count down are no leading digits: the general question is asked."""
+    assert run(strided(backwards=True)).properties["blocks"].verdict is Verdict.PROVED
+
+
+def test_a_hole_in_a_row_is_refuted_and_a_gap_between_rows_is_none():
+    assert run(strided(width=128)).properties["coverage"].verdict is Verdict.PROVED
+    short = run(strided(width=96)).properties["coverage"]
+    assert short.verdict is Verdict.REFUTED
+    assert short.counterexamples[0].offset == 96
+
+
+@pytest.mark.parametrize(
+    ("multiple", "verdict"),
+    [(4, Verdict.PROVED), (8, Verdict.PROVED), (2, Verdict.REFUTED), (1, Verdict.REFUTED)],
+)
+def test_vectors_need_a_stride_that_keeps_their_alignment(multiple, verdict):
+    report = run(strided(lanes=4), multiples={"S": multiple})
+    assert report.properties["alignment"].verdict is verdict
+    assert report.properties["bounds"].verdict is Verdict.PROVED
+
+
+def test_strides_can_be_stated_and_must_be_those_of_the_kernel():
+    assert run(strided(), strides={"y": [["S", 1]]}).properties["bounds"]
+    with pytest.raises(ContractError, match=r"strides of y: got \['S', '1'\], expected \['M', 1\]"):
+        run(strided(), strides={"y": [["M", 1]]})
 
 
 def test_dynamic_gemm_is_proved_where_copies_are_guarded():

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tileproof.verify import terms
-from tileproof.verify.digits import Digit, difference, split
+from tileproof.verify.digits import Digit, difference
 from tileproof.verify.encode import Answer
 from tileproof.verify.facts import Access, Context
-from tileproof.verify.model import Counterexample, Verdict
+from tileproof.verify.model import Counterexample
 from tileproof.verify.terms import Symbol, Term, apply, const, le, sub, var
 
 from ._run import PROVED, Goal, Launch, found, undecided
@@ -27,9 +27,6 @@ def goals(launch: Launch) -> Iterator[Goal]:
         a.buffer.tensor for a in launch.facts.accesses if a.mode == "write" and a.buffer.tensor
     )
     for tensor in written:
-        if launch.domain.tensors[tensor].strided:
-            yield Goal(Verdict.UNKNOWN, f"strides of {tensor} are not modelled")
-            continue
         sites = [a for a in launch.facts.accesses if a.buffer.tensor == tensor]
         spreads = {a: _spread(launch, a, blocks) for a in sites}
         for i, first in enumerate(sites):
@@ -46,8 +43,8 @@ def _spread(launch: Launch, access: Access, blocks: list[Symbol]) -> Spread | No
     c1 > c2 > …, what follows ci stays within 0..ci. Then different blocks differ in a leading
     digit, whatever else they do, and this holds between any two accesses spread alike.
     """
-    digits = split(access.index, access.buffer.shape or (), access.lanes)
-    if len(digits) > 1 and not all(digit_holds(launch, d, access).proved for d in digits):
+    digits = access.digits
+    if len(digits) != 1 and not all(digit_holds(launch, d, access).proved for d in digits):
         return None
     spread: list[tuple[int, Symbol, int]] = []
     for position, digit in enumerate(digits):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tileproof.verify import terms
-from tileproof.verify.digits import Digit, split
+from tileproof.verify.digits import Digit
 from tileproof.verify.encode import Answer
 from tileproof.verify.facts import Access
 from tileproof.verify.model import Counterexample, Verdict
@@ -24,16 +24,20 @@ def _inside(launch: Launch, access: Access) -> Goal:
     extent = access.buffer.extent
     if extent is None:
         return Goal(Verdict.UNKNOWN, f"no extent is known for {access.buffer.name}")
-    digits = split(access.index, access.buffer.shape or (), access.lanes)
-    if len(digits) > 1 and all(digit_holds(launch, d, access).proved for d in digits):
+    answers = (digit_holds(launch, d, access) for d in access.digits)
+    outside = next((a for a in answers if not a.proved), None)
+    if outside is None and access.digits:
         return PROVED
-    last = terms.sub(extent, const(access.lanes))
-    answer = launch.engine.within(access.index, const(0), last, access.context)
-    if answer.proved:
-        return PROVED
-    if answer.point is None:
-        return undecided(answer, f"bounds of {access.site}")
-    return found(_example(launch, access, answer), answer.point, answer.loads)
+    if access.buffer.strides is None:  # digits need not hold each, if their sum does
+        last = terms.sub(extent, const(access.lanes))
+        outside = launch.engine.within(access.index, const(0), last, access.context)
+        if outside.proved:
+            return PROVED
+    if outside is None:
+        return Goal(Verdict.UNKNOWN, f"bounds of {access.site}: strides that are no products")
+    if outside.point is None:
+        return undecided(outside, f"bounds of {access.site}")
+    return found(_example(launch, access, outside), outside.point, outside.loads)
 
 
 def digit_holds(launch: Launch, digit: Digit, access: Access) -> Answer:
@@ -47,10 +51,7 @@ def _example(launch: Launch, access: Access, answer: Answer) -> Counterexample:
     point = answer.point.values
     confirmed = None
     for touched in launch.replay(point).touched:
-        outside = touched.extent is not None and not (
-            touched.offset >= 0 and touched.offset + touched.lanes <= touched.extent
-        )
-        if outside and touched.node.same_as(access.node) and touched.mode == access.mode:
+        if touched.outside and touched.node.same_as(access.node) and touched.mode == access.mode:
             confirmed = touched
             break
     verb = "writes" if access.mode == "write" else "reads"
@@ -59,6 +60,8 @@ def _example(launch: Launch, access: Access, answer: Answer) -> Counterexample:
         last = confirmed.offset + confirmed.lanes - 1
         span = f"{confirmed.offset}..{last}" if last > confirmed.offset else str(last)
         what = f"{verb} {access.buffer.name}[{span}] of {confirmed.extent} elements"
+        if access.buffer.strides is not None:
+            what += ", not all within a row"
     return Counterexample(
         "bounds",
         access.site,

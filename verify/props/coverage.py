@@ -20,7 +20,7 @@ import numpy as np
 
 from tileproof.verify import terms
 from tileproof.verify.count import Miscount, miscount
-from tileproof.verify.digits import Digit, difference, split
+from tileproof.verify.digits import Digit, difference
 from tileproof.verify.facts import Access, Context
 from tileproof.verify.model import Counterexample, Verdict
 from tileproof.verify.terms import Symbol, Term, apply, const, evaluate, le, mul, var
@@ -47,9 +47,7 @@ def goals(launch: Launch) -> Iterator[Goal]:
     for tensor in launch.domain.tensors.values():
         if tensor.written is None:
             continue
-        if tensor.strided:
-            yield Goal(Verdict.UNKNOWN, f"strides of {tensor.name} are not modelled")
-        elif tensor.name in launch.shared:
+        if tensor.name in launch.shared:
             yield Goal(Verdict.UNKNOWN, f"{tensor.name} is written by several launches")
         elif tensor.name in launch.outputs:
             writes = launch.writes(tensor.name)
@@ -101,7 +99,9 @@ def _prove(launch: Launch, writes: list[Access], once: bool) -> None:
 def _tile(launch: Launch, access: Access) -> tuple[list[Outer], np.ndarray]:
     """The outer structure of a store and the offsets (digit by point) that one tile writes."""
     lane = Symbol("lane", "lane", const(0), const(access.lanes - 1))
-    digits = split(access.index, access.buffer.shape or (), access.lanes)
+    digits = [*access.digits]
+    if not digits:
+        raise ShapelessError("its strides are no products")
     last = digits[-1]
     digits[-1] = Digit(terms.add(last.term, var(lane)), last.extent, 1)
     inner = _enumerable(launch, access, digits, lane)

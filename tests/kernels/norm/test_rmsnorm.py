@@ -15,10 +15,10 @@ from ..support import (
     assert_rows_alone,
     assert_schedules_agree,
     assert_within,
+    calls,
     draw,
     run,
     seeds,
-    tokens,
 )
 
 EDGE = {"D": 96, "act": "bf16", "weight": "f32"}
@@ -41,10 +41,9 @@ def check(inputs, D, act, weight):
 
 
 @FEW
-@given(M=tokens(op), seed=seeds())
-def test_every_number_of_tokens(M, seed):
-    spec = op.specialize(**EDGE)
-    check(draw(spec, M, seed), **EDGE)
+@given(call=calls(op, **EDGE), seed=seeds())
+def test_every_number_of_tokens_and_distance_of_rows(call, seed):
+    check(draw(op.specialize(**EDGE), seed=seed, **call), **EDGE)
 
 
 @pytest.mark.parametrize(

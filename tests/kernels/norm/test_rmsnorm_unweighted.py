@@ -13,10 +13,10 @@ from ..support import (
     assert_archs_agree,
     assert_rows_alone,
     assert_within,
+    calls,
     draw,
     run,
     seeds,
-    tokens,
 )
 from .test_rmsnorm import bound
 
@@ -30,9 +30,9 @@ def check(inputs, D, act):
 
 
 @FEW
-@given(M=tokens(op), seed=seeds())
-def test_every_number_of_tokens(M, seed):
-    check(draw(op.specialize(**EDGE), M, seed), **EDGE)
+@given(call=calls(op, **EDGE), seed=seeds())
+def test_every_number_of_tokens_and_distance_of_rows(call, seed):
+    check(draw(op.specialize(**EDGE), seed=seed, **call), **EDGE)
 
 
 @pytest.mark.parametrize(("D", "act"), [(32, "f32"), (512, "bf16")])
