@@ -157,8 +157,8 @@ def test_a_kernel_whose_signature_is_not_the_ops_fails(test_op):
 
     spec = test_op("signature", narrow).specialize(D=64)
     words = (
-        r"test/signature on sm_80: kernel parameter x: got float16\['M', 64\], "
-        r"expected float32\['M', 64\] as the op's x"
+        r"test/signature on sm_80: kernel parameter x: got float16\[M, 64\], "
+        r"expected float32\[M, 64\] as the op's x"
     )
     with pytest.raises(ContractError, match=words):
         compile_unit(spec, "sm_80")

@@ -208,9 +208,7 @@ def test_a_bound_of_elements_is_arithmetic_on_dims() -> None:
     assert expression.evaluate("-(T - 9) // 4 % 3", {"T": 4}) == (5 // 4) % 3
     assert expression.evaluate("(T-9)//4", {"T": 4}) == -2
     for text in ("T**2", "f(T)", "M", "T-", "1.5", "True"):
-        with pytest.raises(
-            ContractError, match=r"size expression: got .*, expected integers and T"
-        ):
+        with pytest.raises(ContractError, match=r"size expression: got .*, expected integers"):
             expression.evaluate(text, {"T": 4})
 
 

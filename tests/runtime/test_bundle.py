@@ -9,7 +9,7 @@ import re
 import pytest
 
 from tileproof.runtime import BundleError, load
-from tileproof.runtime.bundle import Bundle, read_manifest
+from tileproof.runtime.bundle import SCHEMA, Bundle, read_manifest
 
 
 def rewrite(folder, change):
@@ -47,7 +47,7 @@ def test_a_missing_manifest(tmp_path):
 
 def test_another_schema(copied):
     rewrite(copied, lambda m: m.update(schema=99))
-    with pytest.raises(BundleError, match="schema: got 99, expected 1; build it again"):
+    with pytest.raises(BundleError, match=f"schema: got 99, expected {SCHEMA}; build it again"):
         load(copied)
 
 
