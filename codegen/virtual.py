@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ def compile(
     arch: str = "sm_80",
     *,
     checked: bool | None = None,
-) -> Callable[..., None]:
+) -> VirtualKernel:
     """Lower `kernel` for `arch` and return it as a function of its arguments in signature order.
 
     Args:
@@ -32,10 +31,29 @@ def compile(
     did wrong, such as an access out of bounds or a deadlock.
     """
     lowered = kernel if isinstance(kernel, Lowered) else lower(kernel, arch)
-    kernels = [launch.kernel for launch in lowered.launches]
-    module = virtual.VirtualModule(lowered.cuda, kernels, checked=checked)
+    return VirtualKernel(lowered, checked=checked)
 
-    def call(*args: Any) -> None:
+
+class VirtualKernel:
+    """A lowered kernel as a function on torch CPU tensors; see :func:`compile`."""
+
+    def __init__(self, lowered: Lowered, *, checked: bool | None = None):
+        self.lowered = lowered
+        kernels = [launch.kernel for launch in lowered.launches]
+        self.module = virtual.VirtualModule(lowered.cuda, kernels, checked=checked)
+
+    def written(self) -> set[str]:
+        """Names of the tensors that some kernel may write: it does not declare them const."""
+        names = set()
+        for launch in self.lowered.launches:
+            declared = self.module.kernels[launch.kernel].parameters
+            for argument, (kind, _) in zip(launch.args, declared, strict=True):
+                if kind.endswith("*") and not kind.startswith("const "):
+                    names.add(argument.name)
+        return names
+
+    def __call__(self, *args: Any) -> None:
+        lowered = self.lowered
         parameters = lowered.parameters
         got, expected = len(args), len(parameters)
         check(got == expected, f"{lowered.name}: arguments", got=got, expected=expected)
@@ -56,9 +74,7 @@ def compile(
             block = tuple(evaluate(e, sizes) for e in launch.block)
             smem = evaluate(launch.smem, sizes)
             passed = [values[a.name] for a in launch.args]
-            module.launch(launch.kernel, grid, block, smem, passed)
-
-    return call
+            self.module.launch(launch.kernel, grid, block, smem, passed)
 
 
 def _bind(

@@ -3,6 +3,7 @@
 from .arch import ALL, ARCHS, Arch, arch
 from .check import ContractError, check
 from .dtypes import DTYPES, DType, dtype
+from .facts import Facts
 from .registry import get, load_library
 from .spec import (
     BoundTensor,
@@ -28,6 +29,7 @@ __all__ = [
     "ContractError",
     "DType",
     "Dim",
+    "Facts",
     "In",
     "Op",
     "Out",

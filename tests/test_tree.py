@@ -15,7 +15,7 @@ import pytest
 from tileproof.dsl import ALL, load_library
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("dsl", "kernels", "verify", "codegen", "runtime", "model")
+FOLDERS = ("dsl", "kernels", "verify", "codegen", "sanitizer", "runtime", "model")
 
 # Folder → the folders whose modules it may import. `runtime` runs in production, with torch and
 # apache-tvm-ffi alone; `tileproof` is the import name, the CLI and the demo, which use everything.
@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "kernels": {"dsl"},
     "verify": {"dsl", "codegen", "runtime"},  # of the runtime, its cache
     "codegen": {"dsl", "runtime"},
+    "sanitizer": {"dsl", "codegen", "runtime"},
     "runtime": set(),
     "model": {"dsl", "kernels", "runtime", "codegen"},
 }

@@ -20,6 +20,7 @@ _LAZY = {
     "ops": ("tileproof.runtime.ops", None),
     "patch": ("tileproof.model", "patch"),
     "prove": ("tileproof.verify", "prove"),
+    "sanitize": ("tileproof.sanitizer", "sanitize"),
     "virtual": ("tileproof.codegen.virtual", None),
 }
 

@@ -67,6 +67,8 @@ def library() -> ctypes.CDLL:
     handle.vgpu_sanitizer_dropped.argtypes = [pointer]
     handle.vgpu_sanitizer_dropped.restype = ctypes.c_uint64
     handle.vgpu_sanitizer_finding.argtypes = [pointer, size, pointer]
+    handle.vgpu_sanitizer_unwritten.argtypes = [pointer, pointer]
+    handle.vgpu_sanitizer_unwritten.restype = ctypes.c_int64
     handle.vgpu_guarded_new.argtypes = [size]
     handle.vgpu_guarded_new.restype = pointer
     handle.vgpu_guarded_delete.argtypes = [pointer, size]

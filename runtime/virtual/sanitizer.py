@@ -64,21 +64,28 @@ class Session:
         self._memory: list[tuple[int, int]] = []
 
     def argument(self, tensor: torch.Tensor, *, initialised: bool) -> torch.Tensor:
-        """A copy of a contiguous CPU tensor with 16 GiB of nothing on either side.
+        """A copy of a CPU tensor, strides and all, with 16 GiB of nothing on either side.
 
         initialised: False for an output: bytes a kernel reads before one wrote them are a finding.
         """
-        size = tensor.numel() * tensor.element_size()
-        if not size:
+        if not tensor.numel():
             return tensor.clone()
+        elements = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+        size = elements * tensor.element_size()
         memory = self._library.vgpu_guarded_new(size)
         if not memory:
             raise MemoryError(f"no memory for a guarded tensor of {size} bytes")
         self._memory.append((memory, size))
         self._library.vgpu_sanitizer_argument(self._handle, memory, size, initialised)
         raw = (ctypes.c_char * size).from_address(memory)
-        copy = torch.frombuffer(raw, dtype=tensor.dtype).view(tensor.shape)
-        return copy.copy_(tensor)
+        storage = torch.frombuffer(raw, dtype=tensor.dtype)
+        storage.copy_(tensor.as_strided((elements,), (1,)))
+        return storage.as_strided(tensor.shape, tensor.stride())
+
+    def unwritten(self, tensor: torch.Tensor) -> int | None:
+        """The first byte of an uninitialised argument that no launch has written, None if all."""
+        at = self._library.vgpu_sanitizer_unwritten(self._handle, tensor.data_ptr())
+        return None if at < 0 else int(at)
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:

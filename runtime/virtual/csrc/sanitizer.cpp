@@ -111,6 +111,17 @@ VGPU_API void vgpu_sanitizer_finding(const void* session, size_t index, void* ou
   fill(plain.other_block, f.other_block), fill(plain.other_thread, f.other_thread);
 }
 
+// The first byte of an argument that nothing has written, -1 if there is none.
+VGPU_API int64_t vgpu_sanitizer_unwritten(void* session, const void* pointer) {
+  const auto at = reinterpret_cast<uintptr_t>(pointer);
+  const Region* region = static_cast<Sanitizer*>(session)->argument_at(at);
+  if (!region || !region->written) return -1;
+  const uint8_t* written = region->written.get();
+  const size_t size = region->end - region->begin;
+  const auto* found = static_cast<const uint8_t*>(memchr(written, 0, size));
+  return found ? found - written : -1;
+}
+
 // Memory far from everything else: any 32-bit index, times eight bytes, that leaves it on either
 // side meets addresses that do not exist.
 static constexpr size_t kRedZone = size_t(16) << 30;
