@@ -108,6 +108,7 @@ def _layout(element: str, shape: Any, strides: Any) -> str:
 
 def _planned(launch: Any, indices: Mapping[str, int], spec: Specialization) -> PlannedLaunch:
     where = f"{spec.op.name}: {launch.kernel}"
+    launch.require_plain()
     parameters: list[tuple[str, int | str]] = []
     for argument in launch.args:
         if argument.is_tensor:

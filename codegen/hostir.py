@@ -1,7 +1,8 @@
 """What TileLang's host IR says about a call: the kernels it launches, their arguments, the grid.
 
 The host function ends in ``call_packed("<kernel>", args…, extents…)``. How many extents there are
-and which is which stands in the device function's ``tirx.kernel_launch_params``.
+and which is which stands in the device function's ``tirx.kernel_launch_params``. Tensor maps are
+encoded by calls before it.
 """
 
 from __future__ import annotations
@@ -13,23 +14,37 @@ from typing import Any
 from tileproof.dsl import check
 
 AXES = ("blockIdx.x", "blockIdx.y", "blockIdx.z", "threadIdx.x", "threadIdx.y", "threadIdx.z")
+CLUSTER_AXES = ("tir.cluster_dim_x", "tir.cluster_dim_y", "tir.cluster_dim_z")
 DYNAMIC_SMEM = "tirx.use_dyn_shared_memory"
+_ENCODE = "__tvm_tensormap_create_"
+
+
+@dataclass(frozen=True, eq=False)
+class TensorMap:
+    """How the host encodes a tensor map: cuTensorMapEncodeTiled's arguments, or Im2col's.
+
+    `fields` are TIR expressions by the names ``tileproof.runtime.virtual.TensorMap`` gives them.
+    """
+
+    tensor: str
+    fields: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class KernelArg:
-    """One parameter of a device kernel: a tensor's data pointer or a scalar of the call."""
+    """One parameter of a device kernel: a tensor's data pointer, a tensor map, or a scalar."""
 
     name: str
     dtype: str
     is_tensor: bool
+    tensor_map: TensorMap | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Launch:
     """One kernel launch. Extents are TIR expressions (or ints) over the call's scalar dims.
 
-    `grid` and `block` have three entries; `smem` is dynamic shared memory in bytes.
+    `grid`, `block` and `cluster` have three entries; `smem` is dynamic shared memory in bytes.
     """
 
     kernel: str
@@ -37,48 +52,90 @@ class Launch:
     grid: tuple[Any, Any, Any]
     block: tuple[Any, Any, Any]
     smem: Any
+    cluster: tuple[Any, Any, Any] = (1, 1, 1)
+    cooperative: bool = False
+
+    def require_plain(self) -> None:
+        """Raises ContractError for a launch that only the virtual GPU makes."""
+        maps = [a.name for a in self.args if a.tensor_map]
+        check(not maps, f"{self.kernel}: tensor maps in the host code", got=maps, expected="none")
+        sizes = [to_c(extent) for extent in self.cluster]
+        single = sizes == ["1", "1", "1"]
+        check(single, f"{self.kernel}: blocks in a cluster", got=sizes, expected="one")
+        kind = "cooperative" if self.cooperative else "plain"
+        check(not self.cooperative, f"{self.kernel}: launch", got=kind, expected="a plain one")
 
 
 def launches(host_mod: Any, device_mod: Any) -> tuple[Launch, ...]:
     """Every launch of the host module in program order.
 
-    Raises ContractError for a launch this project does not know how to make (tensor maps, clusters,
-    launches under a condition), so that none is ever made wrongly.
+    Raises ContractError for a launch this project does not know how to make (under a condition,
+    with arguments that are neither tensors nor dims), so that none is ever made wrongly.
     """
     from tilelang import tvm
 
     tirx = tvm.tirx
     hosts = [f for _, f in host_mod.functions_items()]
     check(len(hosts) == 1, "host functions of one kernel", got=len(hosts), expected=1)
-    host = hosts[0]
-    maps = host.attrs.get("tma_descriptor_args", {}) if host.attrs else {}
-    check(len(maps) == 0, "tensor maps in the host code", got=len(maps), expected="none")
     found: list[Any] = []
+    maps: dict[str, TensorMap] = {}
     guarded: list[Any] = []
 
-    def is_launch(node: Any) -> bool:
+    def callee(node: Any) -> str:
         if not isinstance(node, tirx.Call) or "call_packed" not in str(node.op.name):
-            return False
-        return not node.args[0].value.startswith("__tvm_")
+            return ""
+        return str(node.args[0].value)
+
+    def matters(node: Any) -> bool:
+        name = callee(node)
+        return name.startswith(_ENCODE) or (name != "" and not name.startswith("__tvm_"))
 
     def visit(node: Any) -> None:
-        if is_launch(node):
+        if callee(node).startswith(_ENCODE):
+            name = str(node.args[1].name)
+            check(name not in maps, "tensor map", got=f"{name} encoded twice", expected="once")
+            maps[name] = _tensor_map(callee(node), list(node.args[2:]))
+        elif matters(node):
             found.append(node)
         if isinstance(node, (tirx.IfThenElse, tirx.For)):
             tirx.stmt_functor.post_order_visit(
-                node, lambda inner: guarded.append(inner) if is_launch(inner) else None
+                node, lambda inner: guarded.append(inner) if matters(inner) else None
             )
 
-    tirx.stmt_functor.post_order_visit(host.body, visit)
+    tirx.stmt_functor.post_order_visit(hosts[0].body, visit)
     check(not guarded, "launches under a condition or loop", got=len(guarded), expected="none")
     devices = {g.name_hint: f for g, f in device_mod.functions_items()}
-    return tuple(_launch(call, devices[call.args[0].value]) for call in found)
+    return tuple(_launch(call, devices[call.args[0].value], maps) for call in found)
 
 
-def _launch(call: Any, device: Any) -> Launch:
+def _tensor_map(encoder: str, values: list[Any]) -> TensorMap:
+    """Names the arguments of an encoding call, which come in the order of the driver's function."""
+    rank = int(values[1].value)
+    base = type(values[2]).__name__
+    check(base == "Var", "address of a tensor map", got=base, expected="a tensor of the call")
+    lists = {"extents": rank, "strides": rank}
+    if encoder == f"{_ENCODE}im2col":
+        lists |= {"steps": rank, "lower": rank - 2, "upper": rank - 2, "pixels": 0, "channels": 0}
+    else:
+        check(encoder == f"{_ENCODE}tiled", "tensor map", got=encoder, expected="tiled or im2col")
+        lists |= {"box": rank, "steps": rank}
+    lists |= dict.fromkeys(("interleave", "swizzle", "l2", "fill"), 0)
+    fields: dict[str, Any] = {"type": values[0]}
+    rest = iter(values[3:])
+    for name, count in lists.items():
+        fields[name] = tuple(next(rest) for _ in range(count)) if count else next(rest)
+    left = len(list(rest))
+    check(left == 0, f"{encoder}: arguments left over", got=left, expected=0)
+    # TileLang counts the innermost dimension's stride too; the driver does not.
+    fields["strides"] = fields["strides"][1:]
+    return TensorMap(str(values[2].name), fields)
+
+
+def _launch(call: Any, device: Any, maps: Mapping[str, TensorMap]) -> Launch:
     tags = [str(t) for t in device.attrs["tirx.kernel_launch_params"]]
-    unknown = sorted(set(tags) - {*AXES, DYNAMIC_SMEM})
-    check(not unknown, "launch parameters", got=unknown, expected=f"among {(*AXES, DYNAMIC_SMEM)}")
+    known = (*AXES, *CLUSTER_AXES, DYNAMIC_SMEM)
+    unknown = sorted(set(tags) - set(known))
+    check(not unknown, "launch parameters", got=unknown, expected=f"among {known}")
     values = list(call.args[1:])
     count = len(device.params)
     check(len(values) == count + len(tags), "launch arguments", got=len(values), expected=count)
@@ -86,13 +143,21 @@ def _launch(call: Any, device: Any) -> Launch:
     for value, parameter in zip(values, device.params, strict=False):
         kind = type(value).__name__
         check(kind == "Var", "kernel argument", got=kind, expected="a tensor or a scalar dim")
-        is_tensor = str(parameter.dtype) == "handle"
-        args.append(KernelArg(str(value.name), str(parameter.dtype), is_tensor))
+        name = str(value.name)
+        is_tensor = str(parameter.dtype) == "handle" and name not in maps
+        args.append(KernelArg(name, str(parameter.dtype), is_tensor, maps.get(name)))
     extents = dict(zip(tags, values[count:], strict=True))
-    grid = tuple(extents.get(a, 1) for a in AXES[:3])
-    block = tuple(extents.get(a, 1) for a in AXES[3:])
-    kernel = str(call.args[0].value)
-    return Launch(kernel, tuple(args), grid, block, extents.get(DYNAMIC_SMEM, 0))
+    x, y, z, *block = (extents.get(a, 1) for a in AXES)
+    cluster = tuple(extents.get(a, 1) for a in CLUSTER_AXES)
+    return Launch(
+        kernel=str(call.args[0].value),
+        args=tuple(args),
+        grid=(x, y, z),
+        block=(block[0], block[1], block[2]),
+        smem=extents.get(DYNAMIC_SMEM, 0),
+        cluster=(cluster[0], cluster[1], cluster[2]),
+        cooperative=bool(device.attrs.get("use_cooperative_groups", 0)),
+    )
 
 
 def evaluate(expr: Any, sizes: Mapping[str, int]) -> int:

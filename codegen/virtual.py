@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,8 +11,11 @@ import torch
 from tileproof.dsl import check
 from tileproof.runtime import virtual
 
-from .hostir import evaluate
+from .hostir import TensorMap, evaluate
 from .lower import Lowered, Parameter, lower
+
+# A tensor map does not say whether it is for loads or for stores; its uses do.
+_STORED = re.compile(r"tma_store\w*(?:<[^(]*>)?\((\w+)")
 
 
 def compile(
@@ -50,6 +55,8 @@ class VirtualKernel:
             for argument, (kind, _) in zip(launch.args, declared, strict=True):
                 if kind.endswith("*") and not kind.startswith("const "):
                     names.add(argument.name)
+                if argument.tensor_map and argument.name in _STORED.findall(self.lowered.cuda):
+                    names.add(argument.tensor_map.tensor)
         return names
 
     def __call__(self, *args: Any) -> None:
@@ -73,8 +80,23 @@ class VirtualKernel:
                 continue
             block = tuple(evaluate(e, sizes) for e in launch.block)
             smem = evaluate(launch.smem, sizes)
-            passed = [values[a.name] for a in launch.args]
+            passed = [
+                _tensor_map(a.tensor_map, values) if a.tensor_map else values[a.name]
+                for a in launch.args
+            ]
             self.module.launch(launch.kernel, grid, block, smem, passed)
+
+
+def _tensor_map(declared: TensorMap, values: Mapping[str, Any]) -> virtual.TensorMap:
+    sizes = {k: v for k, v in values.items() if isinstance(v, int)}
+
+    def at_sizes(field: Any) -> Any:
+        if isinstance(field, tuple):
+            return tuple(evaluate(e, sizes) for e in field)
+        return evaluate(field, sizes)
+
+    fields = {name: at_sizes(field) for name, field in declared.fields.items()}
+    return virtual.TensorMap(values[declared.tensor], **fields)
 
 
 def _bind(

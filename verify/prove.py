@@ -145,6 +145,8 @@ def launches_of(
     writers: dict[str, int] = {}
     try:
         calls = lowered.launches
+        for launch in calls:
+            launch.require_plain()
     except ContractError as error:  # tensor maps, clusters, conditional launches
         calls = ()
         unmodelled.append(f"host: {error}")

@@ -19,6 +19,7 @@ from .device import (
     registered,
 )
 from .sanitizer import Place, RawFinding, Session
+from .tensor_map import TensorMap
 
 __all__ = [
     "CompileError",
@@ -26,6 +27,7 @@ __all__ = [
     "RawFinding",
     "Session",
     "Signature",
+    "TensorMap",
     "VirtualError",
     "VirtualModule",
     "VirtualOptions",

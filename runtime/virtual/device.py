@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from .compile import Signature, build, build_library, lines, signatures
+from .tensor_map import TensorMap
 
 
 class VirtualError(RuntimeError):
@@ -56,6 +57,7 @@ def library() -> ctypes.CDLL:
     handle.vgpu_driver.restype = ctypes.POINTER(_Driver)
     handle.vgpu_set_options.argtypes = [ctypes.c_int, ctypes.c_uint64, ctypes.c_int]
     handle.vgpu_register.argtypes = [pointer, size, ctypes.c_char_p]
+    handle.vgpu_tensor_map_error.restype = ctypes.c_char_p
     handle.vgpu_error_site.restype = ctypes.c_uint64
     handle.vgpu_sanitizer_new.argtypes = [size]
     handle.vgpu_sanitizer_new.restype = pointer
@@ -224,18 +226,19 @@ class VirtualModule:
         grid: Sequence[int],
         block: Sequence[int],
         smem: int,
-        args: Sequence[torch.Tensor | int | float],
+        args: Sequence[torch.Tensor | TensorMap | int | float],
         *,
         options: VirtualOptions | None = None,
     ) -> None:
         """Runs a kernel to its end.
 
         grid, block: 1 to 3 sizes, x first. smem: bytes of dynamic shared memory.
-        args: in the order of the C signature; a CPU tensor for a pointer, a number for a scalar.
+        args: in the order of the C signature; a CPU tensor for a pointer, a `TensorMap` for a
+            tensor map, a number for a scalar.
         options: of this launch; the current ones if None. (`checked` belongs to the module.)
 
         Raises VirtualError for whatever the kernel did wrong, TypeError for arguments that do not
-        fit the signature.
+        fit the signature, ValueError for a tensor map the driver would refuse.
         """
         signature = self.kernels[kernel]
         if len(args) != len(signature.parameters):
@@ -250,6 +253,11 @@ class VirtualModule:
                     raise TypeError(f"kernel {kernel}: {name} must be a CPU tensor, got {value!r}")
                 values.append(ctypes.c_void_p(value.data_ptr()))
                 tensors[name] = value
+            elif kind.endswith("CUtensorMap"):
+                if not isinstance(value, TensorMap):
+                    raise TypeError(f"kernel {kernel}: {name} must be a TensorMap, got {value!r}")
+                values.append(value.encode(library()))
+                tensors[name] = value.tensor
             else:
                 scalar = _SCALARS.get(kind.removeprefix("const "))
                 if scalar is None:

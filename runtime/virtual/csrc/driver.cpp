@@ -171,7 +171,8 @@ std::vector<Range> ranges_of(const Kernel& kernel, void** arguments) {
   std::vector<Range> found = ranges;
   for (uint32_t i = 0; i < kernel.parameter_count; ++i) {
     const Parameter& parameter = kernel.parameters[i];
-    if (!parameter.pointer || parameter.constant) continue;
+    if (!parameter.tensor_map && (!parameter.pointer || parameter.constant)) continue;
+    // A tensor map does not say whether it is for loads or stores; its first word is the address.
     const auto at = *static_cast<uintptr_t*>(arguments[i]);
     for (Range& range : found)
       if (at >= range.begin && at < range.end) {
@@ -203,7 +204,7 @@ int launch_kernel(void* function, tp_dim3 grid, tp_dim3 cluster, tp_dim3 block,
   const Parameter* parameters = entry.kernel->parameters;
   const bool takes_pointers =
       std::any_of(parameters, parameters + entry.kernel->parameter_count,
-                  [](const Parameter& parameter) { return parameter.pointer; });
+                  [](const Parameter& parameter) { return parameter.pointer || parameter.tensor_map; });
   if (entry.module->table->checked && takes_pointers && ranges.empty())
     return fail("kernel " + name +
                 " is a checked build: register the memory of its tensor arguments first");

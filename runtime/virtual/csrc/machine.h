@@ -1,12 +1,15 @@
 // The state of a launch and of the block an OS thread is running.
 #pragma once
 #include <atomic>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <random>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
+#include "bulk.h"
 #include "clock.h"
 #include "fiber.h"
 #include "vgpu/kernel_main.h"
@@ -93,8 +96,7 @@ struct MbarrierWait {
 struct AsyncItem {
   const char* what;
   uint32_t stream;
-  void (*perform)(const void* record);
-  std::vector<char> record;
+  std::function<void()> perform;
   Thread* issuer;
   Strand strand;  // of the race checker
   uint32_t site;
@@ -148,6 +150,10 @@ struct Block {
   std::vector<AsyncItem> in_flight;  // oldest first
   Race* race = nullptr;  // of a sanitize session
   Region* shared_shadow = nullptr;
+  std::unordered_map<uint32_t, StoreQueue> stores;  // by thread
+  uint32_t registers[kMaxThreads / kWarp];  // per thread, by warp
+  uint32_t free_registers = 0;
+  std::vector<Thread*> register_waits;
 
   ~Block();
   void run(uint64_t number);
@@ -163,6 +169,10 @@ struct Block {
   void settle_barrier(Barrier& barrier);
   void finish_copies(CopyQueue& queue, uint32_t count);
   bool wake_polls();     // false if there are none
+  // `frame` is that of the library's entry.
+  void start_async(const char* what, uint32_t stream, std::function<void()> perform,
+                   const void* frame);
+  void end_stores(Thread& thread);  // as the thread exits
   void perform_async();  // one piece of the work in flight
   void perform_async(AsyncItem& item);
 
@@ -170,6 +180,7 @@ struct Block {
   void prepare(uint64_t number);
   void allocate_stacks(uint32_t count);
   void prepare_shared();
+  void share_out_registers();
   void switch_to(Thread& from, Thread* next);
   Thread* pick(const Thread& from, bool may_stay = true);
   std::string describe_deadlock() const;
@@ -190,6 +201,11 @@ uint32_t site_of(const Block& block, const void* frame, uintptr_t pc = 0);
 [[noreturn]] void fail_at(uint32_t site, const std::string& words);
 
 extern thread_local Sanitizer* active_sanitizer;
+
+// Fails unless all bytes lie in one argument, respectively in the block's shared memory.
+void check_bulk(const void* address, uint32_t bytes, bool shared, bool write, const void* frame);
+// Tells the race checker that the acting strand touches them.
+void trace_bulk(const void* address, uint32_t bytes, bool shared, bool write);
 
 // Reports an access that faulted, relative to the nearest argument.
 [[noreturn]] void fail_unmapped(const Launch& launch, uintptr_t at, uint32_t site);

@@ -102,6 +102,36 @@ void perform(const Copy& copy) {
 
 }  // namespace
 
+void check_bulk(const void* address, uint32_t bytes, bool shared, bool write, const void* frame) {
+  const Access a{*current->block, reinterpret_cast<uintptr_t>(address), bytes, use_of(write), frame};
+  if (!shared) {
+    if (!a.block.launch->ranges.empty()) check_range(a);
+  } else if (!check_segment(a)) {
+    a.fail("out of bounds: bulk copy to or from what is not shared memory");
+  }
+}
+
+void trace_bulk(const void* address, uint32_t bytes, bool shared, bool write) {
+  Block& block = *current->block;
+  const Access a{block, reinterpret_cast<uintptr_t>(address), bytes, use_of(write), nullptr};
+  Region* region = shared ? block.shared_shadow : check_range(a).shadow;
+  if (region) block.race->access(*region, a.at, bytes, a.use, block.race->acting_site());
+}
+
+void Block::start_async(const char* what, uint32_t stream, std::function<void()> perform,
+                        const void* frame) {
+  AsyncItem item{what, stream, std::move(perform), current, {}, 0};
+  if (race) {
+    item.strand = race->issue(race->async_engine());
+    item.site = site_of(*this, frame);
+  }
+  if (launch->options.late) {
+    in_flight.push_back(std::move(item));
+  } else {
+    perform_async(item);
+  }
+}
+
 void fail_unmapped(const Launch& launch, uintptr_t at, uint32_t site) {
   fail_at(site, out_of_bounds(launch, at, "access to unmapped memory"));
 }
@@ -212,24 +242,6 @@ void vgpu_copy(void* target, const void* source, uint32_t bytes, uint32_t valid)
   ++queue.issued;
 }
 
-// Closes the open group of a queue that holds `total` entries.
-template <class Queue>
-static void commit(Queue& queue, size_t total) {
-  queue.groups.push_back(static_cast<uint32_t>(total) - queue.committed);
-  queue.committed = static_cast<uint32_t>(total);
-}
-
-// Forgets all but the newest `pending` groups; returns how many entries they had.
-template <class Queue>
-static uint32_t retire(Queue& queue, size_t pending) {
-  uint32_t count = 0;
-  const size_t done = queue.groups.size() > pending ? queue.groups.size() - pending : 0;
-  for (size_t g = 0; g < done; ++g) count += queue.groups[g];
-  queue.groups.erase(queue.groups.begin(), queue.groups.begin() + static_cast<ptrdiff_t>(done));
-  queue.committed -= count;
-  return count;
-}
-
 void vgpu_copy_commit() {
   CopyQueue& queue = current->block->copies[current->index];
   commit(queue, queue.copies.size());
@@ -300,16 +312,9 @@ void vgpu_defer_wait(int pending) {
 
 void vgpu_async(const char* what, uint32_t stream, void (*perform)(const void* record),
                 const void* record, size_t bytes) {
-  Block& block = *current->block;
   const char* begin = static_cast<const char*>(record);
-  AsyncItem item{what, stream, perform, {begin, begin + bytes}, current, {}, 0};
-  if (block.race) {
-    item.strand = block.race->issue(block.race->async_engine());
-    item.site = site_of(block, __builtin_frame_address(0));
-  }
-  if (block.launch->options.late) {
-    block.in_flight.push_back(std::move(item));
-  } else {
-    block.perform_async(item);
-  }
+  current->block->start_async(
+      what, stream,
+      [perform, copy = std::vector<char>(begin, begin + bytes)] { perform(copy.data()); },
+      __builtin_frame_address(0));
 }

@@ -85,6 +85,9 @@ void Block::prepare(uint64_t number) {
   ready_warps = round = idle_rounds = 0;
   mbarrier_waits.clear();
   in_flight.clear();
+  stores.clear();
+  register_waits.clear();
+  share_out_registers();
   last_range = 0;
   votes = voters = 0;
   const uint64_t seed = launch->options.seed;
@@ -166,7 +169,8 @@ void Block::perform_async() {
   // Which comes first is open, but for work of one stream.
   size_t index = schedule == Schedule::kRunAhead ? 0 : random() % in_flight.size();
   for (size_t i = 0; i < index; ++i)
-    if (in_flight[i].stream == in_flight[index].stream) index = i;
+    if (in_flight[i].stream == in_flight[index].stream && in_flight[i].stream != kUnordered)
+      index = i;
   AsyncItem item = std::move(in_flight[index]);
   in_flight.erase(in_flight.begin() + static_cast<ptrdiff_t>(index));
   perform_async(item);
@@ -176,7 +180,7 @@ void Block::perform_async(AsyncItem& item) {
   const Race::Acting as(race, &item.strand, item.site, true);
   Thread* const running = current;
   current = item.issuer;  // whom errors are about
-  item.perform(item.record.data());
+  item.perform();
   current = running;
 }
 
@@ -231,6 +235,7 @@ void Block::yield(Thread& thread) { switch_to(thread, pick(thread, false)); }
 void Block::exit(Thread& thread) {
   CopyQueue& queue = copies[thread.index];
   finish_copies(queue, static_cast<uint32_t>(queue.copies.size()));
+  if (!stores.empty()) end_stores(thread);
   if (race) race->exit();
   Warp& warp = *thread.warp;
   warp.live &= ~(1u << thread.lane);

@@ -12,6 +12,7 @@ constexpr uint32_t kModuleAbi = 2;
 constexpr uint32_t kSharedCapacity = 232448;  // 227 KiB, the most any block may have (sm_90, sm_100)
 
 struct Parameter {
+  bool tensor_map;
   bool pointer, constant;  // constant: a pointer to const
   uint32_t bytes;          // of the parameter; of the pointee when it is a pointer
 };
@@ -55,10 +56,10 @@ template <class T>
 constexpr Parameter describe() {
   if constexpr (std::is_pointer_v<T>) {
     using Pointee = std::remove_pointer_t<T>;
-    if constexpr (std::is_void_v<Pointee>) return {true, std::is_const_v<Pointee>, 1};
-    else return {true, std::is_const_v<Pointee>, sizeof(Pointee)};
+    if constexpr (std::is_void_v<Pointee>) return {false, true, std::is_const_v<Pointee>, 1};
+    else return {false, true, std::is_const_v<Pointee>, sizeof(Pointee)};
   } else {
-    return {false, false, sizeof(T)};
+    return {std::is_same_v<T, CUtensorMap>, false, false, sizeof(T)};
   }
 }
 

@@ -8,6 +8,7 @@ namespace vgpu {
 constexpr int kWarp = 32;
 constexpr int kMaxThreads = 1024;
 constexpr int kBarriers = 16;
+constexpr uint32_t kUnordered = 0xffffffffu;  // a stream without order
 constexpr uint32_t kFullMask = 0xffffffffu;
 
 struct Block;
@@ -101,8 +102,8 @@ VGPU_API void vgpu_defer_commit();
 VGPU_API void vgpu_defer_wait(int pending);
 
 // Asynchronous work that nobody waits for by number but that signals an mbarrier: performed at once
-// or, in late mode, when no thread of the block can run. Work of one `stream` (0 to 1023 are for
-// the threads' own) is performed in order, other work in any. `record` is copied; `what` names it.
+// or, in late mode, when no thread of the block can run. Work of one `stream` (0 to 1023 are the
+// threads' own) is performed in order, other work in any. `record` is copied; `what` names it.
 VGPU_API void vgpu_async(const char* what, uint32_t stream, void (*perform)(const void* record),
                          const void* record, size_t bytes);
 

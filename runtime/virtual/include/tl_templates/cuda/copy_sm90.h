@@ -1,2 +1,3 @@
 #pragma once
 #include "vgpu/async.h"
+#include "vgpu/tma.h"

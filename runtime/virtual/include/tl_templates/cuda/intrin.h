@@ -1,2 +1,4 @@
 #pragma once
-#include "vgpu/wgmma.h"
+#include "vgpu/barrier.h"
+#include "vgpu/registers.h"
+#include "vgpu/warp.h"
