@@ -84,7 +84,15 @@ class VirtualKernel:
                 _tensor_map(a.tensor_map, values) if a.tensor_map else values[a.name]
                 for a in launch.args
             ]
-            self.module.launch(launch.kernel, grid, block, smem, passed)
+            self.module.launch(
+                launch.kernel,
+                grid,
+                block,
+                smem,
+                passed,
+                cluster=tuple(evaluate(e, sizes) for e in launch.cluster),
+                cooperative=launch.cooperative,
+            )
 
 
 def _tensor_map(declared: TensorMap, values: Mapping[str, Any]) -> virtual.TensorMap:

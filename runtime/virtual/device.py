@@ -228,6 +228,8 @@ class VirtualModule:
         smem: int,
         args: Sequence[torch.Tensor | TensorMap | int | float],
         *,
+        cluster: Sequence[int] = (),
+        cooperative: bool = False,
         options: VirtualOptions | None = None,
     ) -> None:
         """Runs a kernel to its end.
@@ -235,6 +237,7 @@ class VirtualModule:
         grid, block: 1 to 3 sizes, x first. smem: bytes of dynamic shared memory.
         args: in the order of the C signature; a CPU tensor for a pointer, a `TensorMap` for a
             tensor map, a number for a scalar.
+        cluster: sizes of a cluster of blocks. cooperative: all blocks run at once.
         options: of this launch; the current ones if None. (`checked` belongs to the module.)
 
         Raises VirtualError for whatever the kernel did wrong, TypeError for arguments that do not
@@ -271,9 +274,11 @@ class VirtualModule:
             self._table.function_get(self._module, kernel.encode(), smem, ctypes.byref(function))
         )
         _apply(options or _options.get())
+        if cooperative:
+            library().vgpu_set_cooperative()
         with registered(tensors):
             code = self._table.launch(
-                function, _three(grid), _three(()), _three(block), smem, None, pointers
+                function, _three(grid), _three(cluster), _three(block), smem, None, pointers
             )
         if code:
             words = self._table.error(code).decode()

@@ -2,7 +2,10 @@
 #include <dlfcn.h>
 #include <link.h>
 
+#include <pthread.h>
+
 #include <algorithm>
+#include <deque>
 #include <memory>
 #include <thread>
 
@@ -12,6 +15,9 @@
 namespace vgpu {
 
 namespace {
+
+constexpr uint32_t kMaxCluster = 8;        // portable
+constexpr uint64_t kMaxCooperative = 1024;
 
 thread_local std::string last_error;
 thread_local Options options;
@@ -95,7 +101,33 @@ BlockPool& pool() {
   return *instance;
 }
 
-void run_blocks(Launch& launch) {
+// The number in the grid of a gang's member.
+uint64_t block_number(const Launch& launch, uint64_t gang, uint32_t member) {
+  const dim3 &grid = launch.grid, &shape = launch.cluster;
+  const uint32_t size = shape.x * shape.y * shape.z;
+  const uint64_t cluster = (gang * launch.gang + member) / size;
+  const uint32_t rank = member % size;
+  const uint64_t columns = grid.x / shape.x, rows = grid.y / shape.y;
+  const uint64_t x = cluster % columns * shape.x + rank % shape.x;
+  const uint64_t y = cluster / columns % rows * shape.y + rank / shape.x % shape.y;
+  const uint64_t z = cluster / columns / rows * shape.z + rank / shape.x / shape.y;
+  return x + grid.x * (y + grid.y * z);
+}
+
+// OS threads that run gangs together, one block each.
+struct Team {
+  Gang gang;
+  pthread_barrier_t meeting;
+  uint64_t turn = 0;
+
+  Team(uint32_t size, uint32_t cluster) : gang(size, cluster) {
+    pthread_barrier_init(&meeting, nullptr, size);
+  }
+  ~Team() { pthread_barrier_destroy(&meeting); }
+};
+
+// As member `member` of a team, or alone if there is none.
+void run_blocks(Launch& launch, Team* team, uint32_t member) {
   const FaultStack fault_stack;
   auto block = pool().take();
   block->launch = &launch;
@@ -112,10 +144,18 @@ void run_blocks(Launch& launch) {
     block->shared_shadow = sanitizer->shared.get();
   }
   block->race = race.get();
-  while (!launch.failed) {
-    const uint64_t turn = launch.next++;
-    if (turn >= launch.blocks) break;
-    block->run(launch.order.empty() ? turn : launch.order[turn]);
+  for (;;) {
+    uint64_t turn = 0;
+    if (member == 0) turn = launch.failed ? launch.gangs : launch.next++;
+    if (team) {
+      if (member == 0) team->turn = turn;
+      pthread_barrier_wait(&team->meeting);
+      turn = team->turn;
+      pthread_barrier_wait(&team->meeting);
+    }
+    if (turn >= launch.gangs) break;
+    const uint64_t gang = launch.order.empty() ? turn : launch.order[turn];
+    block->run(block_number(launch, gang, member), team ? &team->gang : nullptr, member);
   }
   pool().give(std::move(block));
 }
@@ -196,8 +236,20 @@ int launch_kernel(void* function, tp_dim3 grid, tp_dim3 cluster, tp_dim3 block,
                 "above 2147483647 or y or z above 65535, got block z " + std::to_string(block.z) +
                 " and grid " + std::to_string(grid.x) + ", " + std::to_string(grid.y) + ", " +
                 std::to_string(grid.z));
-  if (uint64_t(cluster.x) * cluster.y * cluster.z > 1)
-    return fail("kernel " + name + ": the virtual GPU does not model clusters yet");
+  const uint64_t cluster_size = uint64_t(cluster.x) * cluster.y * cluster.z;
+  if (cluster_size < 1 || cluster_size > kMaxCluster)
+    return fail("kernel " + name + ": a cluster has 1 to " + std::to_string(kMaxCluster) +
+                " blocks (more is not portable), got " + std::to_string(cluster_size));
+  if (grid.x % cluster.x || grid.y % cluster.y || grid.z % cluster.z)
+    return fail("kernel " + name + ": the grid is not made of whole clusters");
+  const uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z;
+  if (options.cooperative && blocks > kMaxCooperative)
+    return fail("kernel " + name + ": at most " + std::to_string(kMaxCooperative) +
+                " blocks run at once in a cooperative grid, got " + std::to_string(blocks));
+  const uint64_t gang = options.cooperative ? blocks : cluster_size;
+  if (gang > 1 && active_sanitizer)
+    return fail("kernel " + name + ": the race checker does not model clusters and cooperative "
+                "grids");
   if (dynamic_smem > kSharedCapacity)
     return fail("kernel " + name + ": dynamic shared memory is at most " +
                 std::to_string(kSharedCapacity) + " bytes, got " + std::to_string(dynamic_smem));
@@ -218,10 +270,12 @@ int launch_kernel(void* function, tp_dim3 grid, tp_dim3 cluster, tp_dim3 block,
   launch.arguments = arguments;
   launch.options = options;
   launch.ranges = ranges_of(*entry.kernel, arguments);
-  launch.blocks = uint64_t(grid.x) * grid.y * grid.z;
+  launch.cluster = {cluster.x, cluster.y, cluster.z};
+  launch.gang = static_cast<uint32_t>(gang);
+  launch.gangs = gang ? blocks / gang : 0;
   if (launch.options.seed) {
-    launch.order.resize(launch.blocks);
-    for (uint64_t i = 0; i < launch.blocks; ++i) launch.order[i] = static_cast<uint32_t>(i);
+    launch.order.resize(launch.gangs);
+    for (uint64_t i = 0; i < launch.gangs; ++i) launch.order[i] = static_cast<uint32_t>(i);
     std::shuffle(launch.order.begin(), launch.order.end(),
                  std::mt19937_64(launch.options.seed));
   }
@@ -233,12 +287,20 @@ int launch_kernel(void* function, tp_dim3 grid, tp_dim3 cluster, tp_dim3 block,
   }
   const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   const uint64_t wanted = launch.options.threads > 0 ? launch.options.threads : cores;
-  const uint64_t helpers = std::min(wanted, launch.blocks);
+  const uint64_t count = std::min(wanted, launch.gangs);
   const FaultGuard guard;
-  std::vector<std::thread> team;
-  for (uint64_t i = 1; i < helpers; ++i) team.emplace_back([&launch] { run_blocks(launch); });
-  run_blocks(launch);
-  for (std::thread& helper : team) helper.join();
+  std::deque<Team> teams;
+  std::vector<std::thread> helpers;
+  for (uint64_t i = 0; i < count; ++i) {
+    Team* team = nullptr;
+    if (launch.gang > 1)
+      team = &teams.emplace_back(launch.gang, static_cast<uint32_t>(cluster_size));
+    for (uint32_t member = 0; member < launch.gang; ++member)
+      if (i || member)
+        helpers.emplace_back([&launch, team, member] { run_blocks(launch, team, member); });
+  }
+  if (count) run_blocks(launch, teams.empty() ? nullptr : &teams[0], 0);
+  for (std::thread& helper : helpers) helper.join();
   flush_prints(launch);
   return launch.failed ? fail(launch.error, launch.error_site) : 0;
 }
@@ -260,8 +322,11 @@ VGPU_API const tp_driver* vgpu_driver() { return &vgpu::table; }
 
 // Options and argument ranges hold for launches from the calling OS thread, until changed.
 VGPU_API void vgpu_set_options(int late, uint64_t seed, int threads) {
-  vgpu::options = {late != 0, seed, threads};
+  vgpu::options = {late != 0, seed, threads, false};
 }
+
+// Until options are set again.
+VGPU_API void vgpu_set_cooperative() { vgpu::options.cooperative = true; }
 
 VGPU_API void vgpu_clear_ranges() { vgpu::ranges.clear(); }
 

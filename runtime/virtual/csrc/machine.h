@@ -1,6 +1,8 @@
 // The state of a launch and of the block an OS thread is running.
 #pragma once
 #include <atomic>
+#include <condition_variable>
+#include <deque>
 #include <functional>
 #include <map>
 #include <mutex>
@@ -12,6 +14,7 @@
 #include "bulk.h"
 #include "clock.h"
 #include "fiber.h"
+#include "gang.h"
 #include "vgpu/kernel_main.h"
 
 namespace vgpu {
@@ -24,6 +27,7 @@ struct Options {
   bool late = true;    // cp.async is performed when waited for, not when issued
   uint64_t seed = 0;   // schedule; 0 is the plain one
   int threads = 0;     // OS threads; 0 means one per core
+  bool cooperative = false;  // all blocks of the grid run at once
 };
 
 // One tensor argument: the bytes a kernel may touch.
@@ -43,13 +47,14 @@ struct LoadedModule {
 struct Launch {
   const LoadedModule* module;
   const Kernel* kernel;
-  dim3 grid, block;
+  dim3 grid, block, cluster;
+  uint32_t gang;  // blocks that run at once
   uint32_t dynamic_shared;
   void** arguments;
   Options options;
   std::vector<Range> ranges;    // sorted, disjoint
-  std::vector<uint32_t> order;  // of blocks; empty: ascending
-  uint64_t blocks;
+  std::vector<uint32_t> order;  // of gangs; empty: ascending
+  uint64_t gangs;
   std::atomic<uint64_t> next{0};
   std::atomic<bool> failed{false};
   std::mutex mutex;
@@ -128,6 +133,9 @@ enum class Schedule {
 struct Block {
   Launch* launch = nullptr;
   dim3 id;
+  Gang* gang = nullptr;  // null: runs alone
+  uint32_t rank = 0;     // in the gang
+  WideBarrier alone;     // its barrier of cluster or grid without a gang
   uint32_t thread_count = 0, warp_count = 0, live = 0;
   uint32_t ready_warps = 0, round = 0;  // round: warps whose turn is still to come
   uint32_t idle_rounds = 0;  // times all slept and polls gave up since a phase last ended
@@ -156,7 +164,12 @@ struct Block {
   std::vector<Thread*> register_waits;
 
   ~Block();
-  void run(uint64_t number);
+  // `member`: of the gang, if it is not null.
+  void run(uint64_t number, Gang* in = nullptr, uint32_t member = 0);
+  uint32_t cluster_size() const;
+  Block& peer(uint32_t cluster_rank);           // fails unless it runs
+  Block* owner_of(const void* shared_pointer);  // in the cluster; null if none
+  std::string describe_deadlock() const;
 
   void wake(Warp& warp, uint32_t lanes) {
     warp.ready |= lanes;
@@ -179,17 +192,21 @@ struct Block {
  private:
   void prepare(uint64_t number);
   void allocate_stacks(uint32_t count);
+  void finish();  // when no thread of it will run again
   void prepare_shared();
   void share_out_registers();
   void switch_to(Thread& from, Thread* next);
   Thread* pick(const Thread& from, bool may_stay = true);
-  std::string describe_deadlock() const;
   std::string describe(const MbarrierWait& wait) const;
 };
 
 // Read at every helper call: a fixed place in the thread's static block, not a lookup.
 #define VGPU_FAST_TLS __attribute__((tls_model("initial-exec")))
 extern VGPU_FAST_TLS thread_local Thread* current;  // the running CUDA thread, null outside kernels
+
+// How often in a row all polls of a block may fail, with nobody else able to run, before they count
+// as a deadlock.
+constexpr uint32_t kMaxIdleRounds = 20000;
 
 // Records an error of the launch, unless one is recorded, and a finding of the sanitize session.
 // `thread` is null for a deadlock, which is the block's.

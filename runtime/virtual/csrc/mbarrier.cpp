@@ -37,6 +37,12 @@ State read(const Block& block, const uint64_t* barrier) {
   return state;
 }
 
+// The block whose shared memory holds the barrier: the caller's or, in a cluster, another's.
+Block& owner_of(const uint64_t* barrier) {
+  Block* owner = current->block->owner_of(barrier);
+  return owner ? *owner : *current->block;  // reading it fails
+}
+
 // Stores the state; if that ends the phase, starts the next and wakes who waited for it.
 void settle(Block& block, uint64_t* barrier, State state) {
   if (state.pending || state.bytes) {
@@ -86,6 +92,8 @@ void arrive(Block& block, uint64_t* barrier, uint32_t bytes) {
 bool wait(uint64_t* barrier, uint32_t parity, bool may_give_up) {
   Thread& me = *current;
   Block& block = *me.block;
+  if (&owner_of(barrier) != &block)
+    vgpu_fail("waits for an mbarrier of another block: only its own block may");
   if (parity > 1)
     vgpu_fail("%s: a phase parity is 0 or 1, got %u", name_of(block, barrier).c_str(), parity);
   me.released = read(block, barrier).parity != parity;
@@ -154,18 +162,18 @@ void vgpu_mbarrier_init(uint64_t* barrier, uint32_t count) {
 }
 
 void vgpu_mbarrier_expect_tx(uint64_t* barrier, uint32_t bytes) {
-  Block& block = *current->block;
+  Block& block = owner_of(barrier);
   State state = read(block, barrier);
   add_bytes(block, barrier, state, bytes);
   memcpy(barrier, &state, 8);
 }
 
 void vgpu_mbarrier_arrive(uint64_t* barrier, uint32_t bytes) {
-  arrive(*current->block, barrier, bytes);
+  arrive(owner_of(barrier), barrier, bytes);
 }
 
 void vgpu_mbarrier_complete_tx(uint64_t* barrier, uint32_t bytes) {
-  Block& block = *current->block;
+  Block& block = owner_of(barrier);
   State state = read(block, barrier);
   add_bytes(block, barrier, state, -int64_t(bytes));
   if (block.race) block.race->arrive_at(barrier);

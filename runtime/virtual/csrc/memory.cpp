@@ -70,12 +70,13 @@ const Range& check_range(const Access& a) {
   return range;
 }
 
-// True if the address is in the module's shared memory; fails if it is in an unused part of it.
+// True if the address is in the module's shared memory, of this block or another of its cluster;
+// fails if it is in an unused part of it.
 bool check_segment(const Access& a) {
-  const Block& block = a.block;
-  const auto begin = reinterpret_cast<uintptr_t>(block.segment_begin);
+  Block* const owner = a.block.owner_of(reinterpret_cast<const void*>(a.at));
+  if (!owner) return false;
+  const Block& block = *owner;
   const auto end = reinterpret_cast<uintptr_t>(block.segment_end);
-  if (a.at < begin || a.at >= end) return false;
   const auto shared = reinterpret_cast<uintptr_t>(block.shared);
   const uint32_t size = block.launch->dynamic_shared;
   if (shared && a.at >= shared && a.at < shared + kSharedCapacity && a.at + a.bytes > shared + size)

@@ -1,9 +1,8 @@
 // The register file of a block.
-#include "vgpu/registers.h"
-
 #include <algorithm>
 
 #include "machine.h"
+#include "vgpu/registers.h"
 
 namespace vgpu {
 

@@ -45,10 +45,6 @@ namespace {
 constexpr size_t kStackBytes = 128 << 10;
 const size_t kGuardBytes = static_cast<size_t>(sysconf(_SC_PAGESIZE));
 
-// How often in a row all polls of a block may fail, with nobody else able to run, before they count
-// as a deadlock.
-constexpr uint32_t kMaxIdleRounds = 20000;
-
 void fiber_main() {
   Thread& me = *current;
   Launch& launch = *me.block->launch;
@@ -145,16 +141,26 @@ void Block::prepare_shared() {
   memset(rest, 0xff, static_cast<size_t>(segment_end - rest));
 }
 
-void Block::run(uint64_t number) {
+void Block::run(uint64_t number, Gang* in, uint32_t member) {
   prepare(number);
+  gang = nullptr;
+  rank = 0;
+  if (!in) alone.reset({this});
+  if (in && !in->enter(*this, member)) return in->leave(*this);
   do {
     Thread* first = pick(threads[thread_count - 1], false);
     current = first;
     vgpu_switch(&scheduler, first->stack_pointer);
     current = nullptr;
-  } while (!stopped && live && ++idle_rounds <= kMaxIdleRounds && wake_polls());
+  } while (!stopped && live &&
+           (gang ? gang->pass(*this) : ++idle_rounds <= kMaxIdleRounds && wake_polls()));
+  finish();
+  if (gang) gang->leave(*this);
+}
+
+void Block::finish() {
   if (race) race->settle();
-  if (stopped) return;
+  if (stopped || launch->failed) return;
   if (live) {
     record_error(*this, nullptr, describe_deadlock(), 0);
   } else if (!in_flight.empty()) {
@@ -238,8 +244,14 @@ void Block::exit(Thread& thread) {
   if (!stores.empty()) end_stores(thread);
   if (race) race->exit();
   Warp& warp = *thread.warp;
+  WideBarrier* const wide[] = {gang ? &gang->cluster_barrier(rank) : &alone,
+                               gang ? &gang->grid : nullptr};
+  for (WideBarrier* barrier : wide)
+    if (barrier) barrier->exit(thread);
   warp.live &= ~(1u << thread.lane);
   --live;
+  for (WideBarrier* barrier : wide)
+    if (barrier) barrier->settle();
   // Whoever waits for exited threads only waits no longer.
   for (uint32_t left = warp.active; left; left &= left - 1) {
     const Site& site = warp.site[__builtin_ctz(left)];

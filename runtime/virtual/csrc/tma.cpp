@@ -3,6 +3,7 @@
 
 #include "race.h"
 #include "tensor_map.h"
+#include "vgpu/cluster.h"
 #include "vgpu/numbers.h"
 
 namespace vgpu {
@@ -236,6 +237,17 @@ void start_load(Box box, uint64_t* barrier, const void* frame) {
   current->block->start_async("bulk load", kUnordered, perform, frame);
 }
 
+// The load of each block in the mask, as its own copy.
+void start_loads(const Box& box, uint64_t* barrier, uint16_t mask, const void* frame) {
+  if (mask == 0) vgpu_fail("multicast to no block of the cluster");
+  for (uint32_t rank = 0; rank < 16; ++rank) {
+    if (!(mask >> rank & 1)) continue;
+    Box theirs = box;
+    theirs.shared = static_cast<char*>(vgpu_map_rank(box.shared, rank));
+    start_load(std::move(theirs), static_cast<uint64_t*>(vgpu_map_rank(barrier, rank)), frame);
+  }
+}
+
 void start_store(Box box, Reduction reduction, const void* frame) {
   if (reduction == Reduction::kAdd && (box.type >= std::size(kAdders) || !kAdders[box.type]))
     vgpu_fail("bulk additions do not exist for tensor map data type %u", box.type);
@@ -299,6 +311,34 @@ void vgpu_bulk_load(void* shared, const void* global, uint32_t bytes, uint64_t* 
 void vgpu_bulk_store(void* global, const void* shared, uint32_t bytes, Reduction reduction) {
   const void* frame = __builtin_frame_address(0);
   start_store(plain_box(const_cast<void*>(shared), global, bytes, true, frame), reduction, frame);
+}
+
+void vgpu_tma_load_multicast(const CUtensorMap* map, void* shared, uint64_t* barrier,
+                             const TmaCoordinates* where, uint16_t mask) {
+  const void* frame = __builtin_frame_address(0);
+  start_loads(box_of(map, shared, *where, false, frame), barrier, mask, frame);
+}
+
+void vgpu_bulk_load_multicast(void* shared, const void* global, uint32_t bytes, uint64_t* barrier,
+                              uint16_t mask) {
+  const void* frame = __builtin_frame_address(0);
+  start_loads(plain_box(shared, const_cast<void*>(global), bytes, false, frame), barrier, mask,
+              frame);
+}
+
+void vgpu_bulk_send(void* target, const void* source, uint32_t bytes, uint64_t* barrier) {
+  const void* frame = __builtin_frame_address(0);
+  if (bytes == 0 || bytes % 16 || (reinterpret_cast<uintptr_t>(target) |
+                                   reinterpret_cast<uintptr_t>(source)) % 16)
+    vgpu_fail("a bulk copy needs a size and addresses that are multiples of 16, got %u bytes",
+              bytes);
+  check_bulk(source, bytes, true, false, frame);
+  check_bulk(target, bytes, true, true, frame);
+  const auto perform = [=] {
+    memcpy(target, source, bytes);
+    vgpu_mbarrier_complete_tx(barrier, bytes);
+  };
+  current->block->start_async("bulk copy to another block", kUnordered, perform, frame);
 }
 
 void vgpu_bulk_commit() {

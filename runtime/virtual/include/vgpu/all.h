@@ -5,6 +5,7 @@
 #include "vgpu/async.h"
 #include "vgpu/atomic.h"
 #include "vgpu/barrier.h"
+#include "vgpu/cluster.h"
 #include "vgpu/debug.h"
 #include "vgpu/fp4.h"
 #include "vgpu/fp8.h"

@@ -95,6 +95,8 @@ struct alignas(8) Barrier {
     return tl::mbarrier_test_wait(storage(), static_cast<int>(parity), predicate);
   }
   void arrive() const { tl::mbarrier_arrive(storage()); }
+  void arrive(uint32_t rank, uint32_t predicate = 1) const;  // of another block; vgpu/cluster.h
+  void arrive_and_expect_tx(uint32_t bytes, uint32_t rank, uint32_t predicate = 1) const;
   void expect_transaction(uint32_t bytes) const { tl::mbarrier_expect_tx(storage(), bytes); }
   void arrive_and_expect_tx(uint32_t bytes) const {
     tl::mbarrier_arrive_expect_tx(storage(), bytes);

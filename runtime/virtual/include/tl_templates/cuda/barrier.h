@@ -1,3 +1,3 @@
 #pragma once
 #include "vgpu/barrier.h"
-#include "vgpu/mbarrier.h"
+#include "vgpu/cluster.h"

@@ -1,3 +1,3 @@
 #pragma once
 #include "vgpu/async.h"
-#include "vgpu/tma.h"
+#include "vgpu/cluster.h"
