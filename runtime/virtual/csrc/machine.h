@@ -5,6 +5,7 @@
 #include <deque>
 #include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <random>
 #include <string>
@@ -15,6 +16,7 @@
 #include "clock.h"
 #include "fiber.h"
 #include "gang.h"
+#include "tensor.h"
 #include "vgpu/kernel_main.h"
 
 namespace vgpu {
@@ -162,6 +164,7 @@ struct Block {
   uint32_t registers[kMaxThreads / kWarp];  // per thread, by warp
   uint32_t free_registers = 0;
   std::vector<Thread*> register_waits;
+  std::unique_ptr<TensorMemory> tensor;  // null until a block allocates some
 
   ~Block();
   // `member`: of the gang, if it is not null.
@@ -223,6 +226,9 @@ extern thread_local Sanitizer* active_sanitizer;
 void check_bulk(const void* address, uint32_t bytes, bool shared, bool write, const void* frame);
 // Tells the race checker that the acting strand touches them.
 void trace_bulk(const void* address, uint32_t bytes, bool shared, bool write);
+
+// What a block that has ended left in tensor memory, empty if nothing.
+std::string tensor_leak(const Block& block);
 
 // Reports an access that faulted, relative to the nearest argument.
 [[noreturn]] void fail_unmapped(const Launch& launch, uintptr_t at, uint32_t site);

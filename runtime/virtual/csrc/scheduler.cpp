@@ -120,6 +120,7 @@ void Block::prepare(uint64_t number) {
     copies[i].committed = 0;
     copies[i].issued = 0;
   }
+  if (tensor) tensor->clear();
   prepare_shared();
   if (race) race->begin(number);
 }
@@ -168,6 +169,8 @@ void Block::finish() {
     const std::string what = item.what;
     record_error(*this, item.issuer, "the block ended with this thread's " + what +
                                          " still in flight", item.site);
+  } else if (const std::string leak = tensor_leak(*this); !leak.empty()) {
+    record_error(*this, nullptr, leak, 0);
   }
 }
 
@@ -324,7 +327,8 @@ void record_error(Block& block, const Thread* thread, const std::string& words, 
   // Errors that begin with their kind are of that kind.
   finding.kind = "invalid";
   finding.words = words;
-  for (const char* kind : {"out-of-bounds", "misaligned", "const-write", "deadlock", "endless"}) {
+  for (const char* kind : {"out-of-bounds", "misaligned", "const-write", "use-after-free",
+                           "leak", "deadlock", "endless"}) {
     std::string start = kind;
     std::replace(start.begin(), start.end(), '-', ' ');
     if (words.compare(0, start.size() + 2, start + ": ") != 0) continue;

@@ -19,6 +19,8 @@
 #include "vgpu/scan.h"
 #include "vgpu/shared.h"
 #include "vgpu/swizzle.h"
+#include "vgpu/tcgen05.h"
+#include "vgpu/tcgen05_data.h"
 #include "vgpu/tma.h"
 #include "vgpu/warp.h"
 #include "vgpu/wgmma.h"

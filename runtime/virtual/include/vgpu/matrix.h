@@ -105,6 +105,7 @@ VGPU_LEAF inline float widen(T v) {
   return float(v);
 }
 VGPU_LEAF inline float widen(Tf32 v) { return tf32_to_float(v.bits); }
+VGPU_LEAF inline int widen(int v) { return v; }
 VGPU_LEAF inline int widen(int8_t v) { return v; }
 VGPU_LEAF inline int widen(uint8_t v) { return v; }
 

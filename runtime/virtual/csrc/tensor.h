@@ -1,0 +1,45 @@
+// Tensor memory of one block and what is in flight on it.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "vgpu/operand.h"
+#include "vgpu/tensor_memory.h"
+
+namespace vgpu {
+
+struct Block;
+
+struct PendingAccess {
+  TensorAccess access;
+  uint32_t* target[kWarp];       // of loads
+  std::vector<uint32_t> values;  // of stores: those of lane 0, lane 1, ...
+};
+
+struct TensorMemory {
+  struct Allocation {
+    uint32_t first, columns;
+    const Warp* freed_by;  // null while it lives
+  };
+
+  uint32_t cells[kTensorLanes][kTensorColumns];
+  alignas(64) char scratch[48 << 10];  // operands of a multiply, decoded
+  std::vector<Allocation> allocations;  // freed ones until their columns are allocated again
+  std::vector<PendingAccess> accesses[kMaxThreads / kWarp];  // by warp, oldest first
+  uint32_t in_flight = 0;                                    // multiplies and copies
+
+  // Fails unless the columns lie in one allocation.
+  void require_columns(const char* op, uint32_t first, uint32_t count) const;
+  void clear();
+};
+
+// Layout of an operand from a tcgen05 shared memory descriptor; fails if a field is invalid.
+OperandLayout tensor_operand(uint64_t descriptor, const char* what);
+// Fails if the instruction descriptor asks for what the hardware or the virtual GPU lacks.
+void check_mma(const TensorMemory& memory, const TensorMma& mma);
+void perform_mma(TensorMemory& memory, const TensorMma& mma);
+
+inline uint32_t lane_of(uint32_t address) { return address >> 16; }
+inline uint32_t column_of(uint32_t address) { return address & 0xffff; }
+
+}  // namespace vgpu

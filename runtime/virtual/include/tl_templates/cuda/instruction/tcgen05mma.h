@@ -1,0 +1,2 @@
+#pragma once
+#include "vgpu/tcgen05.h"
