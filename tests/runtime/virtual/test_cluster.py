@@ -224,3 +224,18 @@ def test_generated_clusters_and_cooperative_grids():
     a, c = torch.arange(256.0), torch.zeros(256)
     tileproof.virtual.compile(whole, "sm_90a", checked=True)(a, c)
     assert torch.equal(c, 2 * torch.arange(256.0).flip(0))
+
+    @T.prim_func
+    def exchange(a: T.Tensor((256, 128), "float32"), c: T.Tensor((256, 128), "float32")):
+        with T.Kernel(4, threads=128, cluster_dims=(2, 1, 1)) as bx:
+            mine = T.alloc_shared((64, 128), "float32")
+            theirs = T.alloc_shared((64, 128), "float32")
+            T.copy(a[bx * 64, 0], mine)
+            T.cluster_sync()
+            T.copy_cluster(mine, theirs, dst_block=T.block_rank_in_cluster() ^ 1)
+            T.cluster_sync()
+            T.copy(theirs, c[bx * 64, 0])
+
+    a, c = torch.randn(256, 128), torch.zeros(256, 128)
+    tileproof.virtual.compile(exchange, "sm_90a", checked=True)(a, c)
+    assert torch.equal(c.view(2, 2, 64, 128), a.view(2, 2, 64, 128).flip(1))
