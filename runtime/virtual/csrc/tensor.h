@@ -26,7 +26,7 @@ struct TensorMemory {
   alignas(64) char scratch[48 << 10];  // operands of a multiply, decoded
   std::vector<Allocation> allocations;  // freed ones until their columns are allocated again
   std::vector<PendingAccess> accesses[kMaxThreads / kWarp];  // by warp, oldest first
-  uint32_t in_flight = 0;                                    // multiplies and copies
+  uint32_t in_flight[kMaxThreads / kWarp] = {};              // multiplies and copies of a warp
 
   // Fails unless the columns lie in one allocation.
   void require_columns(const char* op, uint32_t first, uint32_t count) const;

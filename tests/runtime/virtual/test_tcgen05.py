@@ -511,7 +511,7 @@ BROKEN = [
     ("ALLOC DESC(2, 2) MMA(128 >> 4 << 24 | 64 >> 3 << 17)", "base offset, got 2"),
     ("ALLOC a.bits = 0; MMA(128 >> 4 << 24 | 64 >> 3 << 17)", "bits 46-47"),
     ("ALLOC at = 8 << 16; MMA(64 >> 4 << 24 | 64 >> 3 << 17)", "lane 0 or 16, got lane 8"),
-    ("ALLOC MMA(128 >> 4 << 24 | 64 >> 3 << 17) FREE", "not known to be complete"),
+    ("ALLOC MMA(128 >> 4 << 24 | 64 >> 3 << 17) FREE", "warp 0 on tensor memory are not known"),
     ("ALLOC MMA(128 >> 4 << 24 | 64 >> 3 << 17)", "tcgen05.mma still in flight"),
     ("if (w == 0) tl::tmem_allocate<true>(base, 64);", "cta_group::2"),
 ]  # fmt: skip

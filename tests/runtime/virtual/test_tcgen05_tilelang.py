@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 
+from tileproof.codegen.virtual import compile
 from tileproof.runtime import virtual
 
 tilelang = pytest.importorskip("tilelang")
@@ -31,7 +32,17 @@ def lowered(program, configs=WITHOUT_TMA) -> str:
 
 
 @functools.cache
-def gemm(shape, tile, dtype, accumulator, trans_a=False, trans_b=True, threads=128, synced=False):
+def gemm(
+    shape,
+    tile,
+    dtype,
+    accumulator,
+    trans_a=False,
+    trans_b=True,
+    threads=128,
+    synced=False,
+    stages=0,
+):
     """`synced`: a barrier before the program ends, and with it its tensor memory."""
     (M, N, K), (BM, BN, BK) = shape, tile
 
@@ -47,7 +58,7 @@ def gemm(shape, tile, dtype, accumulator, trans_a=False, trans_b=True, threads=1
             acc = T.alloc_tmem([BM, BN], accumulator)
             done = T.alloc_barrier(1)
             out = T.alloc_fragment((BM, BN), accumulator)
-            for k in T.Pipelined(K // BK, num_stages=0):
+            for k in T.Pipelined(K // BK, num_stages=stages):
                 if trans_a:
                     T.copy(a[k * BK, by * BM], a_tile)
                 else:
@@ -56,7 +67,7 @@ def gemm(shape, tile, dtype, accumulator, trans_a=False, trans_b=True, threads=1
                     T.copy(b[bx * BN, k * BK], b_tile)
                 else:
                     T.copy(b[k * BK, bx * BN], b_tile)
-                T.tcgen05_gemm(
+                T.gemm(
                     a_tile,
                     b_tile,
                     acc,
@@ -65,7 +76,6 @@ def gemm(shape, tile, dtype, accumulator, trans_a=False, trans_b=True, threads=1
                     mbar=done,
                     clear_accum=k == 0,
                 )
-                T.mbarrier_wait_parity(done, k % 2)
             T.copy(acc, out)
             T.copy(out, c[by * BM, bx * BN])
             if synced:
@@ -142,7 +152,9 @@ def test_a_dropped_wait_shows_when_late():
     text = lowered(gemm(shape, tile, "float16", "float32", synced=True))
     broken, waits = re.subn(r"done\[0\]\.wait\(\w+\);", "", text)
     assert waits == 1
-    with pytest.raises(virtual.VirtualError, match=r"dealloc while operations .* not known"):
+    with pytest.raises(
+        virtual.VirtualError, match=r"dealloc while operations of warp 0 .* not known"
+    ):
         check_gemm(broken, shape, tile, "float16")
 
 
@@ -261,3 +273,15 @@ def test_block_scaled_gemm(N):
         c = torch.full((M, N), torch.nan)
         launch(text, [a, b, c, s.view(torch.int32)[:, 0], t.view(torch.int32)[:, 0]], **schedule)
         assert torch.equal(c.double(), scaled[0] @ scaled[1].T), schedule
+
+
+def test_default_lowering_with_tma_and_warp_specialisation():
+    program = gemm((256, 128, 256), (128, 128, 64), "bfloat16", "float32", stages=2)
+    run = compile(program, "sm_100a", checked=False)
+    torch.manual_seed(0)
+    a, b = torch.randint(-4, 5, (256, 256)).bfloat16(), torch.randint(-4, 5, (128, 256)).bfloat16()
+    for schedule in SCHEDULES:
+        c = torch.full((256, 128), torch.nan)
+        with virtual.options(**schedule):
+            run(a, b, c)
+        assert torch.equal(c, a.float() @ b.float().T), schedule
