@@ -1,4 +1,4 @@
-"""TileLang programs the virtual GPU is timed on. TileLang reads annotations, so they stay objects."""
+"""TileLang programs that the virtual GPU is timed on."""
 
 import math
 
@@ -10,7 +10,9 @@ def gemm(n, tile=128, step=32):
 
     @T.prim_func
     def gemm(
-        a: T.Tensor((n, n), "float16"), b: T.Tensor((n, n), "float16"), c: T.Tensor((n, n), "float16")
+        a: T.Tensor((n, n), "float16"),
+        b: T.Tensor((n, n), "float16"),
+        c: T.Tensor((n, n), "float16"),
     ):
         with T.Kernel(n // tile, n // tile, threads=128) as (bx, by):
             a_tile = T.alloc_shared((tile, step), "float16")

@@ -5,9 +5,9 @@ import os
 
 os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is declared
 
-import torch  # noqa: E402
-import triton  # noqa: E402
-import triton.language as tl  # noqa: E402
+import torch
+import triton
+import triton.language as tl
 
 
 @triton.jit
@@ -23,7 +23,9 @@ def _gemm(a, b, c, n: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr):
     tl.store(c + rows[:, None] * n + columns[None, :], acc.to(tl.float16))
 
 
-def gemm(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, tile: int = 128, step: int = 32) -> None:
+def gemm(
+    a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, tile: int = 128, step: int = 32
+) -> None:
     """C = A B, all n × n in fp16."""
     n = a.shape[0]
     _gemm[(n // tile, n // tile)](a, b, c, n, tile, step)

@@ -29,6 +29,7 @@ _FLAGS = [
     "-ffp-contract=off",
     "-fno-strict-aliasing",
     "-fwrapv",
+    "-mno-red-zone",
     "-fstack-clash-protection",
     "-fvisibility=hidden",
     "-fno-extern-tls-init",

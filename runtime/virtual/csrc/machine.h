@@ -14,9 +14,9 @@
 
 #include "bulk.h"
 #include "clock.h"
-#include "fiber.h"
 #include "gang.h"
 #include "tensor.h"
+#include "vgpu/fiber.h"
 #include "vgpu/kernel_main.h"
 
 namespace vgpu {
@@ -143,6 +143,7 @@ struct Block {
   uint32_t idle_rounds = 0;  // times all slept and polls gave up since a phase last ended
   Schedule schedule = Schedule::kRunAhead;
   bool lanes_descend = false;
+  bool lanes_ascend = true;  // always the next lane of the warp, as long as one is ready
   std::minstd_rand random;
   void* scheduler = nullptr;  // the OS thread's own stack, suspended
   bool stopped = false;       // an error ended this block
@@ -178,7 +179,9 @@ struct Block {
     warp.ready |= lanes;
     ready_warps |= 1u << warp.index;
   }
-  void sleep(Thread& thread, const char* reason);  // returns when woken
+  // `suspend` says whom to switch to now that `thread` waits; `sleep` switches and returns when woken.
+  Suspension suspend(Thread& thread, const char* reason);
+  void sleep(Thread& thread, const char* reason);
   void let_others_run(Thread& thread);
   void yield(Thread& thread);
   void exit(Thread& thread);  // does not return
@@ -198,7 +201,8 @@ struct Block {
   void finish();  // when no thread of it will run again
   void prepare_shared();
   void share_out_registers();
-  void switch_to(Thread& from, Thread* next);
+  Suspension leave_for(Thread& from, Thread* next);
+  Thread* next_lane(const Thread& from, const Warp& warp) const;
   Thread* pick(const Thread& from, bool may_stay = true);
   std::string describe(const MbarrierWait& wait) const;
 };

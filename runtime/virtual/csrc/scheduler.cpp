@@ -8,32 +8,6 @@
 
 #include "race.h"
 
-#if defined(__x86_64__) && !defined(VGPU_UCONTEXT)
-__asm__(R"(
-.text
-.globl vgpu_switch
-.hidden vgpu_switch
-.type vgpu_switch, @function
-vgpu_switch:
-  pushq %rbp
-  pushq %rbx
-  pushq %r12
-  pushq %r13
-  pushq %r14
-  pushq %r15
-  movq %rsp, (%rdi)
-  movq %rsi, %rsp
-  popq %r15
-  popq %r14
-  popq %r13
-  popq %r12
-  popq %rbx
-  popq %rbp
-  ret
-.size vgpu_switch, .-vgpu_switch
-)");
-#endif
-
 namespace vgpu {
 
 VGPU_FAST_TLS thread_local Thread* current = nullptr;
@@ -92,6 +66,7 @@ void Block::prepare(uint64_t number) {
                             : Schedule::kInterleave;
   random.seed(static_cast<unsigned>(seed * 2654435761u + number * 40503u + 1));
   lanes_descend = seed != 0 && random() & 256;
+  lanes_ascend = !lanes_descend && schedule != Schedule::kInterleave;
   std::fill(std::begin(barriers), std::end(barriers), Barrier{});
   allocate_stacks(thread_count);
   const size_t stride = kStackBytes + kGuardBytes;
@@ -151,7 +126,7 @@ void Block::run(uint64_t number, Gang* in, uint32_t member) {
   do {
     Thread* first = pick(threads[thread_count - 1], false);
     current = first;
-    vgpu_switch(&scheduler, first->stack_pointer);
+    vgpu_switch({&scheduler, &first->stack_pointer});
     current = nullptr;
   } while (!stopped && live &&
            (gang ? gang->pass(*this) : ++idle_rounds <= kMaxIdleRounds && wake_polls()));
@@ -193,6 +168,19 @@ void Block::perform_async(AsyncItem& item) {
   current = running;
 }
 
+// The ready lane of `warp` that follows the lane of `from` in the block's direction.
+inline Thread* Block::next_lane(const Thread& from, const Warp& warp) const {
+  uint32_t lane;
+  if (lanes_descend) {
+    const uint32_t below = warp.ready & ((1u << from.lane) - 1);
+    lane = 31u - static_cast<uint32_t>(__builtin_clz(below ? below : warp.ready));
+  } else {
+    const uint32_t above = warp.ready & (~1u << from.lane);
+    lane = static_cast<uint32_t>(__builtin_ctz(above ? above : warp.ready));
+  }
+  return warp.thread[lane];
+}
+
 // The next thread to run after `from`, null when none can.
 Thread* Block::pick(const Thread& from, bool may_stay) {
   while (!ready_warps && live && !in_flight.empty()) perform_async();
@@ -210,36 +198,33 @@ Thread* Block::pick(const Thread& from, bool may_stay) {
     index = static_cast<uint32_t>(__builtin_ctz(after ? after : choices));
     round &= ~(1u << index);
   }
-  const Warp& warp = warps[index];
-  uint32_t lane;
-  if (lanes_descend) {
-    const uint32_t below = warp.ready & ((1u << from.lane) - 1);
-    lane = 31u - static_cast<uint32_t>(__builtin_clz(below ? below : warp.ready));
-  } else {
-    const uint32_t above = from.lane == 31 ? 0 : warp.ready >> (from.lane + 1) << (from.lane + 1);
-    lane = static_cast<uint32_t>(__builtin_ctz(above ? above : warp.ready));
-  }
-  return warp.thread[lane];
+  return next_lane(from, warps[index]);
 }
 
-void Block::switch_to(Thread& from, Thread* next) {
-  if (next == &from) return;
+Suspension Block::leave_for(Thread& from, Thread* next) {
   current = next;
-  vgpu_switch(&from.stack_pointer, next ? next->stack_pointer : scheduler);
+  return {&from.stack_pointer, next ? &next->stack_pointer : &scheduler};
 }
 
-void Block::sleep(Thread& thread, const char* reason) {
+inline Suspension Block::suspend(Thread& thread, const char* reason) {
+  Warp& warp = *thread.warp;
+  const uint32_t bit = 1u << thread.lane;
   thread.waits_on = reason;
-  thread.warp->ready &= ~(1u << thread.lane);
-  if (!thread.warp->ready) ready_warps &= ~(1u << thread.warp->index);
-  switch_to(thread, pick(thread));
+  warp.ready &= ~bit;
+  // What `pick` would say in nearly all cases. The next thread's address is guessed, not looked up:
+  // the processor goes on with it before it knows the masks.
+  if ((warp.ready & bit << 1) && lanes_ascend) return leave_for(thread, &thread + 1);
+  if (!warp.ready) ready_warps &= ~(1u << warp.index);
+  return leave_for(thread, pick(thread));
 }
+
+void Block::sleep(Thread& thread, const char* reason) { vgpu_switch(suspend(thread, reason)); }
 
 void Block::let_others_run(Thread& thread) {
-  if (schedule == Schedule::kInterleave) switch_to(thread, pick(thread));
+  if (schedule == Schedule::kInterleave) vgpu_switch(leave_for(thread, pick(thread)));
 }
 
-void Block::yield(Thread& thread) { switch_to(thread, pick(thread, false)); }
+void Block::yield(Thread& thread) { vgpu_switch(leave_for(thread, pick(thread, false))); }
 
 void Block::exit(Thread& thread) {
   CopyQueue& queue = copies[thread.index];
@@ -348,7 +333,7 @@ void fail_at(uint32_t site, const std::string& words) {
   record_error(block, current, words, site);
   block.stopped = true;
   void* abandoned;
-  vgpu_switch(&abandoned, block.scheduler);
+  vgpu_switch({&abandoned, &block.scheduler});
   __builtin_unreachable();
 }
 
@@ -377,36 +362,39 @@ void vgpu_fail(const char* format, ...) {
   vgpu::fail_at(vgpu::site_of(*current->block, __builtin_frame_address(0)), words);
 }
 
-bool vgpu_arrive(Site** where, const char* op, uint32_t mask, void* operand) {
+// The site where lanes wait with this mask, or a new one.
+static Site* find_site(Warp& warp, const char* op, uint32_t mask) {
+  for (uint32_t left = warp.active; left; left &= left - 1) {
+    const int known = __builtin_ctz(left);
+    if (warp.site[known].mask == mask) return &warp.site[warp.latest = known];
+  }
+  const int free = __builtin_ctz(~warp.active);
+  warp.active |= 1u << free;
+  Site& site = warp.site[warp.latest = free];
+  site.mask = mask;
+  site.arrived = 0;
+  site.op = op;
+  return &site;
+}
+
+vgpu::Suspension vgpu_arrive(Site** where, const char* op, uint32_t mask, void* operand) {
   Thread& me = *current;
   Warp& warp = *me.warp;
   const uint32_t bit = 1u << me.lane;
   if (!(mask & bit)) vgpu_fail("%s: lane %u is not in its own mask 0x%08x", op, me.lane, mask);
   // Lanes with different masks may wait at once, even if the masks overlap: some lanes of the one
   // may have the other still ahead of them.
-  Site* site = nullptr;
-  for (uint32_t left = warp.active; left && !site; left &= left - 1) {
-    Site& candidate = warp.site[__builtin_ctz(left)];
-    if (candidate.mask == mask) site = &candidate;
-  }
-  if (!site) {
-    const int free = __builtin_ctz(~warp.active);
-    warp.active |= 1u << free;
-    site = &warp.site[free];
-    site->mask = mask;
-    site->arrived = 0;
-    site->op = op;
-  } else if (site->op != op && strcmp(site->op, op) != 0) {
+  Site* site = &warp.site[warp.latest];
+  if (!(warp.active >> warp.latest & 1) || site->mask != mask) site = find_site(warp, op, mask);
+  if (site->op != op && strcmp(site->op, op) != 0) {
     vgpu_fail("%s, while lanes 0x%08x of the same warp are in %s", op, site->arrived, site->op);
   }
   site->arrived |= bit;
   site->operand[me.lane] = operand;
   if (me.block->race) me.block->race->arrive(warp, *site);
   *where = site;
-  if (site->arrived == (mask & warp.live)) return true;
-  me.released = false;
-  me.block->sleep(me, op);
-  return !me.released;
+  if (site->arrived == (mask & warp.live)) return {};
+  return me.block->suspend(me, op);
 }
 
 void vgpu_release(Site* site) {
@@ -414,8 +402,7 @@ void vgpu_release(Site* site) {
   Warp& warp = *me.warp;
   const uint32_t lanes = site->arrived;
   if (me.block->race) me.block->race->leave(warp, *site);
-  for (uint32_t left = lanes; left; left &= left - 1)
-    warp.thread[__builtin_ctz(left)]->released = true;
+  ++site->epoch;
   warp.active &= ~(1u << (site - warp.site));
   me.block->wake(warp, lanes);
   me.block->let_others_run(me);

@@ -135,34 +135,63 @@ VGPU_LEAF inline Float8 widen8(const half* p) {
 }
 #endif
 
+// a * b + c rounded once. Products of two 8- or 16-bit floats are exact, so this is what separate
+// rounding gives too, except where the product alone is too small or too large for a float.
+VGPU_LEAF inline Float8 multiply_add(Float8 a, Float8 b, Float8 c) {
+#if defined(__FMA__) && !defined(__clang__)
+  return __builtin_ia32_vfmaddps256(a, b, c);
+#else
+  for (int i = 0; i < 8; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return c;
+#endif
+}
+VGPU_LEAF inline Int8 multiply_add(Int8 a, Int8 b, Int8 c) { return c + a * b; }
+
 // c += a * b, each element of c summed in ascending k.
-template <class A, class B, int K>
-VGPU_LEAF inline void multiply(const A (&a)[16][K], const B (&b)[K][8], Wide8<A> (&c)[16]) {
-  Wide8<A> columns[K];
-  for (int k = 0; k < K; ++k) columns[k] = widen8(b[k]);
-  constexpr int kRows = 4;  // sums that proceed side by side
+template <class T, class Vector, int K>
+VGPU_LEAF inline void multiply_wide(const T (&a)[16][K], const Vector (&b)[K], Vector (&c)[16]) {
+  constexpr int kRows = 8;  // sums that proceed side by side
   for (int m = 0; m < 16; m += kRows) {
-    Wide<A> rows[kRows][K];
-    for (int r = 0; r < kRows; ++r) {
-      if constexpr (K % 8 == 0) {
-        for (int k = 0; k < K; k += 8) {
-          const Wide8<A> part = widen8(&a[m + r][k]);
-          std::memcpy(&rows[r][k], &part, sizeof part);
-        }
-      } else {
-        for (int k = 0; k < K; ++k) rows[r][k] = widen(a[m + r][k]);
-      }
-    }
-    Wide8<A> sums[kRows];
+    Vector sums[kRows];
     VGPU_UNROLL
     for (int r = 0; r < kRows; ++r) sums[r] = c[m + r];
     for (int k = 0; k < K; ++k) {
       VGPU_UNROLL
-      for (int r = 0; r < kRows; ++r) sums[r] += rows[r][k] * columns[k];
+      for (int r = 0; r < kRows; ++r) sums[r] = multiply_add(a[m + r][k] - Vector{}, b[k], sums[r]);
     }
     VGPU_UNROLL
     for (int r = 0; r < kRows; ++r) c[m + r] = sums[r];
   }
+}
+template <class A, class B, int K>
+VGPU_LEAF inline void multiply(const A (&a)[16][K], const B (&b)[K][8], Wide8<A> (&c)[16]) {
+  Wide8<A> columns[K];
+  for (int k = 0; k < K; ++k) columns[k] = widen8(b[k]);
+  Wide<A> rows[16][K];
+  for (int m = 0; m < 16; ++m) {
+    if constexpr (K % 8 == 0) {
+      for (int k = 0; k < K; k += 8) {
+        const Wide8<A> part = widen8(&a[m][k]);
+        std::memcpy(&rows[m][k], &part, sizeof part);
+      }
+    } else {
+      for (int k = 0; k < K; ++k) rows[m][k] = widen(a[m][k]);
+    }
+  }
+  multiply_wide(rows, columns, c);
+}
+
+typedef uint32_t Words4 __attribute__((vector_size(16)));
+typedef uint64_t Pairs4 __attribute__((vector_size(32)));
+
+VGPU_LEAF inline void transpose(Words4 (&m)[4]) {
+  const Words4 low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, left = {0, 1, 4, 5}, right = {2, 3, 6, 7};
+  const Words4 a = __builtin_shuffle(m[0], m[1], low), b = __builtin_shuffle(m[2], m[3], low);
+  const Words4 c = __builtin_shuffle(m[0], m[1], high), d = __builtin_shuffle(m[2], m[3], high);
+  m[0] = __builtin_shuffle(a, b, left);
+  m[1] = __builtin_shuffle(a, b, right);
+  m[2] = __builtin_shuffle(c, d, left);
+  m[3] = __builtin_shuffle(c, d, right);
 }
 
 struct MmaOperand {
@@ -179,6 +208,7 @@ struct MmaWork {
 
   VGPU_LEAF static void run(const Site& site) {
     require_full_warp(site, "mma.sync");
+    if constexpr (sizeof(A) == 2 && K == 16 && std::is_same_v<C, float>) return run_half(site);
     alignas(64) A a[16][K];
     alignas(64) B b[K][8];
     Wide8<A> c[16];
@@ -202,6 +232,54 @@ struct MmaWork {
       VGPU_UNROLL
       for (int e = 0; e < 4; ++e) static_cast<C*>(me.c)[e] = C(c[g + 8 * (e / 2)][2 * t + e % 2]);
     }
+  }
+
+  // The instruction GEMM and attention live on: from registers to vectors without a detour through
+  // arrays of elements.
+  VGPU_LEAF static void run_half(const Site& site) {
+    alignas(32) float a[16][K];
+    Float8 b[K], c[16];
+    for (int g = 0; g < 8; ++g) {
+      Words4 word[4];  // the four registers of four lanes, then register by register
+      VGPU_UNROLL
+      for (int t = 0; t < 4; ++t) std::memcpy(&word[t], operand_of<MmaOperand>(site, 4 * g + t).a, 16);
+      transpose(word);
+      VGPU_UNROLL
+      for (int r = 0; r < 4; ++r) {
+        A row[8];
+        std::memcpy(static_cast<void*>(row), &word[r], 16);
+        const Float8 wide = widen8(row);
+        std::memcpy(&a[g + 8 * (r % 2)][8 * (r / 2)], &wide, sizeof wide);
+      }
+      Pairs4 pair[2];
+      VGPU_UNROLL
+      for (int i = 0; i < 8; ++i)
+        pair[i / 4][i % 4] = static_cast<const uint64_t*>(operand_of<MmaOperand>(site, 4 * g + i % 4).c)[i / 4];
+      c[g] = reinterpret_cast<Float8>(pair[0]);
+      c[g + 8] = reinterpret_cast<Float8>(pair[1]);
+    }
+    for (int t = 0; t < 4; ++t)
+      for (int r = 0; r < 2; ++r) {
+        Wider8 word;
+        VGPU_UNROLL
+        for (int g = 0; g < 8; ++g)
+          word[g] = static_cast<const uint32_t*>(operand_of<MmaOperand>(site, 4 * g + t).b)[r];
+        VGPU_UNROLL
+        for (int i = 0; i < 2; ++i) {
+          A column[8];
+          const Bits8 bits = __builtin_convertvector(word >> 16 * i & 0xffff, Bits8);
+          std::memcpy(static_cast<void*>(column), &bits, sizeof bits);
+          b[2 * (t + 4 * r) + i] = widen8(column);
+        }
+      }
+    multiply_wide(a, b, c);
+    for (int g = 0; g < 8; ++g)
+      for (int half = 0; half < 2; ++half) {
+        const Pairs4 pair = reinterpret_cast<Pairs4>(c[g + 8 * half]);
+        VGPU_UNROLL
+        for (int t = 0; t < 4; ++t)
+          static_cast<uint64_t*>(operand_of<MmaOperand>(site, 4 * g + t).c)[half] = pair[t];
+      }
   }
 };
 

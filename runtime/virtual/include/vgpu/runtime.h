@@ -1,6 +1,7 @@
 // What a kernel's shared object sees of the virtual GPU: the thread it runs as, rendezvous with
 // other threads, memory checks and errors. Implemented in libvgpu.
 #pragma once
+#include "vgpu/fiber.h"
 #include "vgpu/vectors.h"
 
 namespace vgpu {
@@ -18,11 +19,12 @@ struct Warp;
 // does the work of all.
 struct Site {
   uint32_t mask = 0, arrived = 0;
+  uint32_t epoch = 0;  // how often lanes have left it: who waits sees it change
   const char* op = nullptr;
   void* operand[kWarp];
 };
 
-struct Thread {
+struct alignas(64) Thread {  // one cache line: waiting and waking touch nothing else
   void* stack_pointer;  // of the suspended fiber
   Warp* warp;
   Block* block;
@@ -39,6 +41,7 @@ struct Warp {
   uint32_t index = 0;  // in the block
   Thread* thread[kWarp];
   uint32_t active = 0;  // sites where lanes wait
+  uint32_t latest = 0;  // the site that lanes came to last
   Site site[kWarp];     // a lane waits in one at a time, so 32 are enough
 };
 
@@ -55,9 +58,11 @@ VGPU_API __attribute__((const)) unsigned vgpu_grid_dim(int axis);
 // Stops the launch: words go to the host together with the kernel, block and thread.
 VGPU_API [[noreturn]] void vgpu_fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
-// The lane's arrival. True: the caller is last, does the work and calls vgpu_release. False: the
-// work was done by another lane meanwhile.
-VGPU_API bool vgpu_arrive(vgpu::Site** site, const char* op, uint32_t mask, void* operand);
+// The lane's arrival. Nothing to save: the caller is last, does the work and calls vgpu_release.
+// Otherwise it switches as told; another lane does the work meanwhile and the site's epoch changes.
+// If it does not change, the lanes it waited for have exited, and the caller is last after all.
+VGPU_API vgpu::Suspension vgpu_arrive(vgpu::Site** site, const char* op, uint32_t mask,
+                                      void* operand);
 VGPU_API void vgpu_release(vgpu::Site* site);
 
 // bar.sync: waits until `count` threads have come to barrier `id`; 0 means every live thread.
@@ -129,7 +134,12 @@ VGPU_RAW inline unsigned thread_index() { return vgpu_self().index; }
 template <class Work, class Operand>
 VGPU_RAW inline void rendezvous(const char* op, uint32_t mask, Operand& operand) {
   Site* site;
-  if (!vgpu_arrive(&site, op, mask, &operand)) return;
+  const Suspension wait = vgpu_arrive(&site, op, mask, &operand);
+  if (wait.save) {
+    const uint32_t epoch = site->epoch;
+    vgpu_switch(wait);
+    if (site->epoch != epoch) return;
+  }
   Work::run(*site);
   vgpu_release(site);
 }
