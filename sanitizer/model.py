@@ -65,7 +65,7 @@ class Finding:
     def key(self) -> tuple[Any, ...]:
         """Equal for findings that are the same defect."""
         other = self.other.line if self.other else None
-        words = self.message if self.at.line is None else ""
+        words = (self.at.what or self.message) if self.at.line is None else ""
         return self.kind, self.kernel, self.at.line, other, words
 
 

@@ -41,6 +41,7 @@ _FLAGS = [
 _CHECKED_FLAGS = [
     "-fsanitize=thread",
     "--param=tsan-distinguish-volatile=1",
+    "-fsanitize=bounds,alignment",
     "-DVGPU_CHECKED",
     "-g1",
     "-fno-omit-frame-pointer",

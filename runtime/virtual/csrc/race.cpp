@@ -60,7 +60,7 @@ void Race::leave(const Warp& warp, const Site& site) {
 
 void Race::leave_barrier(int id, const Barrier& barrier) {
   Sync& sync = barriers_[id];
-  sync.known.merge(exited_.known);
+  if (!barrier.count) sync.known.merge(exited_.known);  // the gone count as arrived
   for (uint32_t w = 0; w < block_.warp_count; ++w)
     for (uint32_t left = barrier.waiting[w]; left; left &= left - 1)
       sync.give(strand_of(*block_.warps[w].thread[__builtin_ctz(left)]));

@@ -226,7 +226,7 @@ class Race {
   ReaderLists shared_readers_;
   ReaderLists* readers_ = nullptr;  // of the region being visited
   std::unordered_map<uintptr_t, Clock> shared_atomics_;
-  Sync exited_;  // threads that are gone count as arrived at every barrier
+  Sync exited_;  // what threads that are gone knew
   Strand* acting_ = nullptr;
   uint32_t acting_site_ = 0;
   bool async_proxy_ = false;

@@ -61,4 +61,34 @@ VGPU_HOOK void vgpu_func_exit() {}
 VGPU_HOOK void vgpu_tsan_init() __asm__("__tsan_init");
 VGPU_HOOK void vgpu_tsan_init() {}
 
+// -fsanitize=bounds,alignment: an index outside an array whose size the compiler knows (a local
+// one, or static shared memory), and a vector read in parts each of which is aligned.
+struct VgpuSourcePlace {
+  const char* file;
+  uint32_t line, column;
+};
+struct VgpuArrayUse {
+  VgpuSourcePlace place;
+  const struct VgpuType {
+    uint16_t kind, info;
+    char name[1];
+  } * array, *index;
+};
+struct VgpuPointerUse {
+  VgpuSourcePlace place;
+  const VgpuArrayUse::VgpuType* type;
+  unsigned char log_alignment, kind;
+};
+VGPU_HOOK void vgpu_bounds(VgpuArrayUse* use, uintptr_t index)
+    __asm__("__ubsan_handle_out_of_bounds");
+VGPU_HOOK void vgpu_bounds(VgpuArrayUse* use, uintptr_t index) {
+  vgpu_fail("out of bounds: index %td of an array of type %s", static_cast<ptrdiff_t>(index),
+            use->array->name);
+}
+VGPU_HOOK void vgpu_alignment(VgpuPointerUse* use, uintptr_t at)
+    __asm__("__ubsan_handle_type_mismatch_v1");
+VGPU_HOOK void vgpu_alignment(VgpuPointerUse* use, uintptr_t at) {
+  vgpu_fail("misaligned: access of type %s at %#zx", use->type->name, static_cast<size_t>(at));
+}
+
 #undef VGPU_HOOK
