@@ -3,6 +3,7 @@
 All kernels are one translation unit, so that they cost one compilation.
 """
 
+# ruff: noqa: E501 (a kernel is a line of the table)
 from __future__ import annotations
 
 import pytest

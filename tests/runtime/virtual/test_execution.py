@@ -177,7 +177,7 @@ def test_an_argument_passed_twice_may_be_written_through_its_writable_name():
 def test_misaligned_vector_access():
     body = "*(float4*)(y + 1) = *(const float4*)x;"
     words = failure(body, [torch.zeros(8), torch.zeros(8)], block=(1,))
-    assert "misaligned: access of type 'float4'" in words
+    assert "misaligned: access of type 'struct float4'" in words
 
 
 def test_deadlock_says_who_waits_on_what():
