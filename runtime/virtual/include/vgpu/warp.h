@@ -95,8 +95,13 @@ inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask,
 inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, !predicate) == 0; }
 inline void __syncwarp(unsigned mask = vgpu::kFullMask) { vgpu::ballot(mask, false); }
 
-// Which lanes have come together is nowhere promised; here it is every lane that has not exited.
-VGPU_RAW inline unsigned __activemask() { return vgpu_self().warp->live; }
+// Which lanes happen to run together is nowhere promised. Here all that have not exited must ask;
+// asking in a branch that some do not take is an error.
+inline unsigned __activemask() {
+  vgpu::VoteOperand operand{true, 0};
+  vgpu::rendezvous<vgpu::VoteWork>("__activemask", vgpu::kFullMask, operand);
+  return operand.ballot;
+}
 
 namespace vgpu {
 
@@ -125,9 +130,10 @@ struct MatchWork {
 
 template <class T>
 inline unsigned __match_any_sync(unsigned mask, T value) {
-  static_assert(sizeof(T) == 4 || sizeof(T) == 8, "match.sync compares 32 or 64 bits");
-  vgpu::MatchOperand<T> operand{value, 0};
-  vgpu::rendezvous<vgpu::MatchWork<T>>("__match_sync", mask, operand);
+  using Promoted = decltype(+value);
+  static_assert(sizeof(Promoted) == 4 || sizeof(Promoted) == 8, "match.sync compares 32 or 64 bits");
+  vgpu::MatchOperand<Promoted> operand{value, 0};
+  vgpu::rendezvous<vgpu::MatchWork<Promoted>>("__match_sync", mask, operand);
   return operand.equal;
 }
 template <class T>
