@@ -143,7 +143,6 @@ struct Block {
   uint32_t idle_rounds = 0;  // times all slept and polls gave up since a phase last ended
   Schedule schedule = Schedule::kRunAhead;
   bool lanes_descend = false;
-  bool lanes_ascend = true;  // always the next lane of the warp, as long as one is ready
   std::minstd_rand random;
   void* scheduler = nullptr;  // the OS thread's own stack, suspended
   bool stopped = false;       // an error ended this block
@@ -206,10 +205,6 @@ struct Block {
   Thread* pick(const Thread& from, bool may_stay = true);
   std::string describe(const MbarrierWait& wait) const;
 };
-
-// Read at every helper call: a fixed place in the thread's static block, not a lookup.
-#define VGPU_FAST_TLS __attribute__((tls_model("initial-exec")))
-extern VGPU_FAST_TLS thread_local Thread* current;  // the running CUDA thread, null outside kernels
 
 // How often in a row all polls of a block may fail, with nobody else able to run, before they count
 // as a deadlock.

@@ -66,7 +66,6 @@ void Block::prepare(uint64_t number) {
                             : Schedule::kInterleave;
   random.seed(static_cast<unsigned>(seed * 2654435761u + number * 40503u + 1));
   lanes_descend = seed != 0 && random() & 256;
-  lanes_ascend = !lanes_descend && schedule != Schedule::kInterleave;
   std::fill(std::begin(barriers), std::end(barriers), Barrier{});
   allocate_stacks(thread_count);
   const size_t stride = kStackBytes + kGuardBytes;
@@ -74,8 +73,10 @@ void Block::prepare(uint64_t number) {
     Thread& thread = threads[i];
     Warp& warp = warps[i / kWarp];
     if (i % kWarp == 0) {
-      warp.live = warp.ready = warp.active = 0;
+      warp.live = warp.ready = warp.active = warp.latest = 0;
+      warp.site[0].arrived = 0;  // a launch that failed may have left lanes there
       warp.index = i / kWarp;
+      warp.in_order = !lanes_descend && schedule != Schedule::kInterleave && !race;
       deferred[warp.index] = DeferredQueue{};
     }
     thread.warp = &warp;
@@ -208,12 +209,8 @@ Suspension Block::leave_for(Thread& from, Thread* next) {
 
 inline Suspension Block::suspend(Thread& thread, const char* reason) {
   Warp& warp = *thread.warp;
-  const uint32_t bit = 1u << thread.lane;
   thread.waits_on = reason;
-  warp.ready &= ~bit;
-  // What `pick` would say in nearly all cases. The next thread's address is guessed, not looked up:
-  // the processor goes on with it before it knows the masks.
-  if ((warp.ready & bit << 1) && lanes_ascend) return leave_for(thread, &thread + 1);
+  warp.ready &= ~(1u << thread.lane);
   if (!warp.ready) ready_warps &= ~(1u << warp.index);
   return leave_for(thread, pick(thread));
 }
@@ -403,6 +400,7 @@ void vgpu_release(Site* site) {
   const uint32_t lanes = site->arrived;
   if (me.block->race) me.block->race->leave(warp, *site);
   ++site->epoch;
+  site->arrived = 0;
   warp.active &= ~(1u << (site - warp.site));
   me.block->wake(warp, lanes);
   me.block->let_others_run(me);

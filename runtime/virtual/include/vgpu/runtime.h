@@ -41,9 +41,14 @@ struct Warp {
   uint32_t index = 0;  // in the block
   Thread* thread[kWarp];
   uint32_t active = 0;  // sites where lanes wait
-  uint32_t latest = 0;  // the site that lanes came to last
+  uint32_t latest = 0;  // the site that lanes came to last; none have arrived there if not active
+  bool in_order = false;  // its lanes take turns in ascending order, and nobody looks on
   Site site[kWarp];     // a lane waits in one at a time, so 32 are enough
 };
+
+// The running CUDA thread, null outside kernels: at a fixed place in the OS thread's static block.
+#define VGPU_FAST_TLS __attribute__((tls_model("initial-exec")))
+extern VGPU_FAST_TLS __attribute__((visibility("default"))) thread_local Thread* current;
 
 }  // namespace vgpu
 
@@ -129,12 +134,33 @@ struct Index {
 // The thread's number in its block, x fastest.
 VGPU_RAW inline unsigned thread_index() { return vgpu_self().index; }
 
+// vgpu_arrive, at hand for what happens nearly always: a lane that is neither the first nor the last
+// of its warp comes where the others wait, and the next one runs. That one's address is guessed, not
+// looked up, so the processor goes on before it knows the masks.
+VGPU_LEAF inline Suspension arrive(Site** where, const char* op, uint32_t mask, void* operand) {
+  Thread& me = vgpu_self();
+  Warp& warp = *me.warp;
+  const uint32_t bit = 1u << me.lane;
+  Site& site = warp.site[warp.latest];
+  const uint32_t arrived = site.arrived | bit;
+  if (mask != kFullMask || !warp.in_order || site.mask != mask || site.op != op || arrived == bit ||
+      arrived == warp.live || !(warp.ready & bit << 1))
+    return vgpu_arrive(where, op, mask, operand);
+  *where = &site;
+  site.arrived = arrived;
+  site.operand[me.lane] = operand;
+  me.waits_on = op;
+  warp.ready &= ~bit;
+  current = &me + 1;
+  return {&me.stack_pointer, &current->stack_pointer};
+}
+
 // Runs Work::run(operands) once for the lanes of `mask`, where operands[lane] points at that
 // lane's Operand, on the stack of the lane that comes last.
 template <class Work, class Operand>
 VGPU_RAW inline void rendezvous(const char* op, uint32_t mask, Operand& operand) {
   Site* site;
-  const Suspension wait = vgpu_arrive(&site, op, mask, &operand);
+  const Suspension wait = arrive(&site, op, mask, &operand);
   if (wait.save) {
     const uint32_t epoch = site->epoch;
     vgpu_switch(wait);
