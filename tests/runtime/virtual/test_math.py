@@ -170,8 +170,10 @@ def test_zero_and_nan_in_extremes_and_clamps():
 def test_16_bit_fma_rounds_once(name):
     dtype = torch.float16 if name == "half" else torch.bfloat16
     a, b, c = (torch.randn(4096, generator=torch.manual_seed(i)).to(dtype) for i in range(3))
-    # Near ties: the product of two numbers plus something far below half a unit of it.
-    c[::2] = (c[::2].double() * 2.0**-12).to(dtype)
+    # Products halfway between two numbers, and a third term too small for a float's last bit.
+    half_way = (3, 683 / 2048, 2.0**-24) if name == "half" else (7, 37 / 256, -(2.0**-30))
+    for i, sign in enumerate((1, -1)):
+        a[i], b[i], c[i] = sign * half_way[0], half_way[1], sign * half_way[2]
     y = torch.zeros_like(a)
     run(
         f"{name}* y, const {name}* a, const {name}* b, const {name}* c",
