@@ -1,0 +1,74 @@
+"""``tileproof bench``: measurements beside peers, in one run on this machine."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tileproof.dsl import check
+
+SUITES = ("launch", "virtual")
+_PEERS = ("torch", "apache-tvm-ffi", "tilelang", "triton")
+
+
+def run(
+    suites: Annotated[
+        list[str] | None, typer.Argument(metavar="[SUITE]...", help=f"Of: {', '.join(SUITES)}.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Measure beside peers: what a call costs, how fast the virtual GPU is."""
+    chosen = suites or list(SUITES)
+    unknown = sorted(set(chosen) - set(SUITES))
+    check(not unknown, "bench suites", got=unknown, expected=f"among {', '.join(SUITES)}")
+    console = Console(highlight=False)
+    results: dict[str, Any] = {"machine": machine()}
+    for suite in chosen:
+        results[suite] = importlib.import_module(f"tileproof.bench.{suite}").measure()
+        if not as_json:
+            console.print(_table(results[suite]))
+    if as_json:
+        print(json.dumps(results, indent=1))
+    else:
+        console.print(", ".join(f"{name} {value}" for name, value in results["machine"].items()))
+
+
+def machine() -> dict[str, str]:
+    """What the figures were measured on."""
+    cpu = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    found = {"cpu": cpu, "cores": str(os.cpu_count()), "python": platform.python_version()}
+    for package in _PEERS:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    for name in rows[0]:
+        table.add_column(name, justify="left" if name == "case" else "right")
+    for row in rows:
+        table.add_row(*map(_text, row.values()))
+    return table
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
