@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from tileproof.dsl import arch as architecture
 from tileproof.dsl import check
 from tileproof.runtime import virtual
 
@@ -80,6 +81,11 @@ class VirtualKernel:
                 continue
             block = tuple(evaluate(e, sizes) for e in launch.block)
             smem = evaluate(launch.smem, sizes)
+            if smem > (most := architecture(lowered.arch).smem):
+                raise virtual.VirtualError(
+                    f"kernel {launch.kernel}: a block of {lowered.arch} has at most {most} bytes of"
+                    f" shared memory, got {smem}"
+                )
             passed = [
                 _tensor_map(a.tensor_map, values) if a.tensor_map else values[a.name]
                 for a in launch.args

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,9 @@ from .inputs import Draw, draw
 from .model import Finding, KernelReport, Party, Report
 
 LIMIT = 100  # findings kept of one kernel
+# What a block and a launch may take before they count as endless.
+STEPS = 1 << 28
+SECONDS = 120.0
 
 
 def schedules(seed: int) -> list[VirtualOptions]:
@@ -28,7 +31,9 @@ def schedules(seed: int) -> list[VirtualOptions]:
     ahead, interleaved = 2 * seed + 1, 2 * seed + 2
     seeds = (0, ahead, interleaved)
     return [
-        VirtualOptions(seed=s, late=late, checked=True) for s in seeds for late in (True, False)
+        VirtualOptions(seed=s, late=late, checked=True, steps=STEPS, seconds=SECONDS)
+        for s in seeds
+        for late in (True, False)
     ]
 
 
@@ -147,14 +152,19 @@ def _schedule(
                 else value
                 for name, value in zip(names, case.arguments, strict=True)
             ]
-            ended = _call(call, arguments, session, options)
+            error = _call(call, arguments, session, options)
             found = _findings(report, module, session, case, options)
+            if error and not found:
+                if "does not model" in error:
+                    report.reason = error
+                    return
+                found.append(_of_launch(report, error, case, options))
             results = {
                 name: value.clone()
                 for name, value in zip(names, arguments, strict=True)
                 if isinstance(value, torch.Tensor) and name in case.outputs | set(facts.inout)
             }
-            if ended and not found:
+            if not error and not found:
                 if first is None:
                     first = options, results
                     found += _unwritten(report, session, case, options, names, arguments, facts)
@@ -174,17 +184,15 @@ def _call(
     arguments: list[Any],
     session: virtual.Session,
     options: VirtualOptions,
-) -> bool:
-    """True if the launches came to their end; their errors are findings of the session."""
-    changes = {"late": options.late, "seed": options.seed, "checked": True}
-    with virtual.options(**changes), session.active():
+) -> str:
+    """Why the launches did not come to their end, "" if they did. What a kernel did wrong is a
+    finding of the session too; what no GPU would launch is not."""
+    with virtual.options(**asdict(options)), session.active():
         try:
             call(arguments)
-        except VirtualError:
-            if not session.findings():
-                raise
-            return False
-    return True
+        except VirtualError as error:
+            return str(error)
+    return ""
 
 
 def _findings(
@@ -269,6 +277,14 @@ def _unwritten(
         message = f"element {index} of output '{name}' was not written"
         found.append(_of_output("unwritten", name, report, message, case, options))
     return found
+
+
+def _of_launch(report: KernelReport, message: str, case: Draw, options: VirtualOptions) -> Finding:
+    dims, number = case.dims, case.number
+    at = Party()
+    return Finding(
+        "launch", report.kernel, message, at, None, dims, number, options.seed, options.late
+    )
 
 
 def _of_output(

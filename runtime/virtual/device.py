@@ -32,12 +32,16 @@ class VirtualOptions:
     checked: build kernels with every load and store checked (bounds, const, alignment), at about
         twice the time. Without it only what helpers touch is checked (cp.async, ldmatrix, wgmma,
         256-bit accesses, atomics), and memory that is not mapped.
+    steps: accesses that one block may make (of those that are checked) before it counts as endless.
+    seconds: time that one launch may take, 0 for any; for loops that access nothing.
     """
 
     late: bool = True
     seed: int = 0
     threads: int = 0
     checked: bool = False
+    steps: int = 1 << 30
+    seconds: float = 0.0
 
 
 _DEFAULT = VirtualOptions()
@@ -55,7 +59,13 @@ def library() -> ctypes.CDLL:
     handle = ctypes.CDLL(str(build_library()), mode=ctypes.RTLD_GLOBAL)
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     handle.vgpu_driver.restype = ctypes.POINTER(_Driver)
-    handle.vgpu_set_options.argtypes = [ctypes.c_int, ctypes.c_uint64, ctypes.c_int]
+    handle.vgpu_set_options.argtypes = [
+        ctypes.c_int,
+        ctypes.c_uint64,
+        ctypes.c_int,
+        ctypes.c_uint64,
+        ctypes.c_double,
+    ]
     handle.vgpu_register.argtypes = [pointer, size, ctypes.c_char_p]
     handle.vgpu_tensor_map_error.restype = ctypes.c_char_p
     handle.vgpu_error_site.restype = ctypes.c_uint64
@@ -135,7 +145,9 @@ def driver() -> int:
 
 
 def _apply(chosen: VirtualOptions) -> None:
-    library().vgpu_set_options(chosen.late, chosen.seed, chosen.threads)
+    library().vgpu_set_options(
+        chosen.late, chosen.seed, chosen.threads, chosen.steps, chosen.seconds
+    )
 
 
 @contextlib.contextmanager

@@ -270,3 +270,33 @@ def test_every_kind_has_three_planted_bugs():
     kinds = [kind for kind, *_ in CASES.values()]
     few = {"endless", "unwritten", "launch", "invalid"}  # planted elsewhere, or many things
     assert all(kinds.count(kind) >= 3 for kind in set(sanitizer.model.KINDS) - few)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"block": (1025,)}, "1 to 1024 threads, got 1025"),
+        ({"smem": 232449}, "at most 232448"),
+        ({"grid": (1, 65536)}, "grid 1, 65536, 1"),
+    ],
+)
+def test_a_launch_no_gpu_would_take_is_a_finding(how, words):
+    arguments = [torch.zeros(256), torch.randn(256), torch.zeros(4, dtype=torch.int32)]
+    launch = {"grid": (1,), "block": (64,), **how}
+    report = sanitizer.sanitize_text(text(), "missing_barrier_clean", arguments, **launch)
+    (finding,) = report.kernels[0].findings
+    assert finding.kind == "launch" and words in finding.message
+    assert report.exit_code == 1
+
+
+def test_a_kernel_without_an_end_is_neither_clean_nor_a_defect(monkeypatch):
+    monkeypatch.setattr(sanitizer.run, "STEPS", 1000)
+    arguments = [torch.zeros(1)]
+    cuda = INCLUDES + (
+        'extern "C" __global__ void __launch_bounds__(32, 1) k(float* y) {\n'
+        "  while (true) y[0] = 1;\n}\n"
+    )
+    report = sanitizer.sanitize_text(cuda, "k", arguments, grid=(1,), block=(32,))
+    (finding,) = report.kernels[0].findings
+    assert finding.kind == "endless" and finding.at.line == cuda.count("\n") - 1
+    assert report.exit_code == 2

@@ -146,7 +146,7 @@ void run_blocks(Launch& launch, Team* team, uint32_t member) {
   block->race = race.get();
   for (;;) {
     uint64_t turn = 0;
-    if (member == 0) turn = launch.failed ? launch.gangs : launch.next++;
+    if (member == 0) turn = launch.failed || interrupted() ? launch.gangs : launch.next++;
     if (team) {
       if (member == 0) team->turn = turn;
       pthread_barrier_wait(&team->meeting);
@@ -289,6 +289,7 @@ int launch_kernel(void* function, tp_dim3 grid, tp_dim3 cluster, tp_dim3 block,
   const uint64_t wanted = launch.options.threads > 0 ? launch.options.threads : cores;
   const uint64_t count = std::min(wanted, launch.gangs);
   const FaultGuard guard;
+  const Watchdog watchdog(launch);
   std::deque<Team> teams;
   std::vector<std::thread> helpers;
   for (uint64_t i = 0; i < count; ++i) {
@@ -302,6 +303,7 @@ int launch_kernel(void* function, tp_dim3 grid, tp_dim3 cluster, tp_dim3 block,
   if (count) run_blocks(launch, teams.empty() ? nullptr : &teams[0], 0);
   for (std::thread& helper : helpers) helper.join();
   flush_prints(launch);
+  if (interrupted() && !launch.failed) return fail("kernel " + name + ": interrupted");
   return launch.failed ? fail(launch.error, launch.error_site) : 0;
 }
 
@@ -321,8 +323,9 @@ VGPU_API uint64_t vgpu_error_site() { return vgpu::error_place; }
 VGPU_API const tp_driver* vgpu_driver() { return &vgpu::table; }
 
 // Options and argument ranges hold for launches from the calling OS thread, until changed.
-VGPU_API void vgpu_set_options(int late, uint64_t seed, int threads) {
-  vgpu::options = {late != 0, seed, threads, false};
+VGPU_API void vgpu_set_options(int late, uint64_t seed, int threads, uint64_t steps,
+                               double seconds) {
+  vgpu::options = {late != 0, seed, threads, false, steps, seconds};
 }
 
 // Until options are set again.

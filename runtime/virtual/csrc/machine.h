@@ -2,6 +2,7 @@
 #pragma once
 #include <atomic>
 #include <condition_variable>
+#include <condition_variable>
 #include <deque>
 #include <functional>
 #include <map>
@@ -9,6 +10,7 @@
 #include <mutex>
 #include <random>
 #include <string>
+#include <thread>
 #include <unordered_map>
 #include <vector>
 
@@ -30,6 +32,8 @@ struct Options {
   uint64_t seed = 0;   // schedule; 0 is the plain one
   int threads = 0;     // OS threads; 0 means one per core
   bool cooperative = false;  // all blocks of the grid run at once
+  uint64_t steps = uint64_t(1) << 30;  // memory checks of one block, then it counts as endless
+  double seconds = 0;                  // of one launch; 0 is no limit
 };
 
 // One tensor argument: the bytes a kernel may touch.
@@ -64,6 +68,7 @@ struct Launch {
   std::map<uint64_t, std::string> printed;  // by block
   uint32_t error_site = 0;
   Sanitizer* sanitizer = nullptr;
+  std::atomic<bool> expired{false};  // its seconds are over
 };
 
 struct Barrier {
@@ -160,6 +165,7 @@ struct Block {
   std::vector<AsyncItem> in_flight;  // oldest first
   Race* race = nullptr;  // of a sanitize session
   Region* shared_shadow = nullptr;
+  uint64_t steps = 0;  // memory checks so far
   std::unordered_map<uint32_t, StoreQueue> stores;  // by thread
   uint32_t registers[kMaxThreads / kWarp];  // per thread, by warp
   uint32_t free_registers = 0;
@@ -232,12 +238,33 @@ std::string tensor_leak(const Block& block);
 // Reports an access that faulted, relative to the nearest argument.
 [[noreturn]] void fail_unmapped(const Launch& launch, uintptr_t at, uint32_t site);
 
-// While it lives, machine faults inside kernels become errors of their launch.
+// Ends the running block if somebody pressed ctrl-C or its launch ran out of time; there is reason
+// to ask only while `stop_requested`.
+void stop_if_asked();
+extern std::atomic<bool> stop_requested;
+
+// While it lives, machine faults inside kernels become errors of their launch, and so does ctrl-C.
 struct FaultGuard {
   FaultGuard();
   ~FaultGuard();
 };
-// The same per OS thread: an alternate stack for the handler.
+// True if ctrl-C was pressed since the outermost FaultGuard began.
+bool interrupted();
+
+// While it lives, ends a launch that takes longer than its seconds.
+class Watchdog {
+ public:
+  explicit Watchdog(Launch& launch);
+  ~Watchdog();
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable ended_;
+  bool end_ = false;
+  std::thread thread_;
+};
+
+// The same per OS thread: an alternate stack for the handlers, which reach the thread meanwhile.
 struct FaultStack {
   FaultStack();
   ~FaultStack();

@@ -164,7 +164,13 @@ using namespace vgpu;
 namespace {
 
 Access access_of(const void* address, uint32_t bytes, Use use, const void* frame) {
-  return {*current->block, reinterpret_cast<uintptr_t>(address), bytes, use, frame};
+  Block& block = *current->block;
+  const Access access{block, reinterpret_cast<uintptr_t>(address), bytes, use, frame};
+  if (++block.steps > block.launch->options.steps)
+    access.fail("endless: no end after " + std::to_string(block.launch->options.steps) +
+                " memory accesses of one block");
+  if (block.steps % 1024 == 0) stop_if_asked();
+  return access;
 }
 
 void check_global(const Access& a) {

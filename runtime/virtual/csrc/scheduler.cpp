@@ -52,6 +52,7 @@ void Block::prepare(uint64_t number) {
   live = thread_count = shape.x * shape.y * shape.z;
   warp_count = (thread_count + kWarp - 1) / kWarp;
   stopped = false;
+  steps = 0;
   ready_warps = round = idle_rounds = 0;
   mbarrier_waits.clear();
   in_flight.clear();
@@ -209,6 +210,7 @@ Suspension Block::leave_for(Thread& from, Thread* next) {
 
 inline Suspension Block::suspend(Thread& thread, const char* reason) {
   Warp& warp = *thread.warp;
+  if (stop_requested.load(std::memory_order_relaxed)) stop_if_asked();
   thread.waits_on = reason;
   warp.ready &= ~(1u << thread.lane);
   if (!warp.ready) ready_warps &= ~(1u << warp.index);

@@ -1,5 +1,10 @@
 """The execution model: schedules, async copies, barriers, errors."""
 
+import signal
+import subprocess
+import sys
+import time
+
 import pytest
 import torch
 
@@ -220,6 +225,44 @@ def test_device_assertions_stop_the_launch():
         'device_assert_with_msg(tid != 9, "nine");', [torch.zeros(1), torch.zeros(1)], seed=0
     )
     assert "thread (9, 0, 0): device assertion failed: nine" in words
+
+
+@pytest.mark.parametrize("body", ["while (*flag == 0);", "while (true) y[0] = 1.f;"])
+def test_an_endless_loop_ends_with_its_budget(body):
+    body = "const volatile int* flag = (const volatile int*)x;" + body
+    words = failure(body, [torch.zeros(1), torch.zeros(1)], grid=(3,), steps=100000)
+    assert "endless: no end after 100000 memory accesses of one block" in words
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_an_endless_loop_that_accesses_nothing_ends_with_its_time(checked):
+    body = 'for (unsigned i = 1; i; i += 2) __asm__ volatile("");'
+    args = [torch.zeros(1), torch.zeros(1)]
+    words = failure(body, args, grid=(3,), seconds=0.1, checked=checked)
+    assert "endless: the kernel did not come to its end in the launch's time" in words
+
+
+@pytest.mark.parametrize("loop", ['__asm__ volatile("");', "__syncthreads();"])
+def test_ctrl_c_ends_a_launch(loop):
+    """In a process of its own, as a user would: the interrupt, no error of ours, no hang."""
+    code = f"""
+import torch
+from tileproof.runtime import virtual
+text = {kernel("int* y", f"while (true) {{ {loop} }}")!r}
+module = virtual.VirtualModule(text)
+print("ready", flush=True)
+try:
+    module.launch("k", (4,), (64,), 0, [torch.zeros(1, dtype=torch.int32)])
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=20)[0] == "interrupted\n"
+    assert process.returncode == 0
 
 
 def test_a_launch_after_an_error_works():
