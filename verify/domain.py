@@ -6,13 +6,13 @@ for a user's kernel, from a facts object.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tileproof.dsl import Specialization, check
 from tileproof.dsl.expression import fold
+from tileproof.dsl.facts import Facts
 
 from . import terms
 from .intrinsics import UnmodelledError
@@ -20,17 +20,6 @@ from .terms import Symbol, Term, apply, const, le, mul, var
 
 DEFAULT_RANGE = (0, 1 << 20)
 POINTER_ALIGN = 16
-FACT_KEYS = {
-    "dims",
-    "values",
-    "monotone",
-    "multiples",
-    "strides",
-    "inout",
-    "written",
-    "deterministic",
-    "batch",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,17 +122,9 @@ class Domain:
         return (lo, hi) if none is None else (min(lo, none), max(hi, none))
 
 
-def parse_facts(facts: Mapping[str, Any] | str | None) -> dict[str, Any]:
-    """A facts object from a mapping or JSON text. Raises ContractError for an unknown key."""
-    data = json.loads(facts) if isinstance(facts, str) else dict(facts or {})
-    unknown = sorted(set(data) - FACT_KEYS)
-    check(not unknown, "facts", got=unknown, expected=f"among {sorted(FACT_KEYS)}")
-    return data
-
-
 def build(source: Any, spec: Specialization | None, facts: Mapping[str, Any] | None) -> Domain:
     """The domain of a source prim_func: from its op's declaration, then from user facts."""
-    given = parse_facts(facts)
+    given = Facts.from_dict(facts or {})
     domain = Domain()
     buffers = [source.buffer_map.get(p) for p in source.params]
     _dims(domain, source, buffers, spec, given)
@@ -169,16 +150,15 @@ def build(source: Any, spec: Specialization | None, facts: Mapping[str, Any] | N
         if arg is not None:
             _declared(f"shape of {name}", shape, arg.shape, domain)
             _declared(f"strides of {name}", strides, arg.strides, domain)
-        if name in given.get("strides", {}):
-            (wanted,) = given["strides"][name]
-            _declared(f"strides of {name}", strides or contiguous(shape), wanted, domain)
+        if name in given.strides:
+            _admitted(name, strides or contiguous(shape), given.strides[name], domain)
         tensor = _tensor(name, str(buffer.dtype), shape, arg, given, domain)
         domain.tensors[name] = replace(tensor, strides=strides)
     return domain
 
 
 def _dims(
-    domain: Domain, source: Any, buffers: list[Any], spec: Specialization | None, given: Any
+    domain: Domain, source: Any, buffers: list[Any], spec: Specialization | None, given: Facts
 ) -> None:
     names: list[str] = []
     for p, buffer in zip(source.params, buffers, strict=True):
@@ -189,11 +169,10 @@ def _dims(
         for n in (*buffer.shape, *buffer.strides):
             names += [v for v in _variables(n) if v not in names]
     declared = spec.op.dynamic if spec is not None else {}
-    user = given.get("dims", {})
     for name in dict.fromkeys(names):
-        multiple = given.get("multiples", {}).get(name, 1)
-        if name in user:
-            lo, hi = (int(v) for v in user[name])
+        multiple = given.multiples.get(name, 1)
+        if name in given.dims:
+            lo, hi = given.dims[name]
         elif name in declared:
             lo, hi = declared[name].lo, declared[name].hi
         else:
@@ -205,13 +184,13 @@ def _dims(
         domain.dims[name] = Symbol(name, "dim", const(lo), const(hi))
         if multiple != 1:
             domain.multiples[name] = multiple
-    unused = sorted(set(user) - set(domain.dims))
+    unused = sorted(set(given.dims) - set(domain.dims))
     if unused and spec is None:
         domain.notes.append(f"facts.dims names no size of this kernel: {', '.join(unused)}")
 
 
 def _tensor(
-    name: str, dtype: str, shape: tuple[Term, ...], arg: Any, given: Any, domain: Domain
+    name: str, dtype: str, shape: tuple[Term, ...], arg: Any, given: Facts, domain: Domain
 ) -> TensorFacts:
     align, written, inout, values = POINTER_ALIGN, None, False, None
     if arg is not None:
@@ -219,20 +198,26 @@ def _tensor(
         if arg.values is not None:
             lo, hi = (expression(e, domain.dims) for e in (arg.values.lo, arg.values.hi))
             values = ValueRange(lo, hi, arg.values.none)
-    written = given.get("written", {}).get(name, written)
-    check(
-        written in (None, "once", "all"), f"written of {name}", got=written, expected="once or all"
-    )
-    if name in given.get("values", {}):
-        lo, hi = (expression(str(e), domain.dims) for e in given["values"][name])
-        values = ValueRange(lo, hi)
-    inout = inout or name in given.get("inout", ())
+    written = given.written.get(name, written)
+    if name in given.values:
+        lo, hi = (expression(str(e), domain.dims) for e in given.values[name])
+        values = ValueRange(lo, hi, given.none.get(name))
+    inout = inout or name in given.inout
     return TensorFacts(name, dtype, shape, align, written, inout, values)
 
 
 def expression(source: str, dims: Mapping[str, Symbol]) -> Term:
     """A dim expression such as ``"T-1"`` as a term; anything else is a ContractError."""
     return fold(source, {name: var(s) for name, s in dims.items()}, const, apply)
+
+
+def _admitted(
+    name: str, got: tuple[Term, ...], choices: Sequence[Sequence[int | str]], domain: Domain
+) -> None:
+    lists = [tuple(expression(str(n), domain.dims) for n in wanted) for wanted in choices]
+    expected = " or ".join(str(list(wanted)) for wanted in choices)
+    shown = [terms.show(n) for n in got]
+    check(any(_same(got, w) for w in lists), f"strides of {name}", got=shown, expected=expected)
 
 
 def _variables(expr: Any) -> list[str]:
@@ -266,12 +251,12 @@ def _declared(
 
 
 def _shape_term(expr: Any, domain: Domain) -> Term:
+    from . import facts
     from .convert import Converter
-    from .facts import Facts
 
     try:
         # Extents are mathematics, not machine arithmetic: the checks made on the way are dropped.
-        return Converter(Facts("shape"), domain.dims).expr(expr)
+        return Converter(facts.Facts("shape"), domain.dims).expr(expr)
     except UnmodelledError as missing:
         check(False, f"shape {expr}", got=str(missing), expected="integer arithmetic on dims")
         raise AssertionError from None  # unreachable: check raised

@@ -107,7 +107,7 @@ def test_undeclared_range_is_assumed_and_said():
 
 
 def test_unknown_fact_is_refused(norm):
-    with pytest.raises(ContractError, match="facts: got \\['dim'\\]"):
+    with pytest.raises(ContractError, match="facts: got unknown keys \\['dim'\\]"):
         prove(norm, dim={"M": [0, 1]})
     with pytest.raises(ContractError, match="size expression"):
         prove(norm, values={"x": ["0", "M**2"]})
