@@ -80,7 +80,7 @@ void on_interrupt(int signal, siginfo_t* info, void* context) {
   interrupt_seen = stop_requested = true;
   if (previous_interrupt.sa_flags & SA_SIGINFO) {
     previous_interrupt.sa_sigaction(signal, info, context);
-  } else if (previous_interrupt.sa_handler != SIG_IGN) {
+  } else {
     previous_interrupt.sa_handler(signal);
   }
   wake_running();
@@ -139,7 +139,8 @@ FaultGuard::FaultGuard() {
   interrupt_seen = stop_requested = false;
   handle(SIGINT, on_interrupt, &previous_interrupt);
   // Whoever wants to die of ctrl-C shall.
-  if (previous_interrupt.sa_handler == SIG_DFL) sigaction(SIGINT, &previous_interrupt, nullptr);
+  const auto was = previous_interrupt.sa_handler;  // a process that ignores it goes on doing so
+  if (was == SIG_DFL || was == SIG_IGN) sigaction(SIGINT, &previous_interrupt, nullptr);
 }
 
 FaultGuard::~FaultGuard() {

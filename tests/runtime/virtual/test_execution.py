@@ -246,7 +246,8 @@ def test_an_endless_loop_that_accesses_nothing_ends_with_its_time(checked):
 def test_ctrl_c_ends_a_launch(loop):
     """In a process of its own, as a user would: the interrupt, no error of ours, no hang."""
     code = f"""
-import torch
+import signal, torch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # started in the background it is ignored
 from tileproof.runtime import virtual
 text = {kernel("int* y", f"while (true) {{ {loop} }}")!r}
 module = virtual.VirtualModule(text)
