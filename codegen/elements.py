@@ -31,7 +31,7 @@ def kernel(spec: Specialization) -> tuple[str, PlannedLaunch] | None:
         check(a.dtype.name in _TYPES, where, got=a.dtype.name, expected=f"one of {integers}")
     name = f"{spec.symbol}_elements"
     letters = list(spec.op.dynamic)
-    parameters = [f"const {_TYPES[a.dtype.name]}* __restrict__ {a.name}" for _, a in checked]
+    parameters = [f"const {_TYPES[a.dtype.name]}* __restrict__ in_{a.name}" for _, a in checked]
     parameters += [f"long long {letter}" for letter in letters]
     head = f'extern "C" __global__ void __launch_bounds__({_THREADS}) {name}'
     loops = [line for _, a in checked for line in _loop(spec, a)]
@@ -64,7 +64,7 @@ def _loop(spec: Specialization, a: BoundTensor) -> list[str]:
         allowed, words = f"({allowed}) || v == {a.values.none}", f"{words} or {a.values.none}"
     if a.values.monotone:
         row = a.shape[-1]
-        allowed = f"({allowed}) && (i % {row} == 0 || {a.name}[i - 1] <= v)"
+        allowed = f"({allowed}) && (i % {row} == 0 || in_{a.name}[i - 1] <= v)"
         words += ", not decreasing along a row"
     where = f"{spec.op.name}: {a.name}"
     return [
@@ -72,7 +72,7 @@ def _loop(spec: Specialization, a: BoundTensor) -> list[str]:
         f"    const long long lo = {lo}, hi = {hi}, count = {_count(a)};",
         f"    for (long long i = blockIdx.x * {_THREADS}LL + threadIdx.x; i < count;"
         f" i += gridDim.x * {_THREADS}LL) {{",
-        f"      const long long v = {a.name}[i];",
+        f"      const long long v = in_{a.name}[i];",
         f"      if ({allowed}) continue;",
         f'      printf("{where}: got element %lld = %lld, expected %lld..%lld\\n", i, v, lo, hi);',
         "      device_assert_with_msg("

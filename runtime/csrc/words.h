@@ -7,7 +7,8 @@
 
 namespace tileproof {
 
-__attribute__((cold, format(printf, 2, 3))) inline int fail(const char* kind, const char* format, ...) {
+__attribute__((cold, format(printf, 2, 3)))
+inline int fail(const char* kind, const char* format, ...) {
   char words[1024];
   va_list values;
   va_start(values, format);

@@ -29,7 +29,6 @@ _FLAGS = [
     "-ffp-contract=off",
     "-fno-strict-aliasing",
     "-fwrapv",
-    "-mno-red-zone",
     "-fstack-clash-protection",
     "-fvisibility=hidden",
     "-fno-extern-tls-init",
@@ -112,17 +111,18 @@ def compiler() -> tuple[str, str]:
 
 @functools.cache
 def _machine_flags() -> tuple[str, ...]:
-    # AVX2 and F16C make matrix instructions several times faster and change no result.
     if platform.machine() != "x86_64":
         return ()
+    base = ("-mno-red-zone",)  # switching fibers pushes onto the stack in the middle of a function
+    # AVX2 and F16C make matrix instructions several times faster and change no result.
     try:
         cpu = Path("/proc/cpuinfo").read_text()
     except OSError:
-        return ()
+        return base
     flags = re.search(r"^flags\s*:(.*)$", cpu, re.M)
     if flags and {"avx2", "f16c", "bmi2", "fma"} <= set(flags[1].split()):
-        return ("-march=x86-64-v3",)
-    return ()
+        return (*base, "-march=x86-64-v3")
+    return base
 
 
 @functools.cache

@@ -22,14 +22,11 @@ class Format(str, Enum):
 
 
 def run(
-    kernels: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[OP|FILE.py:NAME]...", help="Default: the whole library."),
-    ] = None,
-    arch: Annotated[str | None, typer.Option(help="sm_80,sm_90a,…; default: all.")] = None,
+    kernels: targets.Kernels = None,
+    arch: targets.Arch = None,
     dim: Annotated[list[str] | None, typer.Option(help="NAME=N or NAME=LO..HI.")] = None,
-    arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for a factory.")] = None,
-    facts: Annotated[Path | None, typer.Option(help="Facts about a user's kernel, JSON.")] = None,
+    arg: targets.Args = None,
+    facts: targets.FactsFile = None,
     seed: Annotated[int, typer.Option(min=0, help="Of inputs and schedules; replays.")] = 0,
     draws: Annotated[int, typer.Option(min=1, help="Sets of inputs per kernel.")] = 3,
     format: Annotated[Format, typer.Option(help="Of the report.")] = Format.text,

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from tileproof.dsl import ALL, Specialization, arch, check, get
+
+# Options that verbs on kernels share.
+Kernels = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[OP|FILE.py:NAME]...", help="Default: the whole library."),
+]
+Arch = Annotated[str | None, typer.Option(help="sm_80,sm_90a,…; default: all.")]
+Args = Annotated[list[str] | None, typer.Option(help="NAME=VALUE for a factory.")]
+FactsFile = Annotated[Path | None, typer.Option(help="Facts about a user's kernel, JSON.")]
 
 
 def archs(text: str | None) -> tuple[str, ...]:

@@ -21,15 +21,12 @@ class Format(str, Enum):
 
 
 def run(
-    kernels: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[OP|FILE.py:NAME]...", help="Default: the whole library."),
-    ] = None,
-    arch: Annotated[str | None, typer.Option(help="sm_80,sm_90a,…; default: all.")] = None,
+    kernels: targets.Kernels = None,
+    arch: targets.Arch = None,
     model: Annotated[Path | None, typer.Option(help="Sizes of this HF model.")] = None,
     dim: Annotated[list[str] | None, typer.Option(help="NAME=LO..HI of a user's kernel.")] = None,
-    arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for a factory.")] = None,
-    facts: Annotated[Path | None, typer.Option(help="Facts about a user's kernel, JSON.")] = None,
+    arg: targets.Args = None,
+    facts: targets.FactsFile = None,
     format: Annotated[Format, typer.Option(help="Of the report.")] = Format.text,
     output: Annotated[Path | None, typer.Option("-o", help="Write the report here.")] = None,
     jobs: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,

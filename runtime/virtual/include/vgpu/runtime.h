@@ -30,7 +30,7 @@ struct alignas(64) Thread {  // one cache line: waiting and waking touch nothing
   Block* block;
   uint32_t lane, index;  // in the warp; in the block, x fastest
   dim3 id;
-  bool released;  // set by whoever completes the rendezvous this thread waits in
+  bool released;  // set by whoever ends the mbarrier phase this thread waits for
   const char* waits_on;
 };
 
