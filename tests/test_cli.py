@@ -58,6 +58,24 @@ def test_verify_writes_its_report_to_a_file(fixed: Path, tmp_path: Path) -> None
     assert json.loads(report.read_text())["verdict"] == "PROVED"
 
 
+def test_inspect_counts_what_a_kernel_moves() -> None:
+    words = ("inspect", "norm/rmsnorm_unweighted", "--counters", "--arch", "sm_80")
+    words += ("--dim", "D=128", "--dim", "M=65")
+    done = tileproof(*words, "--json")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)
+    read, written = row["global_read"], row["global_written"]
+    assert read["unique_bytes"] == written["unique_bytes"] == 65 * 128 * 2
+    assert (row["model"]["chip"], row["model"]["limit"]) == ("A100 SXM 80 GB", "global memory")
+    assert row["model"]["microseconds"]["global memory"] == pytest.approx(
+        2 * 65 * 128 * 2 / 2.039e6
+    )
+    shown = tileproof(*words).stdout
+    assert "model" in shown
+    assert "1.00×" in shown
+    assert max(map(len, shown.splitlines()[:3])) <= 80
+
+
 def test_build_then_inspect(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     sizes = {"hidden_size": 64, "q_lora_rank": 32, "head_dim": 32, "index_head_dim": 32}
@@ -97,6 +115,11 @@ def test_list_and_doctor_speak_json() -> None:
         (("verify", "mhc/post", "--dim", "m"), "--dim: got 'm', expected NAME=VALUE"),
         (("verify", "mhc/post", "--dim", "m=a..b"), "--dim m: got 'a..b', expected N or LO..HI"),
         (("build", "--arch", "sm_80", "-o", "x", "--model", "nowhere"), "--model: got nowhere"),
+        (
+            ("inspect", "norm/rmsnorm", "--counters", "--dim", "Q=1"),
+            "--dim of norm/rmsnorm: got ['Q'], expected among ['D', 'M', 'P']",
+        ),
+        (("inspect", "norm/rmsnorm", "--dim", "M=1"), "got given, expected --counters"),
         (("inspect", "nowhere"), "op: got 'nowhere', expected one of"),
     ],
 )

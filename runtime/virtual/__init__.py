@@ -9,6 +9,7 @@ Generated launchers reach it through `driver()`, the table of `runtime/csrc/driv
 """
 
 from .compile import CompileError, Signature, build, build_library, lines, signatures
+from .counters import Counters, Counting, GlobalTraffic, SharedTraffic, counting
 from .device import (
     VirtualError,
     VirtualModule,
@@ -18,21 +19,31 @@ from .device import (
     options,
     registered,
 )
+from .roofline import CHIPS, Bound, Chip, bound
 from .sanitizer import Place, RawFinding, Session
 from .tensor_map import TensorMap
 
 __all__ = [
+    "CHIPS",
+    "Bound",
+    "Chip",
     "CompileError",
+    "Counters",
+    "Counting",
+    "GlobalTraffic",
     "Place",
     "RawFinding",
     "Session",
+    "SharedTraffic",
     "Signature",
     "TensorMap",
     "VirtualError",
     "VirtualModule",
     "VirtualOptions",
+    "bound",
     "build",
     "build_library",
+    "counting",
     "current_options",
     "driver",
     "lines",

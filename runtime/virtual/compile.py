@@ -41,6 +41,10 @@ _CHECKED_FLAGS = [
     "-fsanitize=thread",
     "--param=tsan-distinguish-volatile=1",
     "-fsanitize=bounds,alignment",
+    # An access of the text stays one access: vectors whole, scalars apart, as counters need it.
+    "-fno-tree-sra",
+    "-fno-tree-vectorize",
+    "-fno-tree-loop-distribute-patterns",
     "-DVGPU_CHECKED",
     "-g1",
     "-fno-omit-frame-pointer",

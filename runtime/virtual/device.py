@@ -66,7 +66,7 @@ def library() -> ctypes.CDLL:
         ctypes.c_uint64,
         ctypes.c_double,
     ]
-    handle.vgpu_register.argtypes = [pointer, size, ctypes.c_char_p]
+    handle.vgpu_register.argtypes = [pointer, size, ctypes.c_char_p, pointer]
     handle.vgpu_tensor_map_error.restype = ctypes.c_char_p
     handle.vgpu_error_site.restype = ctypes.c_uint64
     handle.vgpu_sanitizer_new.argtypes = [size]
@@ -81,6 +81,14 @@ def library() -> ctypes.CDLL:
     handle.vgpu_sanitizer_finding.argtypes = [pointer, size, pointer]
     handle.vgpu_sanitizer_unwritten.argtypes = [pointer, pointer]
     handle.vgpu_sanitizer_unwritten.restype = ctypes.c_int64
+    handle.vgpu_counting_new.restype = pointer
+    handle.vgpu_counting_delete.argtypes = [pointer]
+    handle.vgpu_counting_use.argtypes = [pointer]
+    handle.vgpu_counting_use.restype = pointer
+    handle.vgpu_counting_launches.argtypes = [pointer]
+    handle.vgpu_counting_launches.restype = size
+    handle.vgpu_counting_launch.argtypes = [pointer, size, pointer, pointer, size]
+    handle.vgpu_counting_launch.restype = ctypes.c_char_p
     handle.vgpu_guarded_new.argtypes = [size]
     handle.vgpu_guarded_new.restype = pointer
     handle.vgpu_guarded_delete.argtypes = [pointer, size]
@@ -177,7 +185,8 @@ def registered(tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
         if tensor.numel():
             last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
             size = (last + 1) * tensor.element_size()
-            handle.vgpu_register(tensor.data_ptr(), size, name.encode())
+            allocation = tensor.untyped_storage().data_ptr()
+            handle.vgpu_register(tensor.data_ptr(), size, name.encode(), allocation)
     try:
         yield
     finally:

@@ -10,20 +10,33 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from tileproof.dsl import check
+
 from . import targets
+from .counters import run as run_counters
 from .progress import bar
 
 COLUMNS = ("kernel", "arch", "regs", "spill", "smem", "instrs", "matrix", "cubin", "proof")
 
 
 def run(
-    what: Annotated[str, typer.Argument(metavar="BUNDLE|OP")],
+    what: Annotated[str, typer.Argument(metavar="BUNDLE|OP|FILE.py:NAME")],
     arch: Annotated[str | None, typer.Option(help="sm_80,sm_90a,…; default: all.")] = None,
     model: Annotated[Path | None, typer.Option(help="For an OP: sizes of this HF model.")] = None,
+    counters: Annotated[bool, typer.Option(help="Run it, count what it moves.")] = False,
+    dim: Annotated[list[str] | None, typer.Option(help="With --counters: NAME=N.")] = None,
+    arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for a factory.")] = None,
+    facts: Annotated[Path | None, typer.Option(help="Facts about a user's kernel, JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
-    """Show registers, spills, shared memory, instructions and verdicts."""
+    """Show registers, spills, shared memory, instructions and verdicts; with --counters what the
+    virtual GPU counts: memory traffic, bank conflicts, matrix operations, a roofline model."""
     archs = targets.archs(arch)
+    if counters:
+        check(model is None, "--model with --counters", got=str(model), expected="--dim")
+        run_counters(what, archs, dim or [], arg or [], facts, as_json)
+        return
+    check(not (dim or arg or facts), "--dim, --arg, --facts", got="given", expected="--counters")
     rows = _of_bundle(Path(what), archs) if Path(what).is_dir() else _of_op(what, archs, model)
     if as_json:
         print(json.dumps(rows, indent=1))

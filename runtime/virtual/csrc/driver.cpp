@@ -9,6 +9,7 @@
 #include <memory>
 #include <thread>
 
+#include "counters.h"
 #include "driver.h"
 #include "race.h"
 
@@ -144,6 +145,9 @@ void run_blocks(Launch& launch, Team* team, uint32_t member) {
     block->shared_shadow = sanitizer->shared.get();
   }
   block->race = race.get();
+  std::unique_ptr<Counter> counter;
+  if (launch.tally) counter = std::make_unique<Counter>(*block, *launch.tally);
+  block->counter = counter.get();
   for (;;) {
     uint64_t turn = 0;
     if (member == 0) turn = launch.failed || interrupted() ? launch.gangs : launch.next++;
@@ -157,6 +161,7 @@ void run_blocks(Launch& launch, Team* team, uint32_t member) {
     const uint64_t gang = launch.order.empty() ? turn : launch.order[turn];
     block->run(block_number(launch, gang, member), team ? &team->gang : nullptr, member);
   }
+  counter.reset();  // while the block is still its
   pool().give(std::move(block));
 }
 
@@ -261,6 +266,9 @@ int launch_kernel(void* function, tp_dim3 grid, tp_dim3 cluster, tp_dim3 block,
     return fail("kernel " + name +
                 " is a checked build: register the memory of its tensor arguments first");
 
+  if (active_counting && !entry.module->table->checked)
+    return fail("kernel " + name + " is not a checked build: only those are counted");
+
   Launch launch;
   launch.module = entry.module;
   launch.kernel = entry.kernel;
@@ -285,6 +293,9 @@ int launch_kernel(void* function, tp_dim3 grid, tp_dim3 cluster, tp_dim3 block,
     launch.options.threads = 1;  // shadow memory is one thread's
     active_sanitizer->begin_launch();
   }
+  std::unique_ptr<Tally> tally;
+  if (active_counting) tally = std::make_unique<Tally>(launch.ranges);
+  launch.tally = tally.get();
   const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   const uint64_t wanted = launch.options.threads > 0 ? launch.options.threads : cores;
   const uint64_t count = std::min(wanted, launch.gangs);
@@ -304,7 +315,10 @@ int launch_kernel(void* function, tp_dim3 grid, tp_dim3 cluster, tp_dim3 block,
   for (std::thread& helper : helpers) helper.join();
   flush_prints(launch);
   if (interrupted() && !launch.failed) return fail("kernel " + name + ": interrupted");
-  return launch.failed ? fail(launch.error, launch.error_site) : 0;
+  if (launch.failed) return fail(launch.error, launch.error_site);
+  if (tally)
+    active_counting->launches.push_back({name, launch.grid, launch.block, tally->totals()});
+  return 0;
 }
 
 const char* error_words(int) { return last_error.c_str(); }
@@ -334,7 +348,9 @@ VGPU_API void vgpu_set_cooperative() { vgpu::options.cooperative = true; }
 VGPU_API void vgpu_clear_ranges() { vgpu::ranges.clear(); }
 
 // Adds the memory of a tensor argument. Tensors that overlap become one range.
-VGPU_API void vgpu_register(const void* pointer, size_t bytes, const char* name) {
+// `allocation`: where the memory it lies in begins.
+VGPU_API void vgpu_register(const void* pointer, size_t bytes, const char* name,
+                            const void* allocation) {
   if (!bytes) return;
   auto begin = reinterpret_cast<uintptr_t>(pointer), end = begin + bytes;
   std::string names = name;
@@ -349,7 +365,7 @@ VGPU_API void vgpu_register(const void* pointer, size_t bytes, const char* name)
       ++i;
     }
   }
-  all.push_back({begin, end, names, false});
+  all.push_back({begin, end, names, false, reinterpret_cast<uintptr_t>(allocation)});
   std::sort(all.begin(), all.end(),
             [](const vgpu::Range& a, const vgpu::Range& b) { return a.begin < b.begin; });
 }

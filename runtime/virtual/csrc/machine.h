@@ -23,8 +23,10 @@
 
 namespace vgpu {
 
+class Counter;
 class Race;
 class Sanitizer;
+class Tally;
 struct Region;
 
 struct Options {
@@ -41,6 +43,7 @@ struct Range {
   uintptr_t begin, end;
   std::string name;
   bool writable;
+  uintptr_t allocation;  // where its memory was allocated, at or before its first byte
   Region* shadow = nullptr;  // of a sanitize session, for memory the kernel may write
 };
 
@@ -68,6 +71,7 @@ struct Launch {
   std::map<uint64_t, std::string> printed;  // by block
   uint32_t error_site = 0;
   Sanitizer* sanitizer = nullptr;
+  Tally* tally = nullptr;  // of a counted launch
   std::atomic<bool> expired{false};  // its seconds are over
 };
 
@@ -164,6 +168,7 @@ struct Block {
   std::vector<MbarrierWait> mbarrier_waits;
   std::vector<AsyncItem> in_flight;  // oldest first
   Race* race = nullptr;  // of a sanitize session
+  Counter* counter = nullptr;  // of a counted launch
   Region* shared_shadow = nullptr;
   uint64_t steps = 0;  // memory checks so far
   std::unordered_map<uint32_t, StoreQueue> stores;  // by thread

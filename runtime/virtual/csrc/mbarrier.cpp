@@ -1,4 +1,5 @@
 // mbarriers: counts, phases and who waits for them.
+#include "counters.h"
 #include "race.h"
 // Last: its CUDA words would disturb the standard library's headers.
 #include "vgpu/mbarrier.h"
@@ -102,6 +103,7 @@ bool wait(uint64_t* barrier, uint32_t parity, bool may_give_up) {
     block.sleep(me, "an mbarrier");
   }
   if (me.released && block.race) block.race->wait_for(barrier);
+  if (me.released && block.counter) ++block.counter->totals.mbarrier_waits;
   return me.released;
 }
 

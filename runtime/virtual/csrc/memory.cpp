@@ -1,6 +1,7 @@
 // Which memory a thread may touch, and work done after it was issued.
 #include <algorithm>
 
+#include "counters.h"
 #include "race.h"
 
 namespace vgpu {
@@ -46,6 +47,9 @@ struct Access {
   void trace(Region* region) const {
     if (block.race && region)
       block.race->access(*region, at, bytes, use, site_of(block, frame));
+  }
+  void count(Space space) const {
+    if (block.counter) block.counter->access(space, at, bytes, use, frame);
   }
 };
 
@@ -190,38 +194,54 @@ void check_shared(const Access& a) {
   a.trace(a.block.shared_shadow);
 }
 
-void check_any(const Access& a, bool aligned) {
+// Returns which memory it is.
+Space check_any(const Access& a, bool aligned) {
   Block& block = a.block;
   const auto* address = reinterpret_cast<const char*>(a.at);
-  if (address >= block.stacks_begin && address < block.stacks_end) return;
+  if (address >= block.stacks_begin && address < block.stacks_end) return Space::kPrivate;
   if (aligned) check_alignment(a);
-  if (check_segment(a)) return a.trace(block.shared_shadow);
+  if (check_segment(a)) {
+    a.trace(block.shared_shadow);
+    return Space::kShared;
+  }
   const LoadedModule& module = *block.launch->module;
-  if (!a.use.write && a.at >= module.image_begin && a.at < module.image_end) return;
+  if (!a.use.write && a.at >= module.image_begin && a.at < module.image_end)
+    return Space::kPrivate;
   if (!block.launch->ranges.empty()) a.trace(check_range(a).shadow);
+  return Space::kGlobal;
 }
 
 }  // namespace
 
 void vgpu_check_global(const void* address, uint32_t bytes, bool write) {
-  check_global(access_of(address, bytes, use_of(write),
-                         __builtin_frame_address(0)));
+  const Access a = access_of(address, bytes, use_of(write), __builtin_frame_address(0));
+  check_global(a);
+  a.count(Space::kGlobal);
 }
 
 void vgpu_check_shared(const void* address, uint32_t bytes, bool write) {
-  check_shared(access_of(address, bytes, use_of(write),
-                         __builtin_frame_address(0)));
+  const Access a = access_of(address, bytes, use_of(write), __builtin_frame_address(0));
+  check_shared(a);
+  a.count(Space::kShared);
+}
+
+void vgpu_check_rows(void* const* rows, bool write) {
+  for (int i = 0; i < 8; ++i)
+    check_shared(access_of(rows[i], 16, use_of(write), __builtin_frame_address(0)));
+  if (Counter* counter = current->block->counter) counter->rows(rows, write);
 }
 
 void vgpu_check(const void* address, uint32_t bytes, bool write, bool aligned) {
-  check_any(access_of(address, bytes, use_of(write), __builtin_frame_address(0)),
-            aligned);
+  const Access a = access_of(address, bytes, use_of(write), __builtin_frame_address(0));
+  a.count(check_any(a, aligned));
 }
 
 void vgpu_check_atomic(const void* address, uint32_t bytes, bool read, bool write, int order) {
   const Access a = access_of(address, bytes, {read, write, true}, __builtin_frame_address(0));
-  check_any(a, true);
-  if (!a.block.race || order < 0) return;
+  const Space space = check_any(a, true);
+  if (order < 0) return;
+  a.count(space);
+  if (!a.block.race) return;
   const bool both = order == __ATOMIC_ACQ_REL || order == __ATOMIC_SEQ_CST;
   a.block.race->atomic(a.at, both || order == __ATOMIC_ACQUIRE || order == __ATOMIC_CONSUME,
                        both || order == __ATOMIC_RELEASE);
@@ -242,9 +262,16 @@ void vgpu_copy(void* target, const void* source, uint32_t bytes, uint32_t valid)
     Strand engine;
     if (race) engine = race->issue(race->copy_engine(*current));
     const Race::Acting as(race, &engine, race ? site_of(block, frame) : 0, false);
-    check_shared(access_of(target, bytes, kWrite, frame));
-    if (valid) check_global(access_of(source, valid, kRead, frame));
+    const Access write = access_of(target, bytes, kWrite, frame);
+    check_shared(write);
+    write.count(Space::kShared);
+    if (valid) {
+      const Access read = access_of(source, valid, kRead, frame);
+      check_global(read);
+      read.count(Space::kGlobal);
+    }
   }
+  if (block.counter) block.counter->totals.copied_bytes += bytes;
   const Copy copy{target, source, bytes, valid, !late};
   if (!late) perform(copy);
   if (!late && !race) return;

@@ -6,6 +6,7 @@
 #include <cstdarg>
 #include <map>
 
+#include "counters.h"
 #include "race.h"
 
 namespace vgpu {
@@ -253,6 +254,7 @@ void Block::settle_barrier(Barrier& barrier) {
   const int wanted = barrier.count ? barrier.count : static_cast<int>(live);
   if (barrier.arrived < wanted) return;
   if (race) race->leave_barrier(static_cast<int>(&barrier - barriers), barrier);
+  if (counter) counter->leave(barrier);
   for (uint32_t w = 0; w < warp_count; ++w)
     if (barrier.waiting[w]) wake(warps[w], barrier.waiting[w]);
   barrier = Barrier{};
@@ -401,6 +403,7 @@ void vgpu_release(Site* site) {
   Warp& warp = *me.warp;
   const uint32_t lanes = site->arrived;
   if (me.block->race) me.block->race->leave(warp, *site);
+  if (me.block->counter) me.block->counter->leave(warp, site->op, lanes);
   ++site->epoch;
   site->arrived = 0;
   warp.active &= ~(1u << (site - warp.site));
@@ -445,7 +448,10 @@ int vgpu_barrier_count(bool predicate) {
   block.votes += predicate;
   vgpu_barrier(0, 0);
   const uint32_t votes = block.votes;
-  if (++block.voters == block.live) block.votes = block.voters = 0;
+  if (++block.voters == block.live) {
+    block.votes = block.voters = 0;
+    if (block.counter) --block.counter->totals.barriers;  // two of ours are one instruction
+  }
   vgpu_barrier(0, 0);
   return static_cast<int>(votes);
 }

@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "tensor.h"
+#include "vgpu/counting.h"
 #include "vgpu/matrix.h"
 
 namespace vgpu {
@@ -305,8 +306,21 @@ OperandLayout tensor_operand(uint64_t descriptor, const char* what) {
   return {field(0, 14) << 4, field(16, 14) << 4, field(32, 14) << 4, kWidths[mode], mode == 1};
 }
 
+// A row of an operand is 32 bytes along K.
+static void count_mma(const TensorMma& mma, const Instruction& instruction) {
+  const uint32_t m = instruction.m, n = instruction.n;
+  const auto [type, k] = mma.kind == TensorKind::kTf32 ? std::pair(MatrixType::kTf32, 8u)
+                         : mma.kind == TensorKind::kI8 ? std::pair(MatrixType::kInt8, 32u)
+                         : mma.kind != TensorKind::kF16 ? std::pair(MatrixType::kFp8, 32u)
+                         : instruction.a == Element::kBf16 ? std::pair(MatrixType::kBf16, 16u)
+                                                           : std::pair(MatrixType::kF16, 16u);
+  vgpu_count_matrix(MatrixUnit::kTcgen05, type, uint64_t(2) * m * n * k,
+                    32 * (n + (mma.a_in_tensor_memory ? 0 : m)));
+}
+
 void check_mma(const TensorMemory& memory, const TensorMma& mma) {
   const Instruction instruction = decode(mma);
+  count_mma(mma, instruction);
   const Placement placement(mma, instruction);
   const uint32_t lane = lane_of(mma.d);
   if (lane != 0 && !(placement.half_lanes && lane == 16))

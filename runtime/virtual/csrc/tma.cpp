@@ -1,6 +1,7 @@
 // Bulk copies: which bytes move, when, and what they signal.
 #include <algorithm>
 
+#include "counters.h"
 #include "race.h"
 #include "tensor_map.h"
 #include "vgpu/cluster.h"
@@ -122,6 +123,7 @@ Box box_of(const CUtensorMap* encoded, void* shared, const TmaCoordinates& where
     vgpu_fail("shared memory of a tensor copy is aligned to 128 bytes, got shared address %#x",
               vgpu_shared_address(shared));
   check_bulk(shared, box.bytes, true, !write, frame);
+  if (Counter* counter = current->block->counter) counter->bulk_global(box, write);
   return box;
 }
 
@@ -138,6 +140,7 @@ Box plain_box(void* shared, void* global, uint32_t bytes, bool write, const void
   box.type = kFloat32;  // what their reductions add
   box.bytes = bytes;
   box.pieces.push_back({static_cast<char*>(global), 0, bytes});
+  if (Counter* counter = current->block->counter) counter->bulk_global(box, write);
   return box;
 }
 
@@ -230,6 +233,7 @@ namespace {
 
 void start_load(Box box, uint64_t* barrier, const void* frame) {
   vgpu_mbarrier_parity(barrier);  // fails unless it is one
+  if (Counter* counter = current->block->counter) counter->bulk_copy(box.bytes, true);
   const auto perform = [box = std::move(box), barrier] {
     load(box);
     vgpu_mbarrier_complete_tx(barrier, box.bytes);
@@ -252,6 +256,10 @@ void start_store(Box box, Reduction reduction, const void* frame) {
   if (reduction == Reduction::kAdd && (box.type >= std::size(kAdders) || !kAdders[box.type]))
     vgpu_fail("bulk additions do not exist for tensor map data type %u", box.type);
   Block& block = *current->block;
+  if (block.counter) {
+    block.counter->bulk_copy(box.bytes, false);
+    if (reduction == Reduction::kAdd) block.counter->bulk_global(box, false);
+  }
   BulkStore store{std::move(box), reduction, {}, {}, {}};
   if (Race* race = block.race) {
     // Both happen at some time between now and the end of a wait.
@@ -334,6 +342,10 @@ void vgpu_bulk_send(void* target, const void* source, uint32_t bytes, uint64_t* 
               bytes);
   check_bulk(source, bytes, true, false, frame);
   check_bulk(target, bytes, true, true, frame);
+  if (Counter* counter = current->block->counter) {
+    counter->bulk_copy(bytes, false);
+    counter->bulk_shared(bytes, true);
+  }
   const auto perform = [=] {
     memcpy(target, source, bytes);
     vgpu_mbarrier_complete_tx(barrier, bytes);

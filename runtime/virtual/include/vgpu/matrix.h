@@ -22,9 +22,9 @@ struct MatrixWork {
       uint16_t* rows[8];
       for (int r = 0; r < 8; ++r) {
         void* row = operand_of<MatrixOperand>(site, matrix * 8 + r).row;
-        vgpu_check_shared(row, 16, Store);
         rows[r] = static_cast<uint16_t*>(row);
       }
+      vgpu_check_rows(reinterpret_cast<void* const*>(rows), Store);
       for (int lane = 0; lane < kWarp; ++lane) {
         uint32_t& fragment = operand_of<MatrixOperand>(site, lane).registers[matrix];
         for (int e = 0; e < 2; ++e) {
@@ -65,9 +65,9 @@ struct ByteMatrixWork {
       uint8_t* columns[8];
       for (int c = 0; c < 8; ++c) {
         void* column = operand_of<MatrixOperand>(site, matrix * 8 + c).row;
-        vgpu_check_shared(column, 16, true);
         columns[c] = static_cast<uint8_t*>(column);
       }
+      vgpu_check_rows(reinterpret_cast<void* const*>(columns), true);
       for (int lane = 0; lane < kWarp; ++lane) {
         const uint32_t fragment = operand_of<MatrixOperand>(site, lane).registers[matrix];
         for (int e = 0; e < 4; ++e)

@@ -1,7 +1,7 @@
 // mma.sync: which shapes and types exist, and those the fast path of matrix.h leaves out.
 #pragma once
+#include "vgpu/counting.h"
 #include "vgpu/fp4.h"
-#include "vgpu/matrix.h"
 
 namespace vgpu {
 
@@ -144,6 +144,7 @@ inline void mma_sync(CRegister* c, const ARegister* a, const BRegister* b) {
                     sizeof(BRegister) == sizeof(ARegister),
                 "operands are 32-bit registers, or doubles");
   constexpr bool kFast = M == 16 && AType != DataType::kInt4 && AType != DataType::kUInt4;
+  vgpu::count_matrix(vgpu::MatrixUnit::kMma, vgpu::matrix_type(AType), 2 * M * N * K);
   vgpu::MmaOperand operand{c, a, b};
   if constexpr (kFast) {
     vgpu::rendezvous<vgpu::MmaWork<A, B, C, K>>("mma.sync", vgpu::kFullMask, operand);
@@ -222,6 +223,7 @@ inline void sm120_mma_sync_blockscaled(float* d, const uint32_t* a, const uint32
   if (byte_a || byte_b)
     vgpu_fail("scale_vec::4X uses all bytes of a scale register: byte selectors are 0, got %u and %u",
               byte_a, byte_b);
+  vgpu::count_matrix(vgpu::MatrixUnit::kMma, vgpu::MatrixType::kFp4, 2 * 16 * 8 * 64);
   vgpu::ScaledMmaOperand operand{{d, a, b}, c, scale_a, scale_b, thread_a, thread_b};
   vgpu::rendezvous<vgpu::ScaledMma>("mma.sync.block_scale", vgpu::kFullMask, operand);
 }

@@ -40,10 +40,11 @@ struct ShuffleWork {
 };
 
 template <class T>
-inline T shuffle(uint32_t mask, T value, Shuffle kind, int by, int width) {
+inline T shuffle(uint32_t mask, T value, Shuffle kind, int by, int width,
+                 const char* op = "__shfl_sync") {
   static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= 8, "shfl moves up to 64 bits");
   ShuffleOperand<T> operand{value, value, kind, by, width};
-  rendezvous<ShuffleWork<T>>("__shfl_sync", mask, operand);
+  rendezvous<ShuffleWork<T>>(op, mask, operand);
   return operand.out;
 }
 
@@ -150,7 +151,7 @@ inline T redux(unsigned mask, T value, Fold fold) {
   T total{};
   bool first = true;
   for (int lane = 0; lane < kWarp; ++lane) {
-    const T other = __shfl_sync(mask, value, lane);
+    const T other = shuffle(mask, value, Shuffle::kIndex, lane, kWarp, "redux.sync");
     if (!(mask >> lane & 1)) continue;
     total = first ? other : fold(total, other);
     first = false;

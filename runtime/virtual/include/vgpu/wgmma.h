@@ -4,7 +4,7 @@
 // warps of a group drift apart. Operands are read through real descriptors: start address, strides
 // and swizzle mode decide which bytes of shared memory an element is.
 #pragma once
-#include "vgpu/matrix.h"
+#include "vgpu/counting.h"
 #include "vgpu/operand.h"
 
 namespace tl {
@@ -173,6 +173,9 @@ inline void wgmma(WgmmaOperand operand) {
                 "only 16-bit operands of wgmma may be MN-major");
   static_assert((ScaleA == 1 || ScaleA == -1) && (ScaleB == 1 || ScaleB == -1),
                 "wgmma scales by +1 or -1");
+  // Of a warp: 16 rows of A, each 32 bytes; B, which four warps share, with the first of them.
+  count_matrix(MatrixUnit::kWgmma, matrix_type(AType), 2 * 16 * N * K,
+               (operand.a_registers ? 0 : 16 * 32) + (thread_index() / kWarp % 4 ? 0 : N * 32));
   rendezvous<WgmmaWork<A, typename MmaType<BType>::type, typename MmaType<CType>::type, N, K,
                        AMnMajor, BMnMajor, ScaleA * ScaleB>>("wgmma", kFullMask, operand);
 }
