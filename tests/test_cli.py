@@ -76,6 +76,17 @@ def test_inspect_counts_what_a_kernel_moves() -> None:
     assert max(map(len, shown.splitlines()[:3])) <= 80
 
 
+def test_inspect_counts_what_a_file_s_kernel_moves() -> None:
+    words = ("inspect", "tests/runtime/virtual/programs/softmax.py:softmax", "--counters")
+    done = tileproof(*words, "--dim", "m=9", "--arch", "sm_80,sm_90a", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert [row["arch"] for row in rows] == ["sm_80", "sm_90a"]
+    for row in rows:
+        moved = row["global_read"]["unique_bytes"], row["global_written"]["unique_bytes"]
+        assert moved == (9 * 256 * 4, 9 * 256 * 4)
+
+
 def test_build_then_inspect(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     sizes = {"hidden_size": 64, "q_lora_rank": 32, "head_dim": 32, "index_head_dim": 32}

@@ -55,10 +55,10 @@ CHIPS = {
             "NVIDIA H100 architecture whitepaper; memory: NVIDIA H100 datasheet",
         ),
         Chip(
-            "B200", "sm_100a", 8000e9, 148, 1.98e9,
+            "B200", "sm_100a", 8000e9, 148, 1.86e9,
             _rates(2250, tf32=1100, f64=40, fp8=4500, fp6=4500, fp4=9000, int8=4500),
-            "NVIDIA Blackwell architecture technical brief, HGX B200; SMs and clock, which it does"
-            " not give: hmc-tech.com",
+            "NVIDIA Blackwell architecture technical brief, HGX B200; SMs: the driver's device"
+            " attribute; clock: at which 8192 operations per SM and cycle make that f16 rate",
         ),
         Chip(
             "RTX 5090", "sm_120a", 1792e9, 170, 2.407e9,

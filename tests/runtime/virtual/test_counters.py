@@ -366,7 +366,7 @@ def test_the_model_takes_the_slowest_resource():
 
 def test_every_architecture_has_a_chip_whose_rates_are_those_of_its_tensor_cores():
     # Dense f16 operations of an SM per cycle at the clock the rates are published for: A100 2048,
-    # Ada and RTX Blackwell 512 with float32 sums, H100 4096 and B200 8192 below boost.
+    # Ada and RTX Blackwell 512 with float32 sums, H100 4096 (below boost), B200 8192.
     per_cycle = {"sm_80": 2048, "sm_89": 512, "sm_90a": 4096, "sm_100a": 8192, "sm_120a": 512}
     assert set(virtual.CHIPS) == set(per_cycle)
     for arch, chip in virtual.CHIPS.items():
