@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 
@@ -13,29 +12,29 @@ from tileproof.codegen.lower import lower
 from tileproof.codegen.target import resolve_target
 from tileproof.dsl import Facts
 
-PROGRAMS = Path(__file__).parents[1] / "runtime" / "virtual" / "programs"
-
-# file:name, arguments of the factory, facts.
-CASES = [
-    ("gemm_splitk.py:splitk", {}, {"inout": ["C"], "deterministic": False}),
-    ("flash_attention.py:flash_attention", {"causal": True}, {"written": {"Output": "once"}}),
-    ("dequant_gemm.py:dequant_gemm", {}, {"dims": {"m": [1, 100]}, "written": {"C": "once"}}),
-    ("persistent_gemm.py:persistent", {}, {"written": {"C": "once"}}),
-    ("softmax.py:softmax", {}, {"written": {"y": "once"}}),
-    ("softmax.py:gather", {}, {"values": {"index": [-1, "r-1"]}, "written": {"y": "once"}}),
-]
+from ..runtime.virtual.catalogue import FOLDER, PROGRAMS, RUNS
 
 
 def sanitize(name, args, facts, **options) -> sanitizer.KernelReport:
-    kernel = resolve_target(f"{PROGRAMS}/{name}", args)
+    kernel = resolve_target(f"{FOLDER}/{name}", args)
     return sanitizer.sanitize(kernel, facts=facts, **options).kernels[0]
 
 
-@pytest.mark.parametrize(("name", "args", "facts"), CASES)
-def test_programs_are_clean(name, args, facts):
-    report = sanitize(name, args, facts, draws=2)
+@pytest.mark.parametrize(("name", "arch"), RUNS)
+def test_programs_are_clean(name, arch):
+    program = PROGRAMS[name]
+    report = sanitizer.sanitize(program.lowered(arch), facts=program.facts, draws=2).kernels[0]
     assert not report.findings and not report.reason
     assert report.runs == 12
+
+
+def test_a_slot_given_back_before_its_last_read_is_found():
+    """What TileLang 0.1.15's own warp specialisation makes of the scaled GEMM."""
+    kernel = resolve_target(f"{FOLDER}/fp8_gemm.py:fp8_gemm")
+    lowered = lower(kernel, "sm_90a", pass_configs={"tl.disable_warp_specialized": False})
+    (finding,) = sanitizer.sanitize(lowered, facts=PROGRAMS["fp8_gemm"].facts).kernels[0].findings
+    assert finding.kind == "race"
+    assert "scale)[" in finding.at.text and "scale)[" in finding.other.text
 
 
 def test_float_atomics_are_no_defect_only_where_that_is_said():
@@ -54,7 +53,7 @@ def test_an_index_out_of_its_range_is_met():
 @pytest.mark.parametrize("words", ["__syncthreads();", "tl::cp_async_wait<0>();"])
 def test_every_barrier_and_wait_of_a_pipelined_gemm_is_needed(words):
     """Drops each in turn from the generated text."""
-    lowered = lower(resolve_target(f"{PROGRAMS}/persistent_gemm.py:persistent", {}), "sm_80")
+    lowered = lower(resolve_target(f"{FOLDER}/persistent_gemm.py:persistent", {}), "sm_80")
     count = lowered.cuda.count(words)
     assert count
     for index in range(count):
@@ -74,7 +73,7 @@ def test_the_same_seed_finds_the_same():
 
 
 def test_reports_name_the_line_in_all_formats():
-    kernel = resolve_target(f"{PROGRAMS}/softmax.py:gather", {})
+    kernel = resolve_target(f"{FOLDER}/softmax.py:gather", {})
     report = sanitizer.sanitize(kernel, facts={"values": {"index": [-1, "r"]}}, draws=1)
     finding = report.kernels[0].findings[0]
     line = finding.at.line
