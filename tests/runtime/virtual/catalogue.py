@@ -177,7 +177,7 @@ PROGRAMS = {
         "softmax.py:softmax",
         softmax,
         ("sm_80",),
-        {"dims": {"m": [1, 40]}, "written": {"y": "once"}},
+        {"dims": {"m": [2, 40]}, "written": {"y": "once"}},
     ),
     "gather": Program(
         "softmax.py:gather",
@@ -208,7 +208,7 @@ PROGRAMS = {
         "histogram.py:histogram",
         histogram,
         ("sm_80", "sm_100a"),
-        {"dims": {"n": [1, 700]}, "values": {"x": [0, 63]}, "inout": ["counts"]},
+        {"dims": {"n": [129, 700]}, "values": {"x": [0, 63]}, "inout": ["counts"]},
     ),
     "topk": Program(
         "histogram.py:topk",
