@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from tileproof.dsl import Specialization, arch, check
+from tileproof.dsl import Facts, Specialization, arch, check
+from tileproof.dsl.facts import ATTRIBUTE
 
 from .hostir import Launch, launches
 
@@ -33,7 +35,8 @@ class Parameter:
 class Lowered:
     """One kernel for one architecture, after TileLang and before any CUDA compiler.
 
-    `stages` maps ``"<index>:<pass name>"`` to the IRModule that pass left behind, in order.
+    `stages` maps ``"<index>:<pass name>"`` to the IRModule that pass left behind, in order; `facts`
+    are those :func:`tileproof.dsl.assume` notes on a kernel.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Lowered:
     host_mod: Any
     stages: Mapping[str, Any] = field(repr=False)
     spec: Specialization | None = None
+    facts: Facts = field(default_factory=Facts)
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -136,6 +140,10 @@ def lower(
         if PASS_CONFIGS in source.attrs:
             configs = {**source.attrs[PASS_CONFIGS], **configs}
             source = source.without_attr(PASS_CONFIGS)
+        facts = Facts()
+        if ATTRIBUTE in source.attrs:
+            facts = Facts.from_dict(json.loads(str(source.attrs[ATTRIBUTE])))
+            source = source.without_attr(ATTRIBUTE)
         context = tvm.transform.PassContext(opt_level=3, config=configs, instruments=instruments)
         with context:
             artifact = tilelang.lower(source, target=target)
@@ -148,4 +156,5 @@ def lower(
         host_mod=artifact.host_mod,
         stages=stages,
         spec=spec,
+        facts=facts,
     )

@@ -8,12 +8,43 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tileproof.dsl import check
+from tileproof.dsl import ContractError, assume, check
+from tileproof.dsl.facts import noted
 
 from .lower import PASS_CONFIGS
+
+
+@dataclass(frozen=True)
+class Target:
+    """A user's kernel by name, as another process can find it again."""
+
+    text: str
+    args: tuple[tuple[str, Any], ...] = ()
+
+    def resolve(self) -> Any:
+        """The prim_func; see :func:`resolve_target`."""
+        return resolve_target(self.text, dict(self.args))
+
+    def line(self) -> int:
+        """Where the file defines it, 1 if that cannot be seen."""
+        file, name = split(self.text)
+        for node in ast.parse(file.read_text()).body:
+            names = [getattr(node, "name", None)]
+            names += [getattr(t, "id", None) for t in getattr(node, "targets", [])]
+            if name in names:
+                return node.lineno
+        return 1
+
+
+def split(target: str) -> tuple[Path, str]:
+    """``FILE.py:NAME`` in its parts."""
+    path, _, name = target.rpartition(":")
+    check(path.endswith(".py") and name, "kernel", got=repr(target), expected="FILE.py:NAME")
+    return Path(path), name
 
 
 def is_target(text: str) -> bool:
@@ -27,9 +58,8 @@ def resolve_target(target: str, args: Mapping[str, Any] | None = None) -> Any:
     NAME is a ``T.prim_func``, a ``@tilelang.jit`` function or a factory that returns either; `args`
     are the arguments of the latter two, by name. Raises ContractError with one sentence otherwise.
     """
-    path, _, name = target.rpartition(":")
-    check(path.endswith(".py") and name, "kernel", got=repr(target), expected="FILE.py:NAME")
-    file = Path(path)
+    file, name = split(target)
+    path = str(file)
     check(file.is_file(), "kernel file", got=path, expected="a file that exists")
     module = _import(file)
     kernels = sorted(n for n, v in vars(module).items() if _is_kernel(v, module))
@@ -47,19 +77,26 @@ def as_prim_func(kernel: Any, args: Mapping[str, Any] | None = None, what: str =
 
     given = dict(args or {})
     configs: dict[str, Any] = {}
-    for _ in range(2):  # a factory may return a jit function
+    facts: dict[str, Any] = {}
+    for _ in range(3):  # a factory may return a jit function
         if isinstance(kernel, tvm.tirx.PrimFunc):
             check(not given, f"arguments of {what}", got=sorted(given), expected="none")
-            return kernel.with_attr(PASS_CONFIGS, configs) if configs else kernel
+            if configs:
+                kernel = kernel.with_attr(PASS_CONFIGS, configs)
+            return assume(**facts)(kernel) if facts else kernel
         check(callable(kernel), what, got=type(kernel).__name__, expected="a TileLang kernel")
         build = getattr(kernel, "get_tir", None)
         _fits(getattr(kernel, "func", kernel) if build is not None else kernel, given, what)
         if build is not None:
             configs = {str(k): v for k, v in (kernel.pass_configs or {}).items()}
-        kernel, given = (build or kernel)(**given), {}
-    expected = "a prim_func"
-    check(isinstance(kernel, tvm.tirx.PrimFunc), what, got=type(kernel).__name__, expected=expected)
-    return kernel.with_attr(PASS_CONFIGS, configs) if configs else kernel
+        facts = {**noted(kernel), **facts}
+        try:
+            kernel, given = (build or kernel)(**given), {}
+        except Exception as error:
+            detail = next(iter(str(error).strip().splitlines()), "")
+            text = f"{type(error).__name__}: {detail}".rstrip(": ")
+            raise ContractError(f"{what}: got {text}, expected a kernel from it") from error
+    raise ContractError(f"{what}: got {type(kernel).__name__}, expected a prim_func")
 
 
 def parse_args(pairs: list[str]) -> dict[str, Any]:

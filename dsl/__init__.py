@@ -3,7 +3,7 @@
 from .arch import ALL, ARCHS, Arch, arch
 from .check import ContractError, check
 from .dtypes import DTYPES, DType, dtype
-from .facts import Facts
+from .facts import Facts, assume
 from .registry import get, load_library
 from .spec import (
     BoundTensor,
@@ -38,6 +38,7 @@ __all__ = [
     "Values",
     "Variant",
     "arch",
+    "assume",
     "check",
     "derived",
     "dim",

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .check import check
 
@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from .spec import Specialization
 
 Bound = int | str
+
+# Where :func:`assume` leaves its facts: on a prim_func as JSON, on a Python object as they are.
+ATTRIBUTE = "tileproof.facts"
+_NOTE = "__tileproof_facts__"
+Kernel = TypeVar("Kernel")
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,22 @@ class Facts:
         return cls(**{key: _READERS[key](value, f"{where}.{key}") for key, value in data.items()})
 
     @classmethod
+    def read(cls, facts: Facts | Mapping[str, Any] | None) -> Facts:
+        """Facts however they were given."""
+        return facts if isinstance(facts, Facts) else cls.from_dict(facts or {})
+
+    def updated(self, more: Facts) -> Facts:
+        """These facts and `more`; of two that speak of the same name, the one in `more`."""
+
+        def join(mine: Any, other: Any) -> Any:
+            if isinstance(mine, Mapping):
+                return {**mine, **other}
+            return mine and other if isinstance(mine, bool) else (*mine, *other)
+
+        names = [f.name for f in fields(self)]
+        return Facts(**{n: join(getattr(self, n), getattr(more, n)) for n in names})
+
+    @classmethod
     def from_json(cls, path: Path) -> Facts:
         """Facts from a JSON file."""
         try:
@@ -78,6 +99,31 @@ class Facts:
             batch=tuple(letter for letter, d in dynamic.items() if d.batch),
             none={name: v.none for name, v in ranged.items() if v.none is not None},
         )
+
+
+def assume(**facts: Any) -> Callable[[Kernel], Kernel]:
+    """Decorator of a kernel of your own: what every proof and every sanitizer run may take as true.
+
+    ``@assume(dims={"m": [0, 1 << 20]}, values={"Idx": [0, "rows-1"]})`` stands above a prim_func, a
+    ``@tilelang.jit`` function or a factory; the keywords are the fields of :class:`Facts`. Nothing
+    checks these facts at a launch: that is the caller's duty.
+    """
+    Facts.from_dict(facts, "assume")
+
+    def note(kernel: Any) -> Any:
+        if hasattr(kernel, "with_attr"):  # a prim_func
+            joined = {**json.loads(dict(kernel.attrs or {}).get(ATTRIBUTE, "{}")), **facts}
+            return kernel.with_attr(ATTRIBUTE, json.dumps(joined))
+        setattr(kernel, _NOTE, {**noted(kernel), **facts})
+        return kernel
+
+    return note
+
+
+def noted(kernel: Any) -> dict[str, Any]:
+    """What :func:`assume` noted on a Python object, or on the function it wraps."""
+    inner = getattr(getattr(kernel, "func", None), _NOTE, {})
+    return {**inner, **getattr(kernel, _NOTE, {})}
 
 
 # --- readers of the JSON values ------------------------------------------------------------------

@@ -68,9 +68,8 @@ def sanitize(
     else:
         source = kernel if isinstance(kernel, Specialization) else as_prim_func(kernel, args)
         lowered = lower(source, arch)
-    if not isinstance(facts, Facts):
-        known = Facts.of(lowered.spec) if lowered.spec is not None else Facts()
-        facts = known if facts is None else Facts.from_dict(facts)
+    known = Facts.of(lowered.spec) if lowered.spec is not None else lowered.facts
+    facts = known.updated(Facts.read(facts))
     report = KernelReport(lowered.name, lowered.arch, seed, cuda=lowered.cuda)
     start = time.perf_counter()
     try:

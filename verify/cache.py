@@ -54,7 +54,7 @@ def ir_hash(lowered: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def key(program: str, domain: Domain, sizes: Mapping[str, int]) -> str:
+def key(program: str, domain: Domain, sizes: Mapping[str, int], rlimit: int) -> str:
     """Where the result for a program under a domain lives; `sizes` are its shared buffers'."""
     tensors = [
         (t.name, t.dtype, str(t.shape), t.align, t.written, t.inout)
@@ -67,6 +67,7 @@ def key(program: str, domain: Domain, sizes: Mapping[str, int]) -> str:
         domain.assumptions(),
         tensors,
         domain.notes,
+        rlimit,
         tools(),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from tileproof.dsl import Specialization, check
 from tileproof.dsl.expression import fold
@@ -18,6 +18,7 @@ from . import terms
 from .intrinsics import UnmodelledError
 from .terms import Symbol, Term, apply, const, le, mul, var
 
+Given: TypeAlias = Facts | Mapping[str, Any] | None
 DEFAULT_RANGE = (0, 1 << 20)
 POINTER_ALIGN = 16
 
@@ -122,9 +123,9 @@ class Domain:
         return (lo, hi) if none is None else (min(lo, none), max(hi, none))
 
 
-def build(source: Any, spec: Specialization | None, facts: Mapping[str, Any] | None) -> Domain:
+def build(source: Any, spec: Specialization | None, facts: Given) -> Domain:
     """The domain of a source prim_func: from its op's declaration, then from user facts."""
-    given = Facts.from_dict(facts or {})
+    given = Facts.read(facts)
     domain = Domain()
     buffers = [source.buffer_map.get(p) for p in source.params]
     _dims(domain, source, buffers, spec, given)

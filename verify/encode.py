@@ -185,7 +185,9 @@ def _subterms(members: Iterable[Term]) -> Iterable[Term]:
 class Engine:
     """Answers questions about one launch under one domain."""
 
-    def __init__(self, facts: Facts, domain: Domain) -> None:
+    def __init__(self, facts: Facts, domain: Domain, rlimit: int = LONG) -> None:
+        self.rlimit = rlimit
+        self.spent = 0
         self.facts = facts
         self.domain = domain
         self.ranges = terms.Ranges(lambda t: domain.load_interval(t, self.ranges))
@@ -274,8 +276,9 @@ class Engine:
         members = self._members(violation, context, extra)
         symbols = self._symbols
         loads = any(True for m in members for _ in m.loads())
-        reason = "solver budget"
-        for backend, budget in ((Ints, QUICK), (Vectors, QUICK), (Ints, LONG), (Vectors, LONG)):
+        reason = f"the solver's budget of {self.rlimit:,} steps is spent, --rlimit raises it"
+        quick, most = min(QUICK, self.rlimit), self.rlimit
+        for backend, budget in ((Ints, quick), (Vectors, quick), (Ints, most), (Vectors, most)):
             try:
                 encoding = backend(self, members)
                 constraints = [_bool(encoding.term(m)) for m in members]
@@ -284,7 +287,7 @@ class Engine:
                 continue
             solver = self._solver(constraints, budget)
             self.queries += 1
-            outcome = solver.check()
+            outcome = self._check(solver)
             if outcome == z3.unsat:
                 return Answer(True)
             if outcome == z3.sat:
@@ -297,6 +300,13 @@ class Engine:
         solver.set("random_seed", _SEED)
         solver.add(*constraints)
         return solver
+
+    def _check(self, solver: Any) -> Any:
+        # Z3 counts over the life of its context, which outlives a query.
+        before = _steps(solver)
+        outcome = solver.check()
+        self.spent += _steps(solver) - before
+        return outcome
 
     def _minimise(self, solver: Any, encoding: Any, symbols: list[Symbol]) -> Point:
         """The smallest violation a person would look at first: sizes, then block, thread, loops."""
@@ -311,7 +321,7 @@ class Engine:
                 middle = (low + high) // 2
                 solver.push()
                 solver.add(z <= encoding.number(middle))
-                smaller = solver.check() == z3.sat
+                smaller = self._check(solver) == z3.sat
                 if smaller:
                     values = _read(solver.model(), encoding, symbols)
                     high = values[s]
@@ -320,6 +330,12 @@ class Engine:
                 solver.pop()
             solver.add(z == encoding.number(values[s]))
         return Point(self.domain.complete(values))
+
+
+def _steps(solver: Any) -> int:
+    """Z3's count of its own steps so far; a context that never solved anything has none."""
+    counts = dict(iter(solver.statistics()))
+    return int(counts.get("rlimit count", 0))
 
 
 def _read(model: Any, encoding: Any, symbols: list[Symbol]) -> dict[Symbol, int]:

@@ -7,12 +7,17 @@ from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class Verdict(str, Enum):
-    """Outcome of one property, one kernel or one run, as documented in the architecture."""
+    """Outcome of one property, one kernel or one run, as documented in docs/proofs.md.
 
+    A property is never WAIVED itself: it keeps its verdict, and the waiver stands beside it.
+    """
+
+    ERROR = "ERROR"
+    WAIVED = "WAIVED"
     PROVED = "PROVED"
     REFUTED = "REFUTED"
     ALARM = "ALARM"
@@ -22,9 +27,11 @@ class Verdict(str, Enum):
 
 # The most serious verdict of a set speaks for the set.
 _SEVERITY = (
+    Verdict.ERROR,
     Verdict.REFUTED,
     Verdict.ALARM,
     Verdict.UNKNOWN,
+    Verdict.WAIVED,
     Verdict.PROVED,
     Verdict.NOT_APPLICABLE,
 )
@@ -40,11 +47,23 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 @dataclass(frozen=True)
+class Step:
+    """What one thread does at one place. `loops` are the loop variables there."""
+
+    message: str
+    site: str
+    block: tuple[int, ...] = ()
+    thread: tuple[int, ...] = ()
+    loops: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Counterexample:
     """One concrete violation. `confirmed` means the IR, re-executed at these values, shows it.
 
     `offset` and `extent` count elements of `buffer`; `other` describes the second access of a
-    property that relates two.
+    property that relates two. A violation that takes several threads lists what they do in `steps`,
+    in an order of execution that shows it: the two accesses of a race, the path to a deadlock.
     """
 
     property: str
@@ -58,41 +77,56 @@ class Counterexample:
     offset: int | None = None
     extent: int | None = None
     other: str = ""
+    steps: tuple[Step, ...] = ()
     confirmed: bool = False
 
 
 @dataclass
 class PropertyReport:
-    """One property of one kernel: how many obligations were met, and why any was not."""
+    """One property of one kernel: how many obligations were met, and why any was not.
+
+    `rlimit` counts the solver's steps. `waived` says why a verdict is tolerated, "" if it is not.
+    """
 
     verdict: Verdict
     obligations: int = 0
     proved: int = 0
     seconds: float = 0.0
+    rlimit: int = 0
+    waived: str = ""
     reasons: list[str] = field(default_factory=list)
     counterexamples: list[Counterexample] = field(default_factory=list)
 
 
 @dataclass
 class KernelReport:
-    """One kernel on one architecture."""
+    """One kernel on one architecture.
+
+    `error` says why nothing could be asked about it: it was not lowered, or no argument at all
+    meets its contracts. `file` and `line` are where it is defined, if that is known.
+    """
 
     kernel: str
     arch: str
-    ir_hash: str
-    properties: dict[str, PropertyReport]
-    domain: dict[str, str]
-    assumptions: list[str]
-    notes: list[str]
-    unmodelled: list[str]
-    seconds: float
+    ir_hash: str = ""
+    properties: dict[str, PropertyReport] = field(default_factory=dict)
+    domain: dict[str, str] = field(default_factory=dict)
+    assumptions: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    unmodelled: list[str] = field(default_factory=list)
+    seconds: float = 0.0
     lower_seconds: float = 0.0
     reused: bool = False
+    error: str = ""
+    file: str = ""
+    line: int = 1
 
     @property
     def verdict(self) -> Verdict:
-        """The most serious verdict of any property."""
-        return worst(p.verdict for p in self.properties.values())
+        """The most serious verdict of any property, where a waiver counts as WAIVED."""
+        if self.error:
+            return Verdict.ERROR
+        return worst(Verdict.WAIVED if p.waived else p.verdict for p in self.properties.values())
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form, with the kernel's verdict spelled out."""
@@ -122,10 +156,9 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """0 all proved, 1 refuted, 2 alarm or unknown."""
-        if self.verdict is Verdict.REFUTED:
-            return 1
-        return 0 if self.verdict in (Verdict.PROVED, Verdict.NOT_APPLICABLE) else 2
+        """0 all proved or waived, 1 refuted, 2 alarm or unknown, 3 not even asked."""
+        codes = {Verdict.ERROR: 3, Verdict.REFUTED: 1, Verdict.ALARM: 2, Verdict.UNKNOWN: 2}
+        return codes.get(self.verdict, 0)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
@@ -145,10 +178,14 @@ class Report:
 def _property(entry: Mapping[str, Any]) -> PropertyReport:
     examples = []
     for example in entry["counterexamples"]:
-        tuples = {k: tuple(example[k]) for k in ("block", "thread")}
-        examples.append(Counterexample(**{**example, **tuples}))
+        steps = tuple(Step(**_places(step)) for step in example["steps"])
+        examples.append(Counterexample(**{**_places(example), "steps": steps}))
     verdict = Verdict(entry["verdict"])
     return PropertyReport(**{**entry, "verdict": verdict, "counterexamples": examples})
+
+
+def _places(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {**entry, **{k: tuple(entry[k]) for k in ("block", "thread")}}
 
 
 def _plain(value: Any) -> Any:

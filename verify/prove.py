@@ -13,13 +13,14 @@ from typing import Any
 
 from tileproof.codegen import ircache
 from tileproof.codegen.lower import Lowered, lower
-from tileproof.dsl import ALL, ContractError, Specialization, load_library
+from tileproof.codegen.target import as_prim_func
+from tileproof.dsl import ALL, ContractError, Facts, Specialization, load_library
 
 from . import cache, domain, terms
 from .device import DeviceWalker, shared_sizes
-from .domain import Domain
-from .encode import Engine
-from .facts import Facts
+from .domain import Domain, Given
+from .encode import LONG, Engine
+from .facts import Facts as KernelFacts
 from .host import HostWalker, launch_checks
 from .model import KernelReport, PropertyReport, Report, Verdict, worst
 from .props import PROPERTIES, Launch, Property
@@ -33,21 +34,29 @@ def prove(
     kernel: Any,
     arch: str | Sequence[str] | None = None,
     *,
-    facts: Mapping[str, Any] | None = None,
+    args: Mapping[str, Any] | None = None,
+    facts: Given = None,
     pass_configs: Mapping[str, Any] | None = None,
+    rlimit: int = LONG,
     use_cache: bool = True,
 ) -> Report:
     """Prove a kernel for every size of its domain, on one or several architectures.
 
     Args:
-        kernel: a :class:`Specialization` of an op, or a TileLang prim_func.
+        kernel: a :class:`Specialization` of an op, a TileLang prim_func, a ``@tilelang.jit``
+            function, or a factory of either.
         arch: an architecture or several; by default every one the kernel is for.
-        facts: what is promised about a prim_func's sizes and tensors (architecture §10).
+        args: arguments of a jit function or factory, by name.
+        facts: what is promised about sizes and tensors, :class:`tileproof.dsl.Facts` or its JSON
+            form; these come on top of what an op declares and ``dsl.assume`` notes.
         pass_configs: TileLang compile options of a prim_func.
+        rlimit: Z3's budget for one query, in its own steps, so that a verdict repeats anywhere.
         use_cache: whether earlier results may be returned and this one kept.
     """
+    if not isinstance(kernel, Specialization):
+        kernel = as_prim_func(kernel, args)
     archs = [arch] if isinstance(arch, str) else list(arch or _archs(kernel))
-    reports = [prove_one(kernel, a, facts, pass_configs, use_cache) for a in archs]
+    reports = [prove_one(kernel, a, facts, pass_configs, use_cache, rlimit) for a in archs]
     return Report(reports, cache.tools())
 
 
@@ -60,25 +69,34 @@ def _archs(kernel: Any) -> list[str]:
 def prove_one(
     kernel: Any,
     arch: str,
-    facts: Mapping[str, Any] | None = None,
+    facts: Given = None,
     pass_configs: Mapping[str, Any] | None = None,
     use_cache: bool = True,
+    rlimit: int = LONG,
 ) -> KernelReport:
-    """One kernel on one architecture."""
+    """One kernel (a specialization or a prim_func) on one architecture."""
     start = time.perf_counter()
     key = None
-    if use_cache and not facts and not pass_configs and in_library(kernel):
+    usual = not facts and not pass_configs and rlimit == LONG
+    if use_cache and usual and in_library(kernel):
         key = cache.source_key(kernel, arch)
         if (known := cache.read(key)) is not None:
             known.reused, known.lower_seconds = True, 0.0
             known.seconds = round(time.perf_counter() - start, 3)
             return known
-    if pass_configs:
-        lowered = lower(kernel, arch, pass_configs=pass_configs, keep_stages=True)
-    else:
-        lowered = ircache.lowered(kernel, arch)
+    try:
+        if pass_configs:
+            lowered = lower(kernel, arch, pass_configs=pass_configs, keep_stages=True)
+        else:
+            lowered = ircache.lowered(kernel, arch)
+    except ContractError:  # no kernel, or no architecture: the caller's mistake
+        raise
+    except Exception as error:  # TileLang's passes raise anything; its text runs over many lines
+        words = [line.strip() for line in str(error).splitlines() if line.strip()]
+        text = f"TileLang does not lower it: {words[-1] if words else type(error).__name__}"
+        return KernelReport(_name(kernel), arch, error=text)
     lower_seconds = time.perf_counter() - start
-    report = prove_lowered(lowered, facts=facts, use_cache=use_cache)
+    report = prove_lowered(lowered, facts=facts, use_cache=use_cache, rlimit=rlimit)
     report.lower_seconds = round(lower_seconds, 3)
     if key is not None:
         cache.write(key, report)
@@ -90,30 +108,39 @@ def in_library(kernel: Any) -> bool:
     return isinstance(kernel, Specialization) and load_library().get(kernel.op.name) is kernel.op
 
 
+def _name(kernel: Any) -> str:
+    if isinstance(kernel, Specialization):
+        return kernel.symbol
+    return str(kernel.attrs["global_symbol"])
+
+
 def prove_lowered(
-    lowered: Lowered, *, facts: Mapping[str, Any] | None = None, use_cache: bool = True
+    lowered: Lowered, *, facts: Given = None, use_cache: bool = True, rlimit: int = LONG
 ) -> KernelReport:
     """Prove what `lowered` holds, as it stands; see :func:`prove`."""
     start = time.perf_counter()
     try:
-        return _prove_lowered(lowered, facts, use_cache, start)
+        known = lowered.facts.updated(Facts.read(facts))
+        return _prove_lowered(lowered, known, use_cache, start, rlimit)
     finally:
         terms.forget()
 
 
 def _prove_lowered(
-    lowered: Lowered, facts: Mapping[str, Any] | None, use_cache: bool, start: float
+    lowered: Lowered, facts: Facts, use_cache: bool, start: float, rlimit: int
 ) -> KernelReport:
     assumed = domain.build(lowered.source, lowered.spec, facts)
     ir_hash = cache.ir_hash(lowered)
     sizes = shared_sizes(lowered.stages)
-    key = cache.key(ir_hash, assumed, sizes)
+    key = cache.key(ir_hash, assumed, sizes, rlimit)
     if use_cache and (known := cache.read(key)) is not None:
         known.kernel, known.arch, known.reused = lowered.name, lowered.arch, True
         known.seconds = round(time.perf_counter() - start, 3)
         return known
-    launches, unmodelled = launches_of(lowered, assumed, sizes)
-    vacuous, notes = _vacuity(launches, assumed)
+    launches, unmodelled = launches_of(lowered, assumed, sizes, rlimit)
+    if contradiction := _contradiction(launches, assumed):
+        return KernelReport(lowered.name, lowered.arch, ir_hash, error=contradiction)
+    vacuous, notes = _vacuity(launches)
     properties: dict[str, PropertyReport] = {}
     for p in PROPERTIES:
         properties[p.name] = _decide(p, launches, unmodelled, vacuous, properties)
@@ -134,11 +161,11 @@ def _prove_lowered(
 
 
 def launches_of(
-    lowered: Lowered, assumed: Domain, sizes: Mapping[str, int]
+    lowered: Lowered, assumed: Domain, sizes: Mapping[str, int], rlimit: int = LONG
 ) -> tuple[list[Launch], list[str]]:
     """The launches of one call, and the names of everything that could not be modelled."""
     hosts = [f for _, f in lowered.host_mod.functions_items()]
-    host = HostWalker(Facts("host"), assumed).run(hosts[0])
+    host = HostWalker(KernelFacts("host"), assumed).run(hosts[0])
     unmodelled = list(assumed.unmodelled)
     functions = {g.name_hint: f for g, f in lowered.device_mod.functions_items()}
     parts = []
@@ -158,7 +185,7 @@ def launches_of(
             p: a.name for p, a in zip(function.params, launch.args, strict=True) if a.is_tensor
         }
         walker = DeviceWalker(
-            Facts(launch.kernel), assumed.dims, assumed.tensors, names, extents, sizes
+            KernelFacts(launch.kernel), assumed.dims, assumed.tensors, names, extents, sizes
         )
         facts = walker.run(function)
         unmodelled += facts.unmodelled
@@ -178,7 +205,7 @@ def launches_of(
             Launch(
                 facts=facts,
                 domain=assumed,
-                engine=Engine(facts, assumed),
+                engine=Engine(facts, assumed, rlimit),
                 machine=Machine(function, layouts, names, sizes),
                 extents=extents,
                 host=host if i == 0 else None,
@@ -190,19 +217,27 @@ def launches_of(
     return launches, list(dict.fromkeys(unmodelled))
 
 
-def _vacuity(launches: list[Launch], assumed: Domain) -> tuple[str, list[str]]:
-    """Why a proof would be empty ("" if it is not), and remarks on accesses never reached."""
+def _contradiction(launches: list[Launch], assumed: Domain) -> str:
+    """Why no argument at all meets the contracts, "" if some may: then anything could be proved."""
     if not launches:
-        return "no launch was seen", []
+        return ""
     engine = launches[0].engine
     dims = list(assumed.dims.values())
     if not engine.satisfiable():
-        return "no size meets the assumptions on dims", []
+        return "the contracts contradict each other: no size meets the assumptions on dims"
     for tensor in assumed.tensors.values():
         if tensor.values is not None and tensor.values.none is None:
             some = le(tensor.values.lo, tensor.values.hi)
             if engine.on_sizes(some, dims).proved:
-                return f"no value meets the contract of {tensor.name}", []
+                name = tensor.name
+                return f"the contracts contradict each other: no value meets that of {name}"
+    return ""
+
+
+def _vacuity(launches: list[Launch]) -> tuple[str, list[str]]:
+    """Why a proof would be empty ("" if it is not), and remarks on accesses never reached."""
+    if not launches:
+        return "no launch was seen", []
     accesses = [(launch, a) for launch in launches for a in launch.facts.accesses]
     dead = [a for launch, a in accesses if launch.engine.never(const(1), a.context).proved]
     if accesses and len(dead) == len(accesses):
@@ -219,6 +254,7 @@ def _decide(
     earlier: Mapping[str, PropertyReport],
 ) -> PropertyReport:
     start = time.perf_counter()
+    spent = sum(launch.engine.spent for launch in launches)
     goals = [g for launch in launches for g in p.goals(launch)]
     failed = [g for g in goals if g.verdict is not Verdict.PROVED]
     verdict = worst(g.verdict for g in goals) if goals else Verdict.NOT_APPLICABLE
@@ -238,6 +274,7 @@ def _decide(
         obligations=len(goals),
         proved=len(goals) - len(failed),
         seconds=round(time.perf_counter() - start, 3),
+        rlimit=sum(launch.engine.spent for launch in launches) - spent,
         reasons=reasons[:_MOST_REASONS],
         counterexamples=[g.example for g in failed if g.example is not None][:_MOST_REASONS],
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 
-from .model import Counterexample, KernelReport, Report, Verdict
+from .model import Counterexample, KernelReport, Report, Step, Verdict
 
 _WIDTH = 80
 _SHOWN = 2
@@ -31,11 +31,16 @@ def to_text(report: Report) -> str:
 
 
 def _details(kernel: KernelReport) -> list[str]:
+    if kernel.error:
+        return _wrap(kernel.error)
     lines: list[str] = []
     for name, p in kernel.properties.items():
         if p.verdict in (Verdict.PROVED, Verdict.NOT_APPLICABLE):
             continue
-        lines.append(f"  {name}: {p.verdict.value} ({p.proved}/{p.obligations} proved)")
+        waived = ", waived" if p.waived else ""
+        lines.append(f"  {name}: {p.verdict.value}{waived} ({p.proved}/{p.obligations} proved)")
+        if p.waived:
+            lines += _wrap(f"waived: {p.waived}")
         shown = {e.message for e in p.counterexamples}
         for example in p.counterexamples[:_SHOWN]:
             lines += _example(example)
@@ -44,27 +49,34 @@ def _details(kernel: KernelReport) -> list[str]:
         for reason in p.reasons:
             if not any(reason.startswith(message) for message in shown):
                 lines += _wrap(reason)
-    if lines:
-        for note in kernel.notes:
-            lines += _wrap(f"note: {note}")
+    # What was assumed without being told is said of a proof too.
+    notes = kernel.notes if lines else [n for n in kernel.notes if "is assumed" in n]
+    for note in notes:
+        lines += _wrap(f"note: {note}")
     return lines
 
 
 def _example(example: Counterexample) -> list[str]:
-    place = []
-    if example.sizes:
-        place.append(", ".join(f"{k}={v}" for k, v in example.sizes.items()))
-    if example.block:
-        place.append(f"block {_index(example.block)}")
-    if example.thread:
-        place.append(f"thread {_index(example.thread)}")
-    if example.loops:
-        place.append(", ".join(f"{k}={v}" for k, v in example.loops.items()))
     lines = _wrap(example.message)
-    lines += _wrap(f"at {'; '.join(place)}" if place else "at any size")
+    sizes = ", ".join(f"{k}={v}" for k, v in example.sizes.items())
+    if example.steps:
+        lines += _wrap(f"at {sizes}" if sizes else "at any size")
+        for step in example.steps:
+            lines += _wrap(f"{place(step)}: {step.message} in {step.site}")
+        return lines
+    at = "; ".join(filter(None, [sizes, place(example)]))
+    lines += _wrap(f"at {at}" if at else "at any size")
     if example.other:
         lines += _wrap(f"and {example.other}")
     return lines + _wrap(f"in {example.site}")
+
+
+def place(at: Step | Counterexample) -> str:
+    """Block, thread and loop variables in words."""
+    parts = [f"block {_index(at.block)}"] if at.block else []
+    parts += [f"thread {_index(at.thread)}"] if at.thread else []
+    parts += [", ".join(f"{k}={v}" for k, v in at.loops.items())] if at.loops else []
+    return "; ".join(parts)
 
 
 def _index(values: tuple[int, ...]) -> str:

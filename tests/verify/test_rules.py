@@ -85,8 +85,8 @@ def test_impossible_sizes_prove_nothing():
     sizes = {"dims": {"M": [1, 3]}}
     assert prove(lowered, **sizes).verdict is Verdict.PROVED
     report = prove(lowered, **sizes, multiples={"M": 4})
-    assert report.verdict is Verdict.UNKNOWN
-    assert "no size meets the assumptions on dims" in report.properties["bounds"].reasons
+    assert report.verdict is Verdict.ERROR
+    assert "no size meets the assumptions on dims" in report.error
     # One size exists, but no block runs at it: nothing was checked.
     report = prove(lowered, dims={"M": [0, 0]})
     assert "no access is reached at any size" in report.properties["bounds"].reasons

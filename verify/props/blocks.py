@@ -6,12 +6,13 @@ Blocks run in any order and at the same time, so such a pair would make the resu
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from tileproof.verify import terms
 from tileproof.verify.digits import Digit, difference
 from tileproof.verify.encode import Answer
 from tileproof.verify.facts import Access, Context
-from tileproof.verify.model import Counterexample
+from tileproof.verify.model import Counterexample, Step
 from tileproof.verify.terms import Symbol, Term, apply, const, le, sub, var
 
 from ._run import PROVED, Goal, Launch, found, undecided
@@ -133,7 +134,13 @@ def _example(
         message,
         buffer=tensor,
         offset=shared,
-        other=f"block {b2} thread {places[1]['thread']} loops {places[1]['loops']}: {second.site}",
+        steps=tuple(_step(a, p) for a, p in zip((first, second), places, strict=True)),
         confirmed=shared is not None and b1 != b2,
         **places[0],
     )
+
+
+def _step(access: Access, place: dict[str, Any]) -> Step:
+    verb = "writes" if access.mode == "write" else "reads"
+    here = {k: place[k] for k in ("block", "thread", "loops")}
+    return Step(f"{verb} {access.buffer.tensor}", access.site, **here)
