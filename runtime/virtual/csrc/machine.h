@@ -84,8 +84,8 @@ struct Barrier {
 struct Copy {
   void* target;
   const void* source;
-  uint16_t bytes, valid;
-  bool done;
+  uint32_t bytes, valid;
+  bool done = false;
 };
 
 // cp.async of one thread, oldest first; `groups` holds how many copies each committed group has.
@@ -236,6 +236,9 @@ extern thread_local Sanitizer* active_sanitizer;
 void check_bulk(const void* address, uint32_t bytes, bool shared, bool write, const void* frame);
 // Tells the race checker that the acting strand touches them.
 void trace_bulk(const void* address, uint32_t bytes, bool shared, bool write);
+
+// An address of `owner`'s shared window as a pointer; fails unless that memory may be read.
+void* shared_pointer(const Block& owner, uint32_t address, uint32_t bytes, const void* frame);
 
 // What a block that has ended left in tensor memory, empty if nothing.
 std::string tensor_leak(const Block& block);

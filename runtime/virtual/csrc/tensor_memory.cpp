@@ -2,7 +2,7 @@
 #include <algorithm>
 
 #include "machine.h"
-#include "vgpu/mbarrier.h"
+#include "vgpu/cluster.h"
 
 namespace vgpu {
 
@@ -11,6 +11,30 @@ namespace {
 TensorMemory& memory_of(Block& block) {
   if (!block.tensor) block.tensor = std::make_unique<TensorMemory>();
   return *block.tensor;
+}
+
+// The blocks that an instruction of this cta_group works on.
+TensorGroup group_of(const char* op, bool pair) {
+  Block& block = *current->block;
+  int& group = memory_of(block).group;
+  if (group && group != 1 + pair)
+    vgpu_fail("%s.cta_group::%d after instructions of cta_group::%d: those of a kernel must all have "
+              "the same",
+              op, 1 + pair, group);
+  group = 1 + pair;
+  if (!pair) return {1, {&block, nullptr}, {&memory_of(block), nullptr}};
+  if (block.cluster_size() % 2)
+    vgpu_fail("%s.cta_group::2 needs pairs of blocks, the cluster has %u", op, block.cluster_size());
+  const uint32_t even = block.rank % block.cluster_size() & ~1u;
+  Block &first = block.peer(even), &second = block.peer(even + 1);
+  return {2, {&first, &second}, {&memory_of(first), &memory_of(second)}};
+}
+
+// The same for one thread's instruction on behalf of both blocks.
+TensorGroup issuing_group(const char* op, bool pair) {
+  if (pair && current->block->rank & 1)
+    vgpu_fail("the virtual GPU does not model %s.cta_group::2 by the odd block of a pair", op);
+  return group_of(op, pair);
 }
 
 // Where register `index` of a lane lies, in 32-bit columns before packing.
@@ -69,16 +93,32 @@ void perform(TensorMemory& memory, const PendingAccess& pending) {
   }
 }
 
-// tcgen05.cp.32x128b.warpx4: 32 rows of 16 bytes, the same in each quarter of the lanes.
-void perform_copy(TensorMemory& memory, uint64_t source, uint32_t address) {
-  const OperandLayout layout = tensor_operand(source, "tcgen05.cp");
-  for (uint32_t lane = 0; lane < kTensorLanes; ++lane)
-    memcpy(&memory.cells[lane][column_of(address)], layout.chunk(false, lane % 32, 0), 16);
-}
-
 struct CopyRecord {
+  TensorGroup group;
   uint64_t source;
   uint32_t address;
+};
+
+// tcgen05.cp.32x128b.warpx4: 32 rows of 16 bytes, the same in each quarter of the lanes; each block
+// from its own shared memory.
+void perform_copy(const CopyRecord& copy) {
+  const OperandLayout layout = tensor_operand(copy.source, "tcgen05.cp");
+  for (uint32_t i = 0; i < copy.group.size; ++i)
+    for (uint32_t lane = 0; lane < kTensorLanes; ++lane)
+      memcpy(&copy.group.memory[i]->cells[lane][column_of(copy.address)],
+             shared_pointer(*copy.group.block[i], layout.address(false, lane % 32, 0), 16,
+                            __builtin_frame_address(0)),
+             16);
+}
+
+struct MmaRecord {
+  TensorGroup group;
+  TensorMma mma;
+};
+
+struct CommitRecord {
+  uint64_t* barrier;
+  uint32_t mask;  // of blocks in the cluster, 0 for the caller's alone
 };
 
 // Queues work of the calling warp; it is performed in the order it was issued.
@@ -92,8 +132,96 @@ void require_columns_of_allocation(int columns) {
     vgpu_fail("tensor memory is allocated by 32, 64, 128, 256 or 512 columns, got %d", columns);
 }
 
-void require_single_cta(bool pair) {
-  if (pair) vgpu_fail("the virtual GPU does not model tcgen05 with cta_group::2 yet");
+using Allocations = std::vector<TensorMemory::Allocation>;
+
+bool overlaps(const TensorMemory::Allocation& a, uint32_t first, uint32_t columns) {
+  return first < a.first + a.columns && a.first < first + columns;
+}
+
+bool is_free(const Allocations& allocations, uint32_t first, uint32_t columns) {
+  return std::none_of(allocations.begin(), allocations.end(),
+                      [&](const auto& a) { return !a.freed_by && overlaps(a, first, columns); });
+}
+
+void take(TensorMemory& memory, uint32_t first, uint32_t columns) {
+  Allocations& allocations = memory.allocations;
+  allocations.erase(std::remove_if(allocations.begin(), allocations.end(),
+                                   [&](const auto& a) { return overlaps(a, first, columns); }),
+                    allocations.end());
+  allocations.push_back({first, columns, nullptr});
+  for (auto& row : memory.cells) memset(row + first, 0xff, columns * 4);
+}
+
+// The same columns in all blocks of the group.
+uint32_t allocate(const TensorGroup& group, uint32_t columns) {
+  // Seeded runs also hand out the other end: an address is not always 0.
+  for (uint32_t i = 0; i < kTensorColumns / columns; ++i) {
+    const uint32_t first =
+        (group.block[0]->lanes_descend ? kTensorColumns / columns - 1 - i : i) * columns;
+    bool free = true;
+    for (uint32_t b = 0; b < group.size; ++b)
+      free = free && is_free(group.memory[b]->allocations, first, columns);
+    if (!free) continue;
+    for (uint32_t b = 0; b < group.size; ++b) take(*group.memory[b], first, columns);
+    return first;
+  }
+  uint32_t taken = 0;
+  for (const auto& a : group.memory[0]->allocations) taken += a.freed_by ? 0 : a.columns;
+  vgpu_fail("tcgen05.alloc of %u columns waits for ever: the block already holds %u of the 512 "
+            "columns of tensor memory",
+            columns, taken);
+}
+
+// `peer`: the warp that frees in the other block of a pair.
+void release(const TensorGroup& group, uint32_t address, uint32_t columns, const Warp* peer) {
+  // Plain runs allow what other warps still do, see require_columns.
+  const bool checked = current->block->launch->module->table->checked;
+  for (uint32_t b = 0; b < group.size; ++b) {
+    TensorMemory& memory = *group.memory[b];
+    for (uint32_t w = 0; w < group.block[b]->warp_count; ++w)
+      if ((checked || (group.block[b] == current->block && w == current->warp->index)) &&
+          (memory.in_flight[w] || !memory.accesses[w].empty()))
+        vgpu_fail("tcgen05.dealloc while operations of warp %u on tensor memory are not known to be "
+                  "complete",
+                  w);
+    const auto found = std::find_if(memory.allocations.begin(), memory.allocations.end(), [&](auto& a) {
+      return !a.freed_by && a.first == address && a.columns == columns;
+    });
+    if (found == memory.allocations.end())
+      vgpu_fail("tcgen05.dealloc of %u columns at %#x: no allocation has that address and size",
+                columns, address);
+    found->freed_by = group.block[b] == current->block ? current->warp : peer;
+  }
+}
+
+// What two warps, one of each block of a pair, ask for: the first sleeps until the second comes,
+// which does it for both.
+void with_peer(const char* op, const TensorGroup& group, PairRequest& mine) {
+  Block& block = *current->block;
+  TensorMemory& memory = memory_of(block);
+  TensorMemory& other = *group.memory[group.block[0] == &block];
+  if (!other.waiting) {
+    if (memory.waiting)
+      vgpu_fail("the virtual GPU does not model two warps of a block in %s.cta_group::2 at once", op);
+    memory.waiting = &mine;
+    while (!mine.done) block.sleep(*current, "the other block of the pair, for tensor memory");
+    return;
+  }
+  PairRequest& theirs = *other.waiting;
+  if (theirs.allocate != mine.allocate || theirs.columns != mine.columns ||
+      (!mine.allocate && theirs.address != mine.address))
+    vgpu_fail("%s.cta_group::2 of %u columns at %#x: the other block of the pair asks for %s of %u "
+              "columns at %#x",
+              op, mine.columns, mine.address, theirs.allocate ? "tcgen05.alloc" : "tcgen05.dealloc",
+              theirs.columns, theirs.address);
+  if (mine.allocate) {
+    mine.address = theirs.address = allocate(group, mine.columns);
+  } else {
+    release(group, mine.address, mine.columns, theirs.thread->warp);
+  }
+  theirs.done = true;
+  other.waiting = nullptr;
+  theirs.thread->block->wake(*theirs.thread->warp, 1u << theirs.thread->lane);
 }
 
 }  // namespace
@@ -121,6 +249,8 @@ void TensorMemory::require_columns(const char* op, uint32_t first, uint32_t coun
 
 void TensorMemory::clear() {
   allocations.clear();
+  waiting = nullptr;
+  group = 0;
   for (auto& queue : accesses) queue.clear();
   std::fill(std::begin(in_flight), std::end(in_flight), 0);
 }
@@ -139,94 +269,72 @@ std::string tensor_leak(const Block& block) {
 using namespace vgpu;
 
 void vgpu_tensor_allocate(uint32_t* result, int columns, bool pair) {
-  require_single_cta(pair);
   require_columns_of_allocation(columns);
-  vgpu_check_shared(result, 4);
-  Block& block = *current->block;
-  TensorMemory& memory = memory_of(block);
-  const auto count = static_cast<uint32_t>(columns);
-  auto& allocations = memory.allocations;
-  const auto overlaps = [count](uint32_t first, const TensorMemory::Allocation& a) {
-    return first < a.first + a.columns && a.first < first + count;
-  };
-  // Seeded runs also hand out the other end: an address is not always 0.
-  for (uint32_t i = 0; i < kTensorColumns / count; ++i) {
-    const uint32_t first = (block.lanes_descend ? kTensorColumns / count - 1 - i : i) * count;
-    const auto here = [&](const auto& a) { return overlaps(first, a); };
-    if (std::any_of(allocations.begin(), allocations.end(),
-                    [&](const auto& a) { return !a.freed_by && here(a); }))
-      continue;
-    allocations.erase(std::remove_if(allocations.begin(), allocations.end(), here),
-                      allocations.end());
-    allocations.push_back({first, count, nullptr});
-    for (auto& row : memory.cells) memset(row + first, 0xff, count * 4);
-    memcpy(result, &first, 4);
-    return;
+  vgpu_check_shared(result, 4, true);
+  const TensorGroup group = group_of("tcgen05.alloc", pair);
+  PairRequest request{current, true, static_cast<uint32_t>(columns), 0};
+  if (pair) {
+    with_peer("tcgen05.alloc", group, request);
+  } else {
+    request.address = allocate(group, request.columns);
   }
-  uint32_t taken = 0;
-  for (const auto& a : allocations) taken += a.freed_by ? 0 : a.columns;
-  vgpu_fail("tcgen05.alloc of %d columns waits for ever: the block already holds %u of the 512 "
-            "columns of tensor memory",
-            columns, taken);
+  memcpy(result, &request.address, 4);
 }
 
 void vgpu_tensor_deallocate(uint32_t address, int columns, bool pair) {
-  require_single_cta(pair);
   require_columns_of_allocation(columns);
-  const Block& block = *current->block;
-  TensorMemory& memory = memory_of(*current->block);
-  // Plain runs allow what other warps still do, see require_columns.
-  const bool checked = block.launch->module->table->checked;
-  for (uint32_t w = 0; w < block.warp_count; ++w)
-    if ((checked || w == current->warp->index) &&
-        (memory.in_flight[w] || !memory.accesses[w].empty()))
-      vgpu_fail("tcgen05.dealloc while operations of warp %u on tensor memory are not known to be "
-                "complete",
-                w);
-  for (auto& a : memory.allocations)
-    if (!a.freed_by && a.first == address && a.columns == static_cast<uint32_t>(columns)) {
-      a.freed_by = current->warp;
-      return;
-    }
-  vgpu_fail("tcgen05.dealloc of %d columns at %#x: no allocation has that address and size", columns,
-            address);
+  const TensorGroup group = group_of("tcgen05.dealloc", pair);
+  PairRequest request{current, false, static_cast<uint32_t>(columns), address};
+  if (pair) {
+    with_peer("tcgen05.dealloc", group, request);
+  } else {
+    release(group, address, request.columns, nullptr);
+  }
 }
 
 void vgpu_tensor_mma(const TensorMma& mma) {
-  require_single_cta(mma.pair);
-  TensorMemory& memory = memory_of(*current->block);
-  check_mma(memory, mma);
-  ++memory.in_flight[current->warp->index];
-  issue("tcgen05.mma", mma, [](const void* record) {
-    TensorMemory& memory = *current->block->tensor;
-    perform_mma(memory, *static_cast<const TensorMma*>(record));
-    --memory.in_flight[current->warp->index];
+  const TensorGroup group = issuing_group("tcgen05.mma", mma.pair);
+  check_mma(group, mma);
+  ++memory_of(*current->block).in_flight[current->warp->index];
+  issue("tcgen05.mma", MmaRecord{group, mma}, [](const void* record) {
+    const auto& what = *static_cast<const MmaRecord*>(record);
+    perform_mma(what.group, what.mma);
+    --current->block->tensor->in_flight[current->warp->index];
   });
 }
 
 void vgpu_tensor_copy(uint64_t source, uint32_t address, bool pair) {
-  require_single_cta(pair);
-  TensorMemory& memory = memory_of(*current->block);
+  const TensorGroup group = issuing_group("tcgen05.cp", pair);
   if (lane_of(address))
     vgpu_fail("tcgen05.cp writes all lanes: its address must be of lane 0, got lane %u",
               lane_of(address));
-  memory.require_columns("tcgen05.cp", column_of(address), 4);
+  for (uint32_t i = 0; i < group.size; ++i)
+    group.memory[i]->require_columns("tcgen05.cp", column_of(address), 4);
   tensor_operand(source, "tcgen05.cp");
-  ++memory.in_flight[current->warp->index];
-  issue("tcgen05.cp", CopyRecord{source, address}, [](const void* record) {
-    TensorMemory& memory = *current->block->tensor;
-    const auto& copy = *static_cast<const CopyRecord*>(record);
-    perform_copy(memory, copy.source, copy.address);
-    --memory.in_flight[current->warp->index];
+  ++memory_of(*current->block).in_flight[current->warp->index];
+  issue("tcgen05.cp", CopyRecord{group, source, address}, [](const void* record) {
+    perform_copy(*static_cast<const CopyRecord*>(record));
+    --current->block->tensor->in_flight[current->warp->index];
   });
 }
 
-void vgpu_tensor_commit(const void* mbarrier, bool pair, uint32_t) {
-  require_single_cta(pair);
+void vgpu_tensor_commit(const void* mbarrier, bool pair, uint32_t cta_mask) {
+  issuing_group("tcgen05.commit", pair);
   uint64_t* const barrier = static_cast<uint64_t*>(const_cast<void*>(mbarrier));
   vgpu_check_shared(barrier, 8);
-  issue("tcgen05.commit", barrier, [](const void* record) {
-    vgpu_mbarrier_arrive(*static_cast<uint64_t* const*>(record), 0);
+  // TileLang's commit of one block is not a multicast.
+  const uint32_t mask = pair ? cta_mask : 0;
+  if (pair && !mask) vgpu_fail("tcgen05.commit: multicast to no block of the cluster");
+  if (mask >> current->block->cluster_size())
+    vgpu_fail("tcgen05.commit: multicast mask %#x in a cluster of %u blocks", mask,
+              current->block->cluster_size());
+  issue("tcgen05.commit", CommitRecord{barrier, mask}, [](const void* record) {
+    const auto& commit = *static_cast<const CommitRecord*>(record);
+    if (!commit.mask) vgpu_mbarrier_arrive(commit.barrier, 0);
+    for (uint32_t left = commit.mask; left; left &= left - 1)
+      vgpu_mbarrier_arrive(static_cast<uint64_t*>(vgpu_map_rank(
+                               commit.barrier, static_cast<uint32_t>(__builtin_ctz(left)))),
+                           0);
   });
 }
 

@@ -1,7 +1,7 @@
 // tcgen05.mma: descriptors and the multiply.
 #include <cmath>
 
-#include "tensor.h"
+#include "machine.h"
 #include "vgpu/counting.h"
 #include "vgpu/matrix.h"
 
@@ -59,8 +59,10 @@ bool shape_exists(const TensorMma& mma, uint32_t m, uint32_t n) {
   if (mma.weight_stationary)
     return (m == 32 || m == 64 || m == 128) && (n == 64 || n == 128 || n == 256);
   if (n == 0 || n > 256) return false;
-  if (mma.pair)
-    return (m == 128 || m == 256) && n % (mma.kind == TensorKind::kI8 ? 32 : 16) == 0;
+  if (mma.pair) {
+    const bool by_32 = mma.kind == TensorKind::kI8 || mma.a_in_tensor_memory;
+    return (m == 128 || m == 256) && n % (by_32 ? 32 : 16) == 0;
+  }
   if (mma.kind == TensorKind::kMxf8f6f4) return m == 128 && n % 8 == 0;
   if (m != 64 && m != 128) return false;
   if (mma.kind == TensorKind::kI8) return n == 8 || n == 24 || n % 16 == 0;
@@ -117,6 +119,9 @@ Instruction decode(const TensorMma& mma) {
     vgpu_fail("tcgen05.mma: A in tensor memory must be K-major");
   if (mma.a_in_tensor_memory && is_narrow(decoded.a))
     vgpu_fail("tcgen05.mma: the virtual GPU does not model A of 4 or 6 bits in tensor memory");
+  if (mma.a_in_tensor_memory && mma.pair && decoded.m == 128)
+    vgpu_fail("tcgen05.mma.cta_group::2 with M=128: the virtual GPU does not model A in tensor "
+              "memory, where both halves of the lanes hold it");
   return decoded;
 }
 
@@ -175,18 +180,19 @@ void decode_chunk(Element element, const unsigned char* chunk, int* values) {
   widen_chunk<int8_t>(chunk, values);
 }
 
-// Element (line, k) of an operand in shared memory goes to place(line, k).
+// Element (line, k) of an operand in the owner's shared memory goes to place(line, k).
 template <class Value, int K, class Place>
-void gather(const OperandLayout& layout, Element element, bool mn_major, uint32_t lines, bool negate,
-            Place place) {
+void gather(const Block& owner, const OperandLayout& layout, Element element, bool mn_major,
+            uint32_t lines, bool negate, Place place) {
   constexpr uint32_t kChunk = K / 2;  // elements of 16 bytes: K of them take 32
   Value values[16];
   const uint32_t majors = mn_major ? K : lines, minors = mn_major ? lines : K;
   for (uint32_t major = 0; major < majors; ++major)
     for (uint32_t minor = 0; minor < minors; minor += kChunk) {
-      const void* chunk = layout.chunk(mn_major, major, minor / kChunk);
+      const void* chunk = shared_pointer(owner, layout.address(mn_major, major, minor / kChunk), 16,
+                                         __builtin_frame_address(0));
       decode_chunk(element, static_cast<const unsigned char*>(chunk), values);
-      for (uint32_t i = 0; i < kChunk; ++i)
+      for (uint32_t i = 0; i < kChunk && minor + i < minors; ++i)
         (mn_major ? place(minor + i, major) : place(major, minor + i)) =
             negate ? -values[i] : values[i];
     }
@@ -214,33 +220,11 @@ struct Operands {
   Value b[kTensorColumns / 2 / 8][K][8];
 };
 
+// D (+)= A B in one block's tensor memory.
 template <class Value, int K>
-void multiply_operands(TensorMemory& memory, const TensorMma& mma, const Instruction& instruction) {
-  static_assert(sizeof(Operands<Value, K>) <= sizeof memory.scratch);
-  auto& operands = *reinterpret_cast<Operands<Value, K>*>(memory.scratch);
-  const Placement placement(mma, instruction);
+void multiply_rows(TensorMemory& memory, const TensorMma& mma, const Instruction& instruction,
+                   const Placement& placement, Operands<Value, K>& operands) {
   const uint32_t base_lane = lane_of(mma.d), base_column = column_of(mma.d);
-  if (mma.a_in_tensor_memory) {
-    const auto address = static_cast<uint32_t>(mma.a);
-    for (uint32_t m = 0; m < placement.rows; ++m) {
-      const uint32_t* row = memory.cells[lane_of(address) + placement.lane(m, 0)];
-      for (int half = 0; half < 2; ++half) {
-        unsigned char chunk[16];
-        memcpy(chunk, row + column_of(address) + 4 * half, 16);
-        decode_chunk(instruction.a, chunk, operands.a[m] + half * K / 2);
-      }
-      if (instruction.negate_a)
-        for (Value& v : operands.a[m]) v = -v;
-    }
-  } else {
-    gather<Value, K>(tensor_operand(mma.a, "A of tcgen05.mma"), instruction.a,
-                     instruction.mn_major_a, placement.rows, instruction.negate_a,
-                     [&](uint32_t m, uint32_t k) -> Value& { return operands.a[m][k]; });
-  }
-  gather<Value, K>(tensor_operand(mma.b, "B of tcgen05.mma"), instruction.b, instruction.mn_major_b,
-                   instruction.n, instruction.negate_b,
-                   [&](uint32_t n, uint32_t k) -> Value& { return operands.b[n / 8][k][n % 8]; });
-
   const bool scaled = mma.kind == TensorKind::kMxf8f6f4;
   for (uint32_t n = 0; n < instruction.n; n += 8) {
     const uint32_t column = base_column + n % placement.part_columns;
@@ -285,6 +269,47 @@ void multiply_operands(TensorMemory& memory, const TensorMma& mma, const Instruc
   }
 }
 
+// The rows of A of one block: of its shared memory or of its tensor memory.
+template <class Value, int K>
+void gather_a(const Block& owner, const TensorMemory& memory, const TensorMma& mma,
+              const Instruction& instruction, const Placement& placement, Value (*a)[K]) {
+  if (!mma.a_in_tensor_memory)
+    return gather<Value, K>(owner, tensor_operand(mma.a, "A of tcgen05.mma"), instruction.a,
+                            instruction.mn_major_a, placement.rows, instruction.negate_a,
+                            [&](uint32_t m, uint32_t k) -> Value& { return a[m][k]; });
+  const auto address = static_cast<uint32_t>(mma.a);
+  for (uint32_t m = 0; m < placement.rows; ++m) {
+    const uint32_t* row = memory.cells[lane_of(address) + placement.lane(m, 0)];
+    for (int half = 0; half < 2; ++half) {
+      unsigned char chunk[16];
+      memcpy(chunk, row + column_of(address) + 4 * half, 16);
+      decode_chunk(instruction.a, chunk, a[m] + half * K / 2);
+    }
+    if (instruction.negate_a)
+      for (int k = 0; k < K; ++k) a[m][k] = -a[m][k];
+  }
+}
+
+template <class Value, int K>
+void multiply_operands(const TensorGroup& group, const TensorMma& mma,
+                       const Instruction& instruction) {
+  static_assert(sizeof(Operands<Value, K>) <= sizeof TensorMemory::scratch);
+  auto& operands = *reinterpret_cast<Operands<Value, K>*>(group.memory[0]->scratch);
+  const Placement placement(mma, instruction);
+  // Each block holds its share of the columns of B and of the rows of A and D.
+  const uint32_t share = instruction.n / group.size;
+  const OperandLayout b = tensor_operand(mma.b, "B of tcgen05.mma");
+  for (uint32_t i = 0; i < group.size; ++i)
+    gather<Value, K>(*group.block[i], b, instruction.b, instruction.mn_major_b, share,
+                     instruction.negate_b, [&](uint32_t n, uint32_t k) -> Value& {
+                       return operands.b[(i * share + n) / 8][k][n % 8];
+                     });
+  for (uint32_t i = 0; i < group.size; ++i) {
+    gather_a<Value, K>(*group.block[i], *group.memory[i], mma, instruction, placement, operands.a);
+    multiply_rows<Value, K>(*group.memory[i], mma, instruction, placement, operands);
+  }
+}
+
 }  // namespace
 
 OperandLayout tensor_operand(uint64_t descriptor, const char* what) {
@@ -318,7 +343,7 @@ static void count_mma(const TensorMma& mma, const Instruction& instruction) {
                     32 * (n + (mma.a_in_tensor_memory ? 0 : m)));
 }
 
-void check_mma(const TensorMemory& memory, const TensorMma& mma) {
+void check_mma(const TensorGroup& group, const TensorMma& mma) {
   const Instruction instruction = decode(mma);
   count_mma(mma, instruction);
   const Placement placement(mma, instruction);
@@ -326,7 +351,11 @@ void check_mma(const TensorMemory& memory, const TensorMma& mma) {
   if (lane != 0 && !(placement.half_lanes && lane == 16))
     vgpu_fail("tcgen05.mma with M=%u: D starts at lane 0%s, got lane %u", instruction.m,
               placement.half_lanes ? " or 16" : "", lane);
-  memory.require_columns("D of tcgen05.mma", column_of(mma.d), placement.part_columns);
+  const auto require_columns = [&](const char* what, uint32_t address, uint32_t columns) {
+    for (uint32_t i = 0; i < group.size; ++i)
+      group.memory[i]->require_columns(what, column_of(address), columns);
+  };
+  require_columns("D of tcgen05.mma", mma.d, placement.part_columns);
   const auto check_major = [](const OperandLayout& layout, Element element, bool mn_major,
                               const char* what) {
     if (layout.coarse && !(element == Element::kTf32 && mn_major))
@@ -339,7 +368,7 @@ void check_mma(const TensorMemory& memory, const TensorMma& mma) {
     if (lane_of(address) != lane)
       vgpu_fail("tcgen05.mma: A in tensor memory starts at lane %u, D at lane %u",
                 lane_of(address), lane);
-    memory.require_columns("A of tcgen05.mma", column_of(address), 8);
+    require_columns("A of tcgen05.mma", address, 8);
   } else {
     check_major(tensor_operand(mma.a, "A of tcgen05.mma"), instruction.a, instruction.mn_major_a,
                 "A of tcgen05.mma");
@@ -349,19 +378,17 @@ void check_mma(const TensorMemory& memory, const TensorMma& mma) {
   if (mma.kind != TensorKind::kMxf8f6f4) return;
   if (lane_of(mma.scale_a) || lane_of(mma.scale_b))
     vgpu_fail("tcgen05.mma: scales lie in all lanes, from lane 0 on");
-  memory.require_columns("scales of A of tcgen05.mma", column_of(mma.scale_a),
-                         placement.rows / 32);
-  memory.require_columns("scales of B of tcgen05.mma", column_of(mma.scale_b),
-                         (instruction.n + 31) / 32);
+  require_columns("scales of A of tcgen05.mma", mma.scale_a, placement.rows / 32);
+  require_columns("scales of B of tcgen05.mma", mma.scale_b, (instruction.n + 31) / 32);
 }
 
-void perform_mma(TensorMemory& memory, const TensorMma& mma) {
+void perform_mma(const TensorGroup& group, const TensorMma& mma) {
   const Instruction instruction = decode(mma);
   switch (mma.kind) {
-    case TensorKind::kF16: return multiply_operands<float, 16>(memory, mma, instruction);
-    case TensorKind::kTf32: return multiply_operands<float, 8>(memory, mma, instruction);
-    case TensorKind::kI8: return multiply_operands<int, 32>(memory, mma, instruction);
-    default: return multiply_operands<float, 32>(memory, mma, instruction);
+    case TensorKind::kF16: return multiply_operands<float, 16>(group, mma, instruction);
+    case TensorKind::kTf32: return multiply_operands<float, 8>(group, mma, instruction);
+    case TensorKind::kI8: return multiply_operands<int, 32>(group, mma, instruction);
+    default: return multiply_operands<float, 32>(group, mma, instruction);
   }
 }
 

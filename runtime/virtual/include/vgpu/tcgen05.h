@@ -118,6 +118,8 @@ inline void tcgen05_sf_warp_transpose(uint32_t* words) {
 template <DataType type, bool pair = false>
 inline void tcgen05mma_ss(uint64_t a, uint64_t b, uint32_t d, uint32_t accumulate,
                           uint32_t instruction, int mask0, int mask1, int mask2, int mask3) {
+  static_assert(!pair || type != DataType::kTensorFloat32,
+                "TileLang 0.1.15 has no tf32 tcgen05.mma of a pair");
   // TileLang passes its four masks to single-CTA instructions only.
   const auto mask = [](int bits) { return pair ? 0u : static_cast<uint32_t>(bits); };
   const vgpu::TensorMma mma{vgpu::tensor_kind(type), false, pair, false, accumulate != 0, a, b, d,
@@ -128,6 +130,8 @@ inline void tcgen05mma_ss(uint64_t a, uint64_t b, uint32_t d, uint32_t accumulat
 template <DataType type, bool pair = false>
 inline void tcgen05mma_ts(uint32_t a, uint64_t b, uint32_t d, uint32_t accumulate,
                           uint32_t instruction, int mask0, int mask1, int mask2, int mask3) {
+  static_assert(!pair || type != DataType::kTensorFloat32,
+                "TileLang 0.1.15 has no tf32 tcgen05.mma of a pair");
   const auto mask = [](int bits) { return pair ? 0u : static_cast<uint32_t>(bits); };
   const vgpu::TensorMma mma{vgpu::tensor_kind(type), false, pair, true, accumulate != 0, a, b, d,
                             instruction, {mask(mask0), mask(mask1), mask(mask2), mask(mask3)},

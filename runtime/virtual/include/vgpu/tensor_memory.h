@@ -42,7 +42,8 @@ VGPU_API void vgpu_tensor_deallocate(uint32_t address, int columns, bool pair);
 VGPU_API void vgpu_tensor_mma(const vgpu::TensorMma& mma);
 // tcgen05.cp.32x128b.warpx4
 VGPU_API void vgpu_tensor_copy(uint64_t source, uint32_t address, bool pair);
-// tcgen05.commit: one arrival on the mbarrier when what this warp issued has been performed.
+// tcgen05.commit: one arrival on the mbarrier when what this warp issued has been performed; for a
+// pair, on that of each block of the cluster in the mask.
 VGPU_API void vgpu_tensor_commit(const void* mbarrier, bool pair, uint32_t cta_mask);
 // registers: each lane's.
 VGPU_API void vgpu_tensor_access(const vgpu::TensorAccess& access, uint32_t* const* registers);
