@@ -15,6 +15,8 @@ from pathlib import Path
 
 from tileproof.runtime.cache import atomic_write, cache_dir, locked, replacing
 
+from .batching import batched
+
 _HERE = Path(__file__).parent
 _INCLUDE = _HERE / "include"
 _CSRC = _HERE / "csrc"
@@ -133,6 +135,7 @@ def _machine_flags() -> tuple[str, ...]:
 def _sources_digest() -> str:
     digest = hashlib.sha256()
     files = [*_INCLUDE.rglob("*"), *_CSRC.rglob("*"), _DRIVER_ABI / "driver.h"]
+    files.append(_HERE / "batching.py")
     for path in sorted(p for p in files if p.is_file()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
@@ -164,8 +167,8 @@ def _key(*parts: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _translation_unit(cuda_path: Path, kernels: Sequence[Signature]) -> str:
-    """The file around the unmodified CUDA text: shared memory before it, the table after it."""
+def _translation_unit(included: str, kernels: Sequence[Signature]) -> str:
+    """The file around the CUDA text: shared memory before it, the table after it."""
     arrays = sorted({k.dynamic_shared for k in kernels if k.dynamic_shared})
     lines = ['#include "vgpu/kernel_main.h"']
     for element, name in arrays:
@@ -173,7 +176,7 @@ def _translation_unit(cuda_path: Path, kernels: Sequence[Signature]) -> str:
             f"thread_local __attribute__((aligned(1024))) {element} "
             f"{name}[vgpu::kSharedCapacity / sizeof({element})];"
         )
-    lines.append(f'#include "{cuda_path}"')
+    lines.append(included)
     lines.append("static const vgpu::Kernel vgpu_kernels[] = {")
     for kernel in kernels:
         shared = "nullptr"
@@ -212,7 +215,11 @@ def build(cuda_text: str, kernels: Sequence[str], *, checked: bool) -> Path:
             cuda_path = folder / f"{key}.cu"
             unit = folder / f"{key}.cpp"
             atomic_write(cuda_path, cuda_text)
-            atomic_write(unit, _translation_unit(cuda_path, [known[name] for name in kernels]))
+            # Checked builds take the text as it is.
+            included = f'#include "{cuda_path}"'
+            if not checked and (text := batched(cuda_text)) != cuda_text:
+                included = f'#line 1 "{cuda_path}"\n{text}\n#line 1 "{unit}"'
+            atomic_write(unit, _translation_unit(included, [known[name] for name in kernels]))
             _compile([unit], output, _CHECKED_FLAGS if checked else ())
     return output
 

@@ -84,8 +84,8 @@ struct Barrier {
 struct Copy {
   void* target;
   const void* source;
-  uint32_t bytes, valid;
-  bool done = false;
+  uint16_t bytes, valid;
+  bool done;
 };
 
 // cp.async of one thread, oldest first; `groups` holds how many copies each committed group has.

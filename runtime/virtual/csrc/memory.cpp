@@ -100,13 +100,13 @@ void check_alignment(const Access& a) {
   a.fail(words);
 }
 
-void perform(const Copy& copy) {
-  if (copy.valid == 16) {  // nearly always: two moves instead of two calls
-    memcpy(copy.target, copy.source, 16);
+void perform(void* target, const void* source, uint32_t bytes, uint32_t valid) {
+  if (valid == 16) {  // nearly always: two moves instead of two calls
+    memcpy(target, source, 16);
     return;
   }
-  memcpy(copy.target, copy.source, copy.valid);
-  memset(static_cast<char*>(copy.target) + copy.valid, 0, copy.bytes - copy.valid);
+  memcpy(target, source, valid);
+  memset(static_cast<char*>(target) + valid, 0, bytes - valid);
 }
 
 }  // namespace
@@ -149,7 +149,7 @@ void CopyQueue::perform_until(uint64_t count) {
   const uint64_t before = issued - copies.size();
   for (uint64_t i = before; i < count; ++i) {
     Copy& copy = copies[static_cast<size_t>(i - before)];
-    if (!copy.done) perform(copy);
+    if (!copy.done) perform(copy.target, copy.source, copy.bytes, copy.valid);
     copy.done = true;
   }
 }
@@ -194,6 +194,32 @@ void check_shared(const Access& a) {
   a.trace(a.block.shared_shadow);
 }
 
+// True for most of what kernels do right: the checks in full have nothing to add.
+bool plain_shared(const Block& block, const void* address, uint32_t bytes) {
+  const auto at = reinterpret_cast<uintptr_t>(address);
+  const auto offset = at - reinterpret_cast<uintptr_t>(block.shared);
+  return (at & (bytes - 1)) == 0 && block.shared && offset < block.launch->dynamic_shared &&
+         offset + bytes <= block.launch->dynamic_shared;
+}
+
+bool plain_read(const Block& block, const void* address, uint32_t bytes) {
+  const auto at = reinterpret_cast<uintptr_t>(address);
+  const std::vector<Range>& ranges = block.launch->ranges;
+  if (at & (bytes - 1)) return false;
+  if (block.last_range >= ranges.size()) return ranges.empty();
+  const Range& range = ranges[block.last_range];
+  return at >= range.begin && at + bytes <= range.end;
+}
+
+// Counts checks that found nothing; false, and nothing counted, if somebody wants to hear of each.
+bool pass(Block& block, uint32_t checks) {
+  const uint64_t steps = block.steps + checks;
+  if (block.race || block.counter || steps > block.launch->options.steps) return false;
+  if (steps / 1024 != block.steps / 1024) stop_if_asked();
+  block.steps = steps;
+  return true;
+}
+
 // Returns which memory it is.
 Space check_any(const Access& a, bool aligned) {
   Block& block = a.block;
@@ -225,10 +251,14 @@ void vgpu_check_shared(const void* address, uint32_t bytes, bool write) {
   a.count(Space::kShared);
 }
 
-void vgpu_check_rows(void* const* rows, bool write) {
-  for (int i = 0; i < 8; ++i)
+void vgpu_check_rows(void* const* rows, int matrices, bool write) {
+  Block& block = *current->block;
+  bool plain = true;
+  for (int i = 0; i < 8 * matrices; ++i) plain &= plain_shared(block, rows[i], 16);
+  if (plain && pass(block, static_cast<uint32_t>(8 * matrices))) return;
+  for (int i = 0; i < 8 * matrices; ++i)
     check_shared(access_of(rows[i], 16, use_of(write), __builtin_frame_address(0)));
-  if (Counter* counter = current->block->counter) counter->rows(rows, write);
+  for (int m = 0; m < matrices && block.counter; ++m) block.counter->rows(rows + 8 * m, write);
 }
 
 void vgpu_check(const void* address, uint32_t bytes, bool write, bool aligned) {
@@ -257,7 +287,9 @@ void vgpu_copy(void* target, const void* source, uint32_t bytes, uint32_t valid)
   Block& block = *current->block;
   Race* race = block.race;
   const bool late = block.launch->options.late;
-  {
+  const bool plain = plain_shared(block, target, bytes) &&
+                     (valid ? plain_read(block, source, valid) : true) && pass(block, 1 + !!valid);
+  if (!plain) {
     // The engine touches memory at some time between now and the end of the wait.
     Strand engine;
     if (race) engine = race->issue(race->copy_engine(*current));
@@ -272,11 +304,16 @@ void vgpu_copy(void* target, const void* source, uint32_t bytes, uint32_t valid)
     }
   }
   if (block.counter) block.counter->totals.copied_bytes += bytes;
-  const Copy copy{target, source, bytes, valid, !late};
-  if (!late) perform(copy);
+  if (!late) perform(target, source, bytes, valid);
   if (!late && !race) return;
   CopyQueue& queue = block.copies[current->index];
-  queue.copies.push_back(copy);
+  // In place, field by field: a copy of a struct just written waits for the writes.
+  Copy& copy = queue.copies.emplace_back();
+  copy.target = target;
+  copy.source = source;
+  copy.bytes = static_cast<uint16_t>(bytes);
+  copy.valid = static_cast<uint16_t>(valid);
+  copy.done = !late;
   ++queue.issued;
 }
 

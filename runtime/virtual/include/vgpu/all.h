@@ -5,6 +5,7 @@
 #include "vgpu/async.h"
 #include "vgpu/atomic.h"
 #include "vgpu/barrier.h"
+#include "vgpu/batch.h"
 #include "vgpu/cluster.h"
 #include "vgpu/debug.h"
 #include "vgpu/fp4.h"

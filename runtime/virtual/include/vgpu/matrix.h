@@ -1,89 +1,9 @@
-// ldmatrix, stmatrix and mma.sync: warp-wide matrix fragments as the PTX manual lays them out.
+// mma.sync: warp-wide matrix fragments as the PTX manual lays them out.
 #pragma once
+#include "vgpu/ldmatrix.h"
 #include "vgpu/numbers.h"
-#include "vgpu/runtime.h"
 
 namespace vgpu {
-
-// --- ldmatrix / stmatrix: Count 8x8 matrices of 16-bit elements --------------------------------
-// Lane 8i + r holds the address of row r of matrix i. Lane l's register i holds elements 2(l%4)
-// and 2(l%4)+1 of row l/4 of matrix i, or of the transposed matrix.
-
-struct MatrixOperand {
-  void* row;
-  uint32_t* registers;
-};
-
-template <int Count, bool Transposed, bool Store>
-struct MatrixWork {
-  VGPU_LEAF static void run(const Site& site) {
-    require_full_warp(site, Store ? "stmatrix" : "ldmatrix");
-    for (int matrix = 0; matrix < Count; ++matrix) {
-      uint16_t* rows[8];
-      for (int r = 0; r < 8; ++r) {
-        void* row = operand_of<MatrixOperand>(site, matrix * 8 + r).row;
-        rows[r] = static_cast<uint16_t*>(row);
-      }
-      vgpu_check_rows(reinterpret_cast<void* const*>(rows), Store);
-      for (int lane = 0; lane < kWarp; ++lane) {
-        uint32_t& fragment = operand_of<MatrixOperand>(site, lane).registers[matrix];
-        for (int e = 0; e < 2; ++e) {
-          const int i = lane / 4, j = 2 * (lane % 4) + e;
-          uint16_t& element = Transposed ? rows[j][i] : rows[i][j];
-          if (Store) {
-            element = static_cast<uint16_t>(fragment >> 16 * e);
-          } else {
-            fragment = e ? fragment | uint32_t(element) << 16 : element;
-          }
-        }
-      }
-    }
-  }
-};
-
-template <int Count, bool Transposed>
-inline void load_matrix(const void* row, void* registers) {
-  MatrixOperand operand{const_cast<void*>(row), static_cast<uint32_t*>(registers)};
-  rendezvous<MatrixWork<Count, Transposed, false>>("ldmatrix", kFullMask, operand);
-}
-
-template <bool Transposed, class... Values>
-inline void store_matrix(const void* row, Values... values) {
-  uint32_t registers[] = {static_cast<uint32_t>(values)...};
-  MatrixOperand operand{const_cast<void*>(row), registers};
-  rendezvous<MatrixWork<sizeof...(Values), Transposed, true>>("stmatrix", kFullMask, operand);
-}
-
-// Count 16x8 matrices of bytes, stored as their transposes: 8 rows of 16 bytes, row c of matrix i at
-// the address of lane 8i + c. Lane l's register i holds rows l/4 and l/4 + 8 of matrix i, columns
-// 2(l%4) and 2(l%4) + 1, a row after the other.
-template <int Count>
-struct ByteMatrixWork {
-  VGPU_LEAF static void run(const Site& site) {
-    require_full_warp(site, "stmatrix");
-    for (int matrix = 0; matrix < Count; ++matrix) {
-      uint8_t* columns[8];
-      for (int c = 0; c < 8; ++c) {
-        void* column = operand_of<MatrixOperand>(site, matrix * 8 + c).row;
-        columns[c] = static_cast<uint8_t*>(column);
-      }
-      vgpu_check_rows(reinterpret_cast<void* const*>(columns), true);
-      for (int lane = 0; lane < kWarp; ++lane) {
-        const uint32_t fragment = operand_of<MatrixOperand>(site, lane).registers[matrix];
-        for (int e = 0; e < 4; ++e)
-          columns[2 * (lane % 4) + e % 2][lane / 4 + 8 * (e / 2)] =
-              static_cast<uint8_t>(fragment >> 8 * e);
-      }
-    }
-  }
-};
-
-template <class... Values>
-inline void store_byte_matrix(const void* row, Values... values) {
-  uint32_t registers[] = {static_cast<uint32_t>(values)...};
-  MatrixOperand operand{const_cast<void*>(row), registers};
-  rendezvous<ByteMatrixWork<sizeof...(Values)>>("stmatrix", kFullMask, operand);
-}
 
 // --- mma.sync -----------------------------------------------------------------------------------
 // One rule covers every m16n8 shape. With P elements to a 32-bit register, g = lane/4, t = lane%4:
@@ -120,7 +40,7 @@ VGPU_LEAF inline Wide8<T> widen8(const T* p) {
   for (int i = 0; i < 8; ++i) wide[i] = widen(p[i]);
   return wide;
 }
-typedef uint16_t Bits8 __attribute__((vector_size(16)));
+typedef uint64_t Pairs4 __attribute__((vector_size(32)));
 typedef uint32_t Wider8 __attribute__((vector_size(32)));
 VGPU_LEAF inline Float8 widen8(const bfloat16_t* p) {
   Bits8 bits;
@@ -181,19 +101,6 @@ VGPU_LEAF inline void multiply(const A (&a)[16][K], const B (&b)[K][8], Wide8<A>
   multiply_wide(rows, columns, c);
 }
 
-typedef uint32_t Words4 __attribute__((vector_size(16)));
-typedef uint64_t Pairs4 __attribute__((vector_size(32)));
-
-VGPU_LEAF inline void transpose(Words4 (&m)[4]) {
-  const Words4 low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, left = {0, 1, 4, 5}, right = {2, 3, 6, 7};
-  const Words4 a = __builtin_shuffle(m[0], m[1], low), b = __builtin_shuffle(m[2], m[3], low);
-  const Words4 c = __builtin_shuffle(m[0], m[1], high), d = __builtin_shuffle(m[2], m[3], high);
-  m[0] = __builtin_shuffle(a, b, left);
-  m[1] = __builtin_shuffle(a, b, right);
-  m[2] = __builtin_shuffle(c, d, left);
-  m[3] = __builtin_shuffle(c, d, right);
-}
-
 struct MmaOperand {
   void* c;
   const void* a;
@@ -208,7 +115,7 @@ struct MmaWork {
 
   VGPU_LEAF static void run(const Site& site) {
     require_full_warp(site, "mma.sync");
-    if constexpr (sizeof(A) == 2 && K == 16 && std::is_same_v<C, float>) return run_half(site);
+    if constexpr (kHalf) return run_half(site);
     alignas(64) A a[16][K];
     alignas(64) B b[K][8];
     Wide8<A> c[16];
@@ -235,14 +142,15 @@ struct MmaWork {
   }
 
   // The instruction GEMM and attention live on: from registers to vectors without a detour through
-  // arrays of elements.
-  VGPU_LEAF static void run_half(const Site& site) {
-    alignas(32) float a[16][K];
-    Float8 b[K], c[16];
+  // arrays of elements. at(lane) is where the lane's registers are.
+  static constexpr bool kHalf = sizeof(A) == 2 && K == 16 && std::is_same_v<C, float>;
+
+  template <class At>
+  VGPU_LEAF static void load_a(At at, float (&a)[16][16]) {
     for (int g = 0; g < 8; ++g) {
       Words4 word[4];  // the four registers of four lanes, then register by register
       VGPU_UNROLL
-      for (int t = 0; t < 4; ++t) std::memcpy(&word[t], operand_of<MmaOperand>(site, 4 * g + t).a, 16);
+      for (int t = 0; t < 4; ++t) std::memcpy(&word[t], at(4 * g + t), 16);
       transpose(word);
       VGPU_UNROLL
       for (int r = 0; r < 4; ++r) {
@@ -251,19 +159,16 @@ struct MmaWork {
         const Float8 wide = widen8(row);
         std::memcpy(&a[g + 8 * (r % 2)][8 * (r / 2)], &wide, sizeof wide);
       }
-      Pairs4 pair[2];
-      VGPU_UNROLL
-      for (int i = 0; i < 8; ++i)
-        pair[i / 4][i % 4] = static_cast<const uint64_t*>(operand_of<MmaOperand>(site, 4 * g + i % 4).c)[i / 4];
-      c[g] = reinterpret_cast<Float8>(pair[0]);
-      c[g + 8] = reinterpret_cast<Float8>(pair[1]);
     }
+  }
+
+  template <class At>
+  VGPU_LEAF static void load_b(At at, Float8 (&b)[16]) {
     for (int t = 0; t < 4; ++t)
       for (int r = 0; r < 2; ++r) {
         Wider8 word;
         VGPU_UNROLL
-        for (int g = 0; g < 8; ++g)
-          word[g] = static_cast<const uint32_t*>(operand_of<MmaOperand>(site, 4 * g + t).b)[r];
+        for (int g = 0; g < 8; ++g) word[g] = static_cast<const uint32_t*>(at(4 * g + t))[r];
         VGPU_UNROLL
         for (int i = 0; i < 2; ++i) {
           A column[8];
@@ -272,14 +177,41 @@ struct MmaWork {
           b[2 * (t + 4 * r) + i] = widen8(column);
         }
       }
+  }
+
+  template <class At>
+  VGPU_LEAF static void load_c(At at, Float8 (&c)[16]) {
+    for (int g = 0; g < 8; ++g) {
+      Pairs4 pair[2];
+      VGPU_UNROLL
+      for (int i = 0; i < 8; ++i)
+        pair[i / 4][i % 4] = static_cast<const uint64_t*>(at(4 * g + i % 4))[i / 4];
+      c[g] = reinterpret_cast<Float8>(pair[0]);
+      c[g + 8] = reinterpret_cast<Float8>(pair[1]);
+    }
+  }
+
+  template <class At>
+  VGPU_LEAF static void store_c(At at, const Float8 (&c)[16]) {
+    for (int g = 0; g < 8; ++g) {
+      uint64_t* lane[4];  // looked up before the stores, which could be of anything
+      VGPU_UNROLL
+      for (int t = 0; t < 4; ++t) lane[t] = static_cast<uint64_t*>(at(4 * g + t));
+      VGPU_UNROLL
+      for (int i = 0; i < 8; ++i)
+        lane[i % 4][i / 4] = reinterpret_cast<Pairs4>(c[g + 8 * (i / 4)])[i % 4];
+    }
+  }
+
+  VGPU_LEAF static void run_half(const Site& site) {
+    alignas(32) float a[16][16];
+    Float8 b[16], c[16];
+    const auto at_c = [&](int lane) VGPU_LEAF { return operand_of<MmaOperand>(site, lane).c; };
+    load_a([&](int lane) VGPU_LEAF { return operand_of<MmaOperand>(site, lane).a; }, a);
+    load_b([&](int lane) VGPU_LEAF { return operand_of<MmaOperand>(site, lane).b; }, b);
+    load_c(at_c, c);
     multiply_wide(a, b, c);
-    for (int g = 0; g < 8; ++g)
-      for (int half = 0; half < 2; ++half) {
-        const Pairs4 pair = reinterpret_cast<Pairs4>(c[g + 8 * half]);
-        VGPU_UNROLL
-        for (int t = 0; t < 4; ++t)
-          static_cast<uint64_t*>(operand_of<MmaOperand>(site, 4 * g + t).c)[half] = pair[t];
-      }
+    store_c(at_c, c);
   }
 };
 
@@ -334,49 +266,3 @@ constexpr bool mma_modelled(tl::DataType a, tl::DataType b, tl::DataType c, int 
 }
 
 }  // namespace vgpu
-
-namespace tl {
-
-#define VGPU_LDMATRIX(COUNT)                                                                \
-  inline void ptx_ldmatrix_x##COUNT(const void* row, void* registers) {                     \
-    vgpu::load_matrix<COUNT, false>(row, registers);                                        \
-  }                                                                                         \
-  inline void ptx_ldmatrix_x##COUNT##_trans(const void* row, void* registers) {             \
-    vgpu::load_matrix<COUNT, true>(row, registers);                                         \
-  }
-VGPU_LDMATRIX(1)
-VGPU_LDMATRIX(2)
-VGPU_LDMATRIX(4)
-#undef VGPU_LDMATRIX
-
-#define VGPU_STMATRIX(NAME, COUNT, TRANSPOSED)                                              \
-  template <class... V, class = std::enable_if_t<sizeof...(V) == COUNT>>                    \
-  inline void ptx_stmatrix_##NAME(const void* row, const V&... values) {                    \
-    vgpu::store_matrix<TRANSPOSED>(row, values...);                                         \
-  }
-VGPU_STMATRIX(x1, 1, false)
-VGPU_STMATRIX(x2, 2, false)
-VGPU_STMATRIX(x4, 4, false)
-VGPU_STMATRIX(x1_trans, 1, true)
-VGPU_STMATRIX(x2_trans, 2, true)
-VGPU_STMATRIX(x4_trans, 4, true)
-VGPU_STMATRIX(m8n8_x1, 1, false)
-VGPU_STMATRIX(m8n8_x2, 2, false)
-VGPU_STMATRIX(m8n8_x4, 4, false)
-VGPU_STMATRIX(m8n8_x1_trans, 1, true)
-VGPU_STMATRIX(m8n8_x2_trans, 2, true)
-VGPU_STMATRIX(m8n8_x4_trans, 4, true)
-#undef VGPU_STMATRIX
-
-// stmatrix.m16n8.b8 of sm_100a, always transposed.
-#define VGPU_STMATRIX_BYTES(COUNT)                                                          \
-  template <class... V, class = std::enable_if_t<sizeof...(V) == COUNT>>                    \
-  inline void ptx_stmatrix_m16n8_x##COUNT##_trans(const void* row, const V&... values) {    \
-    vgpu::store_byte_matrix(row, values...);                                                \
-  }
-VGPU_STMATRIX_BYTES(1)
-VGPU_STMATRIX_BYTES(2)
-VGPU_STMATRIX_BYTES(4)
-#undef VGPU_STMATRIX_BYTES
-
-}  // namespace tl

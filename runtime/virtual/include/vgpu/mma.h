@@ -125,6 +125,24 @@ constexpr bool mma_shape_modelled(tl::DataType a, tl::DataType b, tl::DataType c
   return m == 16 ? k == 32 || k == 64 : m == 8 && ((int4 && k == 32) || (int8 && k == 16));
 }
 
+// What one mma.sync of TileLang's does, once the lanes have met.
+template <tl::DataType AType, tl::DataType BType, tl::DataType CType, int M, int N, int K, bool TransA,
+          bool TransB, bool Saturate, class ARegister, class BRegister>
+struct MmaInstruction {
+  static_assert(N == 8 && !TransA && TransB && !Saturate &&
+                    mma_shape_modelled(AType, BType, CType, M, K),
+                "the virtual GPU does not model this mma.sync");
+  using A = typename MmaType<AType>::type;
+  using B = typename MmaType<BType>::type;
+  using C = typename MmaType<CType>::type;
+  static_assert(sizeof(ARegister) == sizeof(typename Register<A>::Storage) &&
+                    sizeof(BRegister) == sizeof(ARegister),
+                "operands are 32-bit registers, or doubles");
+  static constexpr bool kFast =
+      M == 16 && AType != tl::DataType::kInt4 && AType != tl::DataType::kUInt4;
+  using Work = std::conditional_t<kFast, MmaWork<A, B, C, K>, GenericMma<A, B, C, M, K>>;
+};
+
 }  // namespace vgpu
 
 namespace tl {
@@ -134,23 +152,11 @@ namespace tl {
 template <DataType AType, DataType BType, DataType CType, int M, int N, int K, bool TransA,
           bool TransB, bool Saturate = false, class CRegister, class ARegister, class BRegister>
 inline void mma_sync(CRegister* c, const ARegister* a, const BRegister* b) {
-  static_assert(N == 8 && !TransA && TransB && !Saturate &&
-                    vgpu::mma_shape_modelled(AType, BType, CType, M, K),
-                "the virtual GPU does not model this mma.sync");
-  using A = typename vgpu::MmaType<AType>::type;
-  using B = typename vgpu::MmaType<BType>::type;
-  using C = typename vgpu::MmaType<CType>::type;
-  static_assert(sizeof(ARegister) == sizeof(typename vgpu::Register<A>::Storage) &&
-                    sizeof(BRegister) == sizeof(ARegister),
-                "operands are 32-bit registers, or doubles");
-  constexpr bool kFast = M == 16 && AType != DataType::kInt4 && AType != DataType::kUInt4;
+  using Instruction = vgpu::MmaInstruction<AType, BType, CType, M, N, K, TransA, TransB, Saturate,
+                                           ARegister, BRegister>;
   vgpu::count_matrix(vgpu::MatrixUnit::kMma, vgpu::matrix_type(AType), 2 * M * N * K);
   vgpu::MmaOperand operand{c, a, b};
-  if constexpr (kFast) {
-    vgpu::rendezvous<vgpu::MmaWork<A, B, C, K>>("mma.sync", vgpu::kFullMask, operand);
-  } else {
-    vgpu::rendezvous<vgpu::GenericMma<A, B, C, M, K>>("mma.sync", vgpu::kFullMask, operand);
-  }
+  vgpu::rendezvous<typename Instruction::Work>("mma.sync", vgpu::kFullMask, operand);
 }
 
 // --- block-scaled mma.sync of sm_120a ----------------------------------------------------------

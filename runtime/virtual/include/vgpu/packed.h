@@ -13,15 +13,13 @@ inline F canonical_nan() {
 // max.f32 and its like: a NaN loses against a number and -0 against +0.
 template <class F>
 inline F max_number(F a, F b) {
-  if (a < b) return b;
-  if (b < a) return a;
+  if (__builtin_islessgreater(a, b)) return a > b ? a : b;  // one branch, always the same way
   if (a == b) return std::signbit(a) ? b : a;
   return a == a ? a : b == b ? b : canonical_nan<F>();
 }
 template <class F>
 inline F min_number(F a, F b) {
-  if (a < b) return a;
-  if (b < a) return b;
+  if (__builtin_islessgreater(a, b)) return a < b ? a : b;
   if (a == b) return std::signbit(a) ? a : b;
   return a == a ? a : b == b ? b : canonical_nan<F>();
 }

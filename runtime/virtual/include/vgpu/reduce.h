@@ -53,6 +53,40 @@ VGPU_EXTREME(MaxOpNan, fast_max, __hmax_nan)
 VGPU_EXTREME(MinOpNan, fast_min, __hmin_nan)
 #undef VGPU_EXTREME
 
+// x = op(x, its value in lane ^ offset) for offset = first, first / 2 … last, on `count` values.
+template <class Op, int first, int last, int count, class T>
+struct ButterflyWork {
+  VGPU_LEAF static void run(const vgpu::Site& site) {
+    constexpr int kWarp = vgpu::kWarp;
+    T value[kWarp], next[kWarp];
+    for (int i = 0; i < count; ++i) {
+      std::memset(static_cast<void*>(value), 0xff, sizeof value);  // of lanes that have exited
+      for (int lane = 0; lane < kWarp; ++lane)
+        if (site.arrived >> lane & 1) value[lane] = (&vgpu::operand_of<T>(site, lane))[i];
+      for (int offset = first; offset >= last; offset /= 2) {
+        for (int lane = 0; lane < kWarp; ++lane) next[lane] = Op()(value[lane], value[lane ^ offset]);
+        for (int lane = 0; lane < kWarp; ++lane)
+          if (site.arrived >> lane & 1) value[lane] = next[lane];
+      }
+      for (int lane = 0; lane < kWarp; ++lane)
+        if (site.arrived >> lane & 1) (&vgpu::operand_of<T>(site, lane))[i] = value[lane];
+    }
+  }
+};
+
+// A checked build shuffles step by step; a run build does all steps when the lanes have met.
+template <class Op, int first, int last, int count, class T>
+inline void butterfly(T* x) {
+#if defined(VGPU_CHECKED)
+  for (int offset = first; offset >= last; offset /= 2)
+    for (int i = 0; i < count; ++i)
+      x[i] = Op()(x[i], shfl_xor_sync(vgpu::kFullMask, x[i], offset));
+#else
+  if constexpr (first >= last)
+    vgpu::rendezvous<ButterflyWork<Op, first, last, count, T>>("__shfl_sync", vgpu::kFullMask, *x);
+#endif
+}
+
 // Reduces over groups of `threads` consecutive threads, of which every `scale`-th takes part, and
 // leaves the result with all. Partners 32 or more apart meet in shared memory (`workspace`, one
 // element per thread), nearer ones shuffle.
@@ -78,26 +112,21 @@ struct AllReduce {
  private:
   template <int count, class T>
   static void fold(T* x, T* workspace) {
-    for (int offset = threads / 2; offset >= scale; offset /= 2) {
-      if (offset >= 32) {
-        const int me = static_cast<int>(threadIdx.x) - thread_offset;
-        Barrier::template sync<1>();
-        for (int i = 0; i < count; ++i) workspace[me + i * workspace_stride] = x[i];
-        Barrier::template sync<2>();
-        for (int i = 0; i < count; ++i)
-          x[i] = Op()(x[i], workspace[(me ^ offset) + i * workspace_stride]);
-      } else {
-        for (int i = 0; i < count; ++i)
-          x[i] = Op()(x[i], shfl_xor_sync(vgpu::kFullMask, x[i], offset));
-      }
+    for (int offset = threads / 2; offset >= scale && offset >= vgpu::kWarp; offset /= 2) {
+      const int me = static_cast<int>(threadIdx.x) - thread_offset;
+      Barrier::template sync<1>();
+      for (int i = 0; i < count; ++i) workspace[me + i * workspace_stride] = x[i];
+      Barrier::template sync<2>();
+      for (int i = 0; i < count; ++i)
+        x[i] = Op()(x[i], workspace[(me ^ offset) + i * workspace_stride]);
     }
+    butterfly<Op, (threads < 2 * vgpu::kWarp ? threads / 2 : vgpu::kWarp / 2), scale, count>(x);
   }
 };
 
 template <class T, class Op>
-inline T warp_reduce(T value, Op op) {
-  for (int offset = 16; offset; offset /= 2)
-    value = op(value, shfl_xor_sync(vgpu::kFullMask, value, offset));
+inline T warp_reduce(T value, Op) {
+  butterfly<Op, vgpu::kWarp / 2, 1, 1>(&value);
   return value;
 }
 template <class T>

@@ -92,8 +92,8 @@ VGPU_API void vgpu_copy_wait(int pending);
 // Fails unless [address, address + bytes) lies in one memory the thread may use that way.
 VGPU_API void vgpu_check_global(const void* address, uint32_t bytes, bool write);
 VGPU_API void vgpu_check_shared(const void* address, uint32_t bytes, bool write = false);
-// The same for the 8 rows of 16 bytes of a matrix in shared memory.
-VGPU_API void vgpu_check_rows(void* const* rows, bool write);
+// The same for matrices in shared memory of 8 rows of 16 bytes each.
+VGPU_API void vgpu_check_rows(void* const* rows, int matrices, bool write);
 // The same for an atomic access; `order` is one of __ATOMIC_RELAXED to __ATOMIC_SEQ_CST;
 // -1 if it takes no part in ordering others.
 VGPU_API void vgpu_check_atomic(const void* address, uint32_t bytes, bool read, bool write, int order);
