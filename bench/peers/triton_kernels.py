@@ -77,3 +77,77 @@ def _softmax(x, y, N: tl.constexpr):
 def softmax(x: torch.Tensor, y: torch.Tensor) -> None:
     """y = softmax of each row, fp32."""
     _softmax[(x.shape[0],)](x, y, x.shape[1])
+
+
+@triton.jit
+def _mhc_pre(
+    x, fn, scale, base, post, comb, collapsed, M, eps, norm_eps,
+    N: tl.constexpr, D: tl.constexpr, ITERS: tl.constexpr,
+    TOKENS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    # Columns of the product: N² of comb, N of pre, N of post, the rest empty.
+    columns = tl.arange(0, 2 * N * N)
+    source = tl.where(columns < N * N, columns + 2 * N, columns - N * N)
+    there = columns < N * N + 2 * N
+    part = tl.where(columns < N * N, 2, tl.where(columns < N * N + N, 0, 1))
+    tokens = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    inside = tokens[:, None] < M
+    z = tl.zeros((TOKENS, 2 * N * N), dtype=tl.float32)
+    squares = tl.zeros((TOKENS,), dtype=tl.float32)
+    for start in range(0, N * D, DEPTH):
+        inner = start + tl.arange(0, DEPTH)
+        at = tokens[:, None] * (N * D) + inner[None, :]
+        left = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+        place = source[None, :] * (N * D) + inner[:, None]
+        right = tl.load(fn + place, mask=there[None, :], other=0.0)
+        z = tl.dot(left, right, z, input_precision="ieee")
+        squares += tl.sum(left * left, axis=1)
+    factor = 1 / tl.sqrt(squares / (N * D) + norm_eps)
+    z = z * factor[:, None] * tl.load(scale + part)[None, :]
+    z += tl.load(base + source, mask=there, other=0.0)[None, :]
+    halves = tl.permute(tl.reshape(z, (TOKENS, 2, N * N)), (0, 2, 1))
+    logits, gates = tl.split(halves)
+    # Sinkhorn: rows, then columns.
+    mix = tl.reshape(logits, (TOKENS, N, N))
+    mix = tl.exp(mix - tl.max(mix, axis=2)[:, :, None])
+    mix = mix / tl.sum(mix, axis=2)[:, :, None] + eps
+    mix = mix / (tl.sum(mix, axis=1)[:, None, :] + eps)
+    for _ in range(ITERS - 1):
+        mix = mix / (tl.sum(mix, axis=2)[:, :, None] + eps)
+        mix = mix / (tl.sum(mix, axis=1)[:, None, :] + eps)
+    stream = tl.arange(0, N)
+    square = stream[None, :, None] * N + stream[None, None, :]
+    tl.store(comb + tokens[:, None, None] * (N * N) + square, mix, mask=inside[:, :, None])
+    sigmoid = tl.reshape(1 / (1 + tl.exp(-gates)), (TOKENS, N, N))
+    row = stream[None, :, None]
+    gate = tl.sum(tl.where(row == 0, sigmoid, 0.0), axis=1) + eps
+    gain = 2 * tl.sum(tl.where(row == 1, sigmoid, 0.0), axis=1)
+    tl.store(post + tokens[:, None] * N + stream[None, :], gain, mask=inside)
+    for start in range(0, D, WIDTH):
+        dims = start + tl.arange(0, WIDTH)
+        at = (tokens[:, None, None] * N + stream[None, :, None]) * D + dims[None, None, :]
+        streams = tl.load(x + at, mask=inside[:, :, None], other=0.0).to(tl.float32)
+        total = tl.sum(gate[:, :, None] * streams, axis=1)
+        out = collapsed + tokens[:, None] * D + dims[None, :]
+        tl.store(out, total.to(collapsed.dtype.element_ty), mask=inside)
+
+
+def mhc_pre(
+    x: torch.Tensor,
+    fn: torch.Tensor,
+    scale: torch.Tensor,
+    base: torch.Tensor,
+    post: torch.Tensor,
+    comb: torch.Tensor,
+    collapsed: torch.Tensor,
+    tokens: int = 16,
+    depth: int = 128,
+    width: int = 512,
+) -> None:
+    """The op `mhc/pre`: x [M, N, D], fn [C, N D], scale [3], base [C] with C = N (N + 2);
+    writes post [M, N], comb [M, N, N] and collapsed [M, D]."""
+    M, N, D = x.shape
+    grid = (triton.cdiv(M, tokens),)
+    _mhc_pre[grid](
+        x, fn, scale, base, post, comb, collapsed, M, 1e-6, 1e-6, N, D, 20, tokens, depth, width
+    )
