@@ -11,7 +11,9 @@ from typing import Any
 from tileproof.dsl import Facts, Specialization, arch, check
 from tileproof.dsl.facts import ATTRIBUTE
 
+from . import origins
 from .hostir import Launch, launches
+from .origins import Origin
 
 # Attribute of a prim_func: the pass_configs of the jit function it comes from.
 PASS_CONFIGS = "tileproof.pass_configs"
@@ -36,7 +38,8 @@ class Lowered:
     """One kernel for one architecture, after TileLang and before any CUDA compiler.
 
     `stages` maps ``"<index>:<pass name>"`` to the IRModule that pass left behind, in order; `facts`
-    are those :func:`tileproof.dsl.assume` notes on a kernel.
+    are those :func:`tileproof.dsl.assume` notes on a kernel. `origin` is where the program defines
+    the kernel, `origins` says it of each line of `cuda`; None where it is not known.
     """
 
     name: str
@@ -48,6 +51,8 @@ class Lowered:
     stages: Mapping[str, Any] = field(repr=False)
     spec: Specialization | None = None
     facts: Facts = field(default_factory=Facts)
+    origin: Origin | None = None
+    origins: tuple[Origin | None, ...] = field(default=(), repr=False)
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -117,7 +122,7 @@ def lower(
 
     target_arch = arch(arch_name)
     spec = kernel if isinstance(kernel, Specialization) else None
-    configs = dict(pass_configs or {})
+    configs = {**(pass_configs or {}), origins.MARK: True}
     if spec is not None:
         configs = {**spec.op.variant(arch_name).pass_configs, **configs}
     target = tvm.target.Target({"kind": "cuda", "arch": target_arch.name})
@@ -147,14 +152,18 @@ def lower(
         context = tvm.transform.PassContext(opt_level=3, config=configs, instruments=instruments)
         with context:
             artifact = tilelang.lower(source, target=target)
+    origin = origins.of_kernel(source)
+    cuda, by_line = origins.split(artifact.kernel_source, origin)
     return Lowered(
         name=str(source.attrs["global_symbol"]),
         arch=target_arch.name,
         source=source,
-        cuda=artifact.kernel_source,
+        cuda=cuda,
         device_mod=artifact.device_mod,
         host_mod=artifact.host_mod,
         stages=stages,
         spec=spec,
         facts=facts,
+        origin=origin,
+        origins=by_line,
     )

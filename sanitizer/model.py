@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
+
+from tileproof.codegen.origins import Origin
 
 # What each kind of finding means, as SARIF rules and the documentation list them.
 KINDS = {
@@ -34,13 +36,17 @@ class Verdict(str, Enum):
 
 @dataclass(frozen=True)
 class Party:
-    """One side of a finding. `thread` is None for a whole block, `line` counts in the CUDA text."""
+    """One side of a finding. `thread` is None for a whole block, `line` counts in the CUDA text.
+
+    origin: the innermost statement of the TileLang program known to contain what the line does.
+    """
 
     block: tuple[int, int, int] | None = None
     thread: tuple[int, int, int] | None = None
     line: int | None = None
     text: str = ""
     what: str = ""
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,10 @@ class Finding:
 
 @dataclass
 class KernelReport:
-    """One kernel on one architecture. `reason` says why a verdict is UNKNOWN."""
+    """One kernel on one architecture. `reason` says why a verdict is UNKNOWN.
+
+    origin: where the TileLang program defines it; origins: of each line of `cuda`.
+    """
 
     kernel: str
     arch: str
@@ -82,6 +91,8 @@ class KernelReport:
     dropped: int = 0
     reason: str = ""
     cuda: str = ""
+    origin: Origin | None = None
+    origins: Sequence[Origin | None] = ()
 
     @property
     def verdict(self) -> Verdict:
@@ -108,6 +119,6 @@ class Report:
         kernels = []
         for kernel in self.kernels:
             entry = {"verdict": kernel.verdict.value, **asdict(kernel)}
-            del entry["cuda"]
+            del entry["cuda"], entry["origins"]
             kernels.append(entry)
         return {"kernels": kernels, "exit_code": self.exit_code}

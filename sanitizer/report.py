@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import PurePath
 from typing import Any
+from urllib.parse import quote
+
+from tileproof.codegen.origins import Origin
 
 from .model import KINDS, Finding, KernelReport, Party, Report, Verdict
 
@@ -20,7 +24,8 @@ def to_text(report: Report) -> str:
     lines = []
     for kernel in report.kernels:
         runs = f"{kernel.runs} run{'s' if kernel.runs != 1 else ''}, {kernel.seconds:.2f} s"
-        lines.append(f"{kernel.verdict.value:7} {kernel.kernel} {kernel.arch} ({runs})")
+        place = f" {kernel.origin}" if kernel.origin is not None else ""
+        lines.append(f"{kernel.verdict.value:7} {kernel.kernel} {kernel.arch}{place} ({runs})")
         if kernel.reason:
             lines.append(f"    {kernel.reason}")
         for finding in kernel.findings[:_SHOWN]:
@@ -57,11 +62,18 @@ def _party(word: str, party: Party) -> list[str]:
     place = ", ".join(parts)
     if party.line is None:
         return [f"    {word} {place}"] if place else []
-    return [f"    {word} {place}, line {party.line}: {party.text}"]
+    lines = [f"    {word} {place}, line {party.line}: {party.text}"]
+    if party.origin is not None:
+        lines.append(f"      from {party.origin}")
+    return lines
 
 
 def to_sarif(report: Report) -> str:
-    """SARIF: one run, the CUDA texts as embedded artifacts, one result per finding."""
+    """SARIF: one run, the CUDA texts as embedded artifacts, one result per finding.
+
+    A result lies in the TileLang program where its line is known; the places in the CUDA text are
+    related locations then.
+    """
     from tileproof import __version__
 
     artifacts: list[dict[str, Any]] = []
@@ -90,18 +102,17 @@ def to_sarif(report: Report) -> str:
 
 
 def _result(finding: Finding, kernel: KernelReport, artifact: dict[str, Any]) -> dict[str, Any]:
-    def location(party: Party) -> dict[str, Any]:
-        # A place without a line is the kernel's as a whole, which starts the text.
-        physical = {"artifactLocation": artifact, "region": {"startLine": party.line or 1}}
-        words = "; ".join(line.strip() for line in _party("", party))
-        return {"physicalLocation": physical, "message": {"text": words or kernel.kernel}}
-
+    parties = [finding.at, *([finding.other] if finding.other is not None else [])]
+    locations = [_in_cuda(party, kernel, artifact) for party in parties]
+    origin = finding.at.origin or kernel.origin
+    if origin is not None:
+        locations.insert(0, _in_program(origin))
     result: dict[str, Any] = {
         "ruleId": finding.kind,
         "ruleIndex": list(KINDS).index(finding.kind),
         "level": "error",
         "message": {"text": f"{kernel.kernel} {kernel.arch}: {finding.message}"},
-        "locations": [location(finding.at)],
+        "locations": locations[:1],
         "properties": {
             "dims": dict(finding.dims),
             "seed": kernel.seed,
@@ -110,6 +121,24 @@ def _result(finding: Finding, kernel: KernelReport, artifact: dict[str, Any]) ->
             "count": finding.count,
         },
     }
-    if finding.other is not None:
-        result["relatedLocations"] = [location(finding.other)]
+    if locations[1:]:
+        result["relatedLocations"] = locations[1:]
     return result
+
+
+def _in_program(origin: Origin) -> dict[str, Any]:
+    path = PurePath(origin.file)
+    uri = path.as_uri() if path.is_absolute() else quote(path.as_posix())
+    return {
+        "physicalLocation": {
+            "artifactLocation": {"uri": uri},
+            "region": {"startLine": origin.line},
+        }
+    }
+
+
+def _in_cuda(party: Party, kernel: KernelReport, artifact: dict[str, Any]) -> dict[str, Any]:
+    # A place without a line is the kernel's as a whole, which starts the text.
+    physical = {"artifactLocation": artifact, "region": {"startLine": party.line or 1}}
+    words = "; ".join(line.strip() for line in _party("", party))
+    return {"physicalLocation": physical, "message": {"text": words or kernel.kernel}}

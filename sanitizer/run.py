@@ -70,7 +70,14 @@ def sanitize(
         lowered = lower(source, arch)
     known = Facts.of(lowered.spec) if lowered.spec is not None else lowered.facts
     facts = known.updated(Facts.read(facts))
-    report = KernelReport(lowered.name, lowered.arch, seed, cuda=lowered.cuda)
+    report = KernelReport(
+        lowered.name,
+        lowered.arch,
+        seed,
+        cuda=lowered.cuda,
+        origin=lowered.origin,
+        origins=lowered.origins,
+    )
     start = time.perf_counter()
     try:
         built = VirtualKernel(lowered, checked=True)
@@ -209,7 +216,8 @@ def _findings(
     def party(place: Place, what: str = "") -> Party:
         line = lines.get(place.site)
         words = text[line - 1].strip() if line else ""
-        return Party(place.block, place.thread, line, words, what)
+        origin = report.origins[line - 1] if line and len(report.origins) == len(text) else None
+        return Party(place.block, place.thread, line, words, what, origin or report.origin)
 
     return [
         Finding(

@@ -81,12 +81,22 @@ def test_reports_name_the_line_in_all_formats():
     assert f"line {line}: " in sanitizer.to_text(report)
     entry = json.loads(sanitizer.to_json(report))["kernels"][0]
     assert entry["verdict"] == "DEFECT" and entry["findings"][0]["at"]["line"] == line
+    program = (FOLDER / "softmax.py").read_text().splitlines()
+    row = 1 + next(i for i, words in enumerate(program) if "table[index[row], d]" in words)
+    origin = finding.at.origin
+    assert origin.file.endswith("programs/softmax.py") and origin.line == row
+    assert entry["findings"][0]["at"]["origin"] == {"file": origin.file, "line": row}
+    assert program[entry["origin"]["line"] - 1].strip() == "def gather_rows("
+    assert f"from {origin.file}:{row}\n" in sanitizer.to_text(report)
     sarif = json.loads(sanitizer.to_sarif(report))
     (run,) = sarif["runs"]
     result = run["results"][0]
     assert sarif["version"] == "2.1.0" and result["ruleId"] == "out-of-bounds"
     assert run["tool"]["driver"]["rules"][result["ruleIndex"]]["id"] == "out-of-bounds"
-    physical = result["locations"][0]["physicalLocation"]
+    place = result["locations"][0]["physicalLocation"]
+    assert place["artifactLocation"]["uri"].endswith("programs/softmax.py")
+    assert place["region"]["startLine"] == row
+    physical = result["relatedLocations"][0]["physicalLocation"]
     assert physical["region"]["startLine"] == line
     artifact = run["artifacts"][physical["artifactLocation"]["index"]]
     assert artifact["contents"]["text"] == report.kernels[0].cuda
