@@ -26,7 +26,8 @@ lint: venv
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-# The same kernels on a real card, compared with the virtual GPU; needs a CUDA device.
+# The same kernels on a real card, compared with the virtual GPU. Without one nothing runs, which is
+# an error (status 5 of pytest).
 gpu: venv
 	@$(BIN)/python -m pytest -m gpu
 

@@ -1,0 +1,112 @@
+"""One case on the virtual GPU and on something else that launches kernels; how far they are apart.
+
+Every function returns what is wrong ("" if nothing) and the largest difference as a share of what
+is allowed (0 where bits must agree and do).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from tileproof.codegen.lower import lower
+from tileproof.codegen.virtual import VirtualKernel
+from tileproof.dsl import get, load_library
+from tileproof.runtime import virtual
+
+from ..kernels.support import draw
+from ..runtime.virtual.catalogue import PROGRAMS, compare
+from .cases import SMEM, TEXTS, cuda
+
+# Makes what launches the kernels of a CUDA text: ``CardModule``, or a stand-in.
+Make = Callable[[str], Any]
+# Results of an op may land on the neighbouring number; float32 ones, of some hundred operations
+# with their own mathematics (exp2, rsqrt), within as many units of the largest.
+_ULP = {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10, torch.float32: 2.0**-23}
+_F32 = 2.0**-14
+
+
+@functools.cache
+def _virtual_texts(first: str) -> virtual.VirtualModule:
+    return virtual.VirtualModule(cuda((first,)), checked=False)
+
+
+def run_text(name: str, arch: str, make: Make) -> tuple[str, float]:
+    """A text of the table; the bits must agree."""
+    text = TEXTS[name]
+    results = []
+    for module in (_virtual_texts(text.first), _texts_of(make, text.first)):
+        y = torch.full((text.words,), -7, dtype=torch.int32)
+        module.launch(name, (1,), (text.threads,), SMEM, [y, text.inputs()])
+        results.append(y)
+    return compare(results[1], results[0], None), 0.0
+
+
+@functools.cache
+def _texts_of(make: Make, first: str) -> Any:
+    return make(cuda((first,)))
+
+
+def run_program(name: str, arch: str, make: Make) -> tuple[str, float]:
+    """A TileLang program on its draws, against the oracle and its bound."""
+    program = PROGRAMS[name]
+    lowered = program.lowered(arch)
+    here, there = VirtualKernel(lowered), VirtualKernel(lowered)
+    there.module = make(lowered.cuda)
+    names = [p.name for p in lowered.parameters]
+    worst = 0.0
+    for number in range(2):
+        drawn = program.draw(lowered, here.written(), number).arguments
+        expected = program.oracle(dict(zip(names, drawn, strict=True)))
+        for side, kernel in (("the virtual GPU", here), ("the card", there)):
+            mine = [v.clone() if isinstance(v, torch.Tensor) else v for v in drawn]
+            kernel(*mine)
+            results = dict(zip(names, mine, strict=True))
+            for output, (want, bound) in expected.items():
+                if words := compare(results[output], want, bound):
+                    return f"{side}: {output}: {words}", worst
+                if bound is not None and bound.numel():
+                    off = (results[output].double() - want).abs() / bound.clamp_min(1e-300)
+                    worst = max(worst, float(off.max()))
+    return "", worst
+
+
+def run_op(name: str, arch: str, make: Make, tokens: int = 17) -> tuple[str, float]:
+    """An op of the library at its tiny sizes, on the virtual GPU and elsewhere."""
+    spec = get(name).shape_set("tiny")[0][0]
+    here = VirtualKernel(lower(spec, arch))
+    there = VirtualKernel(here.lowered)
+    there.module = make(here.lowered.cuda)
+    inputs = draw(spec, tokens, 0)
+    shapes = spec.bind(M=tokens)
+    results = []
+    for kernel in (here, there):
+        outputs = [
+            torch.full(shapes[a.name], torch.nan).to(getattr(torch, a.dtype.torch))
+            for a in spec.args
+            if a.role == "out"
+        ]
+        kernel(*inputs, *outputs)
+        results.append(outputs)
+    return worst_of(*results)
+
+
+def worst_of(expected: Sequence[torch.Tensor], got: Sequence[torch.Tensor]) -> tuple[str, float]:
+    """How far an op's outputs are from the virtual GPU's."""
+    worst = 0.0
+    for i, (want, other) in enumerate(zip(expected, got, strict=True)):
+        wide = want.double()
+        bound = wide.abs() * _ULP[want.dtype] + wide.abs().amax() * _F32
+        if words := compare(other, wide, bound):
+            return f"output {i}: {words}", worst
+        off = (other.double() - wide).abs() / bound.clamp_min(1e-300)
+        worst = max(worst, float(off.max()))
+    return "", worst
+
+
+def library_ops() -> list[str]:
+    """Names of the library's ops."""
+    return sorted(load_library())
