@@ -29,10 +29,15 @@ class Target:
         """The prim_func; see :func:`resolve_target`."""
         return resolve_target(self.text, dict(self.args))
 
+    @property
+    def file(self) -> Path:
+        """The file that holds it."""
+        return split(self.text)[0]
+
     def line(self) -> int:
         """Where the file defines it, 1 if that cannot be seen."""
-        file, name = split(self.text)
-        for node in ast.parse(file.read_text()).body:
+        name = split(self.text)[1]
+        for node in ast.parse(self.file.read_text()).body:
             names = [getattr(node, "name", None)]
             names += [getattr(t, "id", None) for t in getattr(node, "targets", [])]
             if name in names:

@@ -7,6 +7,7 @@ from pathlib import PurePath
 from typing import Any
 from urllib.parse import quote
 
+from tileproof import sarif
 from tileproof.codegen.origins import Origin
 
 from .model import KINDS, Finding, KernelReport, Party, Report, Verdict
@@ -74,8 +75,6 @@ def to_sarif(report: Report) -> str:
     A result lies in the TileLang program where its line is known; the places in the CUDA text are
     related locations then.
     """
-    from tileproof import __version__
-
     artifacts: list[dict[str, Any]] = []
     results = []
     for kernel in report.kernels:
@@ -84,21 +83,8 @@ def to_sarif(report: Report) -> str:
         location = {"uri": uri, "index": index}
         artifacts.append({"location": {"uri": uri}, "contents": {"text": kernel.cuda}})
         results += [_result(finding, kernel, location) for finding in kernel.findings]
-    rules = [{"id": kind, "shortDescription": {"text": text}} for kind, text in KINDS.items()]
-    tool = {"driver": {"name": "tileproof sanitize", "version": __version__, "rules": rules}}
-    run: dict[str, Any] = {"tool": tool, "artifacts": artifacts, "results": results}
-    unknown = [k for k in report.kernels if k.reason]
-    run["invocations"] = [
-        {
-            "executionSuccessful": not unknown,
-            "toolExecutionNotifications": [
-                {"level": "error", "message": {"text": f"{k.kernel} {k.arch}: {k.reason}"}}
-                for k in unknown
-            ],
-        }
-    ]
-    schema = "https://json.schemastore.org/sarif-2.1.0.json"
-    return json.dumps({"$schema": schema, "version": "2.1.0", "runs": [run]}, indent=1)
+    unknown = [f"{k.kernel} {k.arch}: {k.reason}" for k in report.kernels if k.reason]
+    return sarif.log("tileproof sanitize", KINDS, results, unknown, artifacts)
 
 
 def _result(finding: Finding, kernel: KernelReport, artifact: dict[str, Any]) -> dict[str, Any]:

@@ -4,19 +4,26 @@
 is listed in ``intrinsics.py`` (what each device call does) and ``domain.py`` (what is assumed).
 """
 
-from .model import Counterexample, KernelReport, Report, Verdict
+from .encode import LONG as RLIMIT
+from .html import to_html
+from .model import Counterexample, KernelReport, Report, Step, Verdict
 from .pool import prove_many
 from .prove import prove, prove_lowered
 from .report import to_json, to_text
+from .sarif import to_sarif
 
 __all__ = [
+    "RLIMIT",
     "Counterexample",
     "KernelReport",
     "Report",
+    "Step",
     "Verdict",
     "prove",
     "prove_lowered",
     "prove_many",
+    "to_html",
     "to_json",
+    "to_sarif",
     "to_text",
 ]

@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
+import inspect
 import multiprocessing
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from tileproof.codegen.target import Target
 from tileproof.dsl import Specialization, load_library
 
 from . import cache
+from .domain import Given
+from .encode import LONG
 from .model import KernelReport, Report
 from .prove import in_library, prove_one
 
 Progress = Callable[[KernelReport, int, int], None]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One proof that another process can do: an op's name and sizes, or a file's kernel."""
+
+    kernel: Target | tuple[str, dict[str, Any]]
+    arch: str
+    facts: Given
+    use_cache: bool
+    rlimit: int
+
+    def run(self) -> dict[str, Any]:
+        if isinstance(self.kernel, Target):
+            kernel = self.kernel.resolve()
+        else:
+            name, sizes = self.kernel
+            kernel = load_library()[name].specialize(**sizes)
+        report = prove_one(
+            kernel, self.arch, self.facts, use_cache=self.use_cache, rlimit=self.rlimit
+        )
+        return report.to_dict()
 
 
 def prove_many(
@@ -21,40 +50,80 @@ def prove_many(
     jobs: int = 1,
     on_progress: Progress | None = None,
     use_cache: bool = True,
+    facts: Given = None,
+    rlimit: int = LONG,
 ) -> Report:
     """Prove (kernel, arch) pairs; the report keeps their order.
 
+    A worker that is killed costs the kernel it was killed over, which is reported as an ERROR.
+
     Args:
-        work: kernels with an arch each; those that are no op of the library run in this process.
+        work: ops, a file's kernels (:class:`Target`) or prim_funcs, with an arch each; prim_funcs
+            and ops outside the library are proved in this process.
         jobs: worker processes; 1 proves everything here.
         on_progress: called with each finished kernel, how many are finished, and of how many.
+        facts: what is promised about sizes and tensors, of every kernel that has them.
+        rlimit: Z3's budget for one query, in its own steps.
     """
     pairs = list(work)
     done: dict[int, KernelReport] = {}
 
     def finish(index: int, report: KernelReport) -> None:
+        report.file, report.line = _place(pairs[index][0])
         done[index] = report
         if on_progress is not None:
             on_progress(report, len(done), len(pairs))
 
-    local = list(range(len(pairs)))
-    remote = [i for i in local if in_library(pairs[i][0])] if jobs > 1 and len(pairs) > 1 else []
-    if remote:
-        local = [i for i in local if i not in set(remote)]
-        # TileLang's compiler threads do not survive a fork.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(jobs, len(remote)), mp_context=context) as pool:
-            futures = {}
-            for i in remote:
-                kernel, arch = pairs[i]
-                future = pool.submit(_remote, kernel.op.name, _sizes(kernel), arch, use_cache)
-                futures[future] = i
-            for future in as_completed(futures):
-                finish(futures[future], KernelReport.from_dict(future.result()))
-    for i in local:
-        kernel, arch = pairs[i]
-        finish(i, prove_one(kernel, arch, use_cache=use_cache))
+    tasks = {}
+    for i, (kernel, arch) in enumerate(pairs):
+        named = kernel if isinstance(kernel, Target) else None
+        if in_library(kernel):
+            named = (kernel.op.name, _sizes(kernel))
+        if named is not None:
+            tasks[i] = _Task(named, arch, facts, use_cache, rlimit)
+    if jobs > 1 and len(tasks) > 1:
+        for i in _remote(tasks, jobs, finish):
+            # Nobody knows over which task a worker died: each that is left has a process alone.
+            if _remote({i: tasks[i]}, 1, finish):
+                kernel = pairs[i][0]
+                name = kernel.text if isinstance(kernel, Target) else kernel.symbol
+                text = "its worker process was killed, perhaps for memory; fewer --jobs need less"
+                finish(i, KernelReport(name, pairs[i][1], error=text))
+    for i, (kernel, arch) in enumerate(pairs):
+        if i in done:
+            continue
+        if isinstance(kernel, Target):
+            finish(i, KernelReport.from_dict(tasks[i].run()))
+        else:
+            finish(i, prove_one(kernel, arch, facts, use_cache=use_cache, rlimit=rlimit))
     return Report([done[i] for i in range(len(pairs))], cache.tools())
+
+
+def _remote(
+    tasks: dict[int, _Task], jobs: int, finish: Callable[[int, KernelReport], None]
+) -> list[int]:
+    """Run tasks in worker processes; those that a worker's death left undone."""
+    undone = []
+    # TileLang's compiler threads do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=context) as pool:
+        futures: dict[Future[dict[str, Any]], int] = {}
+        try:
+            for i, task in tasks.items():
+                futures[pool.submit(task.run)] = i
+        except BrokenProcessPool:
+            undone = [i for i in tasks if i not in futures.values()]
+        for future in as_completed(futures):
+            try:
+                report = KernelReport.from_dict(future.result())
+            except BrokenProcessPool:
+                undone.append(futures[future])
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+            else:
+                finish(futures[future], report)
+    return sorted(undone)
 
 
 def _sizes(kernel: Specialization) -> dict[str, Any]:
@@ -63,6 +132,14 @@ def _sizes(kernel: Specialization) -> dict[str, Any]:
     return {**given, **kernel.types, **kernel.params}
 
 
-def _remote(op: str, sizes: dict[str, Any], arch: str, use_cache: bool) -> dict[str, Any]:
-    kernel = load_library()[op].specialize(**sizes)
-    return prove_one(kernel, arch, use_cache=use_cache).to_dict()
+def _place(kernel: Any) -> tuple[str, int]:
+    """File and line of a kernel's definition; the file relative to where we are, if below it."""
+    if isinstance(kernel, Target):
+        path, line = kernel.file, kernel.line()
+    elif isinstance(kernel, Specialization):
+        factory = kernel.op.variants[0].factory
+        path, line = Path(inspect.getfile(factory)), inspect.getsourcelines(factory)[1]
+    else:
+        return "", 1
+    path = path.resolve()
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path), line

@@ -85,7 +85,7 @@ def _count(
     from tileproof.runtime import virtual
     from tileproof.sanitizer.inputs import draw
 
-    known = Facts.from_dict(targets.facts(facts, dims) or {}, str(facts or "--dim"))
+    known = Facts.from_dict(targets.facts(facts, dims))
     if is_target(what):
         lowered = lower(resolve_target(what, parse_args(args)), arch)
     else:

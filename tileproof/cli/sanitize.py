@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,9 +23,10 @@ class Format(str, Enum):
 def run(
     kernels: targets.Kernels = None,
     arch: targets.Arch = None,
-    dim: Annotated[list[str] | None, typer.Option(help="NAME=N or NAME=LO..HI.")] = None,
+    dim: targets.Dims = None,
     arg: targets.Args = None,
     facts: targets.FactsFile = None,
+    fact: targets.OneFact = None,
     seed: Annotated[int, typer.Option(min=0, help="Of inputs and schedules; replays.")] = 0,
     draws: Annotated[int, typer.Option(min=1, help="Sets of inputs per kernel.")] = 3,
     format: Annotated[Format, typer.Option(help="Of the report.")] = Format.text,
@@ -37,10 +37,11 @@ def run(
     from tileproof import sanitizer
     from tileproof.codegen.target import is_target, parse_args, resolve_target
     from tileproof.dsl import Facts, get, load_library
+    from tileproof.runtime.cache import atomic_write
 
     archs = targets.archs(arch)
     names = kernels or list(load_library())
-    user = Facts.from_dict(targets.facts(facts, dim or []) or {}, str(facts or "--dim"))
+    user = Facts.from_dict(targets.facts(facts, dim or [], fact or []))
     work: list[tuple[Any, str, Facts]] = []
     for name in names:
         if is_target(name):
@@ -49,8 +50,7 @@ def run(
             continue
         specs, _ = get(name).shape_set("tiny")
         for spec in specs:
-            own = Facts.of(spec)
-            own = dataclasses.replace(own, dims={**own.dims, **user.dims})
+            own = Facts.of(spec).updated(user)
             have = {a for v in spec.op.variants for a in v.archs}
             work += [(spec, a, own) for a in archs if a in have]
     report = sanitizer.Report()
@@ -68,5 +68,5 @@ def run(
     if output is None:
         print(text)
     else:
-        output.write_text(text + "\n")
+        atomic_write(output, text + "\n")
     return report.exit_code

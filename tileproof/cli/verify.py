@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,48 +19,75 @@ class Format(str, Enum):
 
     text = "text"
     json = "json"
+    sarif = "sarif"
 
 
 def run(
     kernels: targets.Kernels = None,
     arch: targets.Arch = None,
     model: Annotated[Path | None, typer.Option(help="Sizes of this HF model.")] = None,
-    dim: Annotated[list[str] | None, typer.Option(help="NAME=LO..HI of a user's kernel.")] = None,
+    dim: targets.Dims = None,
     arg: targets.Args = None,
     facts: targets.FactsFile = None,
+    fact: targets.OneFact = None,
     format: Annotated[Format, typer.Option(help="Of the report.")] = Format.text,
     output: Annotated[Path | None, typer.Option("-o", help="Write the report here.")] = None,
-    jobs: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a summary page here, too.")] = None,
+    sarif: Annotated[Path | None, typer.Option(help="Write SARIF here, too.")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="Waivers, TOML.")] = None,
+    rlimit: Annotated[
+        int | None, typer.Option(min=1, help="Solver steps a query may take; default: 60000000.")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Default: one per core.")] = None,
     cache: Annotated[bool, typer.Option(help="Reuse earlier results.")] = True,
 ) -> int:
-    """Prove kernels for every size. Exit code: 0 proved, 1 refuted, 2 alarm or unknown."""
+    """Prove kernels for every size. Exit code: 0 proved or waived, 1 refuted, 2 alarm or unknown,
+    3 a kernel that cannot be asked about, a stale waiver, a wrong command."""
     from tileproof import verify
-    from tileproof.codegen.target import is_target, parse_args, resolve_target
+    from tileproof.codegen.target import Target, is_target, parse_args
+    from tileproof.runtime.cache import atomic_write
+    from tileproof.verify import waivers
 
     archs = targets.archs(arch)
     names = kernels or []
-    files = [n for n in names if is_target(n)]
-    ops = [n for n in names if n not in files]
+    files = [Target(n, tuple(parse_args(arg or []).items())) for n in names if is_target(n)]
+    ops = [n for n in names if not is_target(n)]
     specs = targets.specs(ops, model) if ops or not files else []
     work: list[tuple[Any, str]] = [
         (s, a) for s in specs for a in archs if any(a in v.archs for v in s.op.variants)
     ]
-    user = targets.facts(facts, dim or [])
-    with bar("proving", len(work) + len(files) * len(archs)) as advance:
+    user = targets.facts(facts, dim or [], fact or [])
+    waived = waivers.read(baseline) if baseline is not None else []
+    for path in filter(None, (output, html, sarif)):
+        targets.writable(path)
+    for file in files:
+        file.resolve()  # what is wrong with it is said before anything is proved
+        work += [(file, a) for a in archs]
+    with bar("proving", len(work)) as advance:
         report = verify.prove_many(
             work,
             jobs=jobs or os.cpu_count() or 1,
             on_progress=lambda r, *_: advance(f"{r.kernel} {r.arch}"),
             use_cache=cache,
+            facts=user,
+            rlimit=rlimit or verify.RLIMIT,
         )
-        for name in files:
-            kernel = resolve_target(name, parse_args(arg or []))
-            for a in archs:
-                report.kernels += verify.prove(kernel, a, facts=user, use_cache=cache).kernels
-                advance(f"{name} {a}")
-    text = verify.to_json(report) if format is Format.json else verify.to_text(report)
+    targets.meant(user.get("dims", {}), {n for k in report.kernels for n in k.domain})
+    stale = waivers.apply(report, waived)
+    writers = {
+        Format.text: verify.to_text,
+        Format.json: verify.to_json,
+        Format.sarif: verify.to_sarif,
+    }
+    text = writers[format](report)
     if output is None:
         print(text)
     else:
-        output.write_text(text + "\n")
-    return report.exit_code
+        atomic_write(output, text + "\n")
+    if html is not None:
+        atomic_write(html, verify.to_html(report))
+    if sarif is not None:
+        atomic_write(sarif, verify.to_sarif(report) + "\n")
+    for words in stale:
+        print(f"tileproof: {baseline}: {words}", file=sys.stderr)
+    return 3 if stale else report.exit_code
