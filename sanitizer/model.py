@@ -13,10 +13,13 @@ from tileproof.codegen.origins import Origin
 KINDS = {
     "race": "Two accesses of one memory, at least one a write, that nothing orders.",
     "proxy-fence": "Memory written by ordinary stores and read by the async proxy without a fence.",
+    "tensor-fence": "Accesses of tensor memory by two threads without tcgen05.fence on both sides.",
     "out-of-bounds": "An access outside the arguments, the shared memory or a local array.",
     "uninitialised": "A read of shared memory or of an output that nothing has written.",
     "misaligned": "A vector access at an address it may not have.",
     "const-write": "A write to an argument the kernel declares const.",
+    "leak": "Tensor memory that is still allocated when its block ends.",
+    "use-after-free": "An access of tensor memory that has been freed.",
     "deadlock": "Threads that wait for something nobody will do.",
     "endless": "A kernel that does not come to an end within its budget.",
     "unwritten": "Elements of an output that are left unwritten, against its contract.",

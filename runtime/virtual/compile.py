@@ -51,6 +51,8 @@ _CHECKED_FLAGS = [
     "-g1",
     "-fno-omit-frame-pointer",
 ]
+# Errors and accesses are placed in the kernel's text by the frames from the library back to it.
+_LIBRARY_FLAGS = ["-fno-omit-frame-pointer"]
 
 
 class CompileError(RuntimeError):
@@ -226,11 +228,11 @@ def build(cuda_text: str, kernels: Sequence[str], *, checked: bool) -> Path:
 
 def build_library() -> Path:
     """Compiles the virtual GPU itself (libvgpu), cached like kernels are."""
-    output = cache_dir("virtual") / f"libvgpu-{_key('library')}.so"
+    output = cache_dir("virtual") / f"libvgpu-{_key('library', *_LIBRARY_FLAGS)}.so"
     if not output.exists():
         with locked(output):
             if not output.exists():
-                _compile(sorted(_CSRC.glob("*.cpp")), output)
+                _compile(sorted(_CSRC.glob("*.cpp")), output, _LIBRARY_FLAGS)
     return output
 
 

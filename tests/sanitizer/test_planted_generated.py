@@ -129,4 +129,5 @@ def test_the_bug_is_found_and_the_program_itself_is_clean(name, monkeypatch):
 
 def test_every_kind_but_those_of_a_launch_has_three_planted_bugs():
     planted = [kind for *_, kind in EDITS.values()]
-    assert all(planted.count(kind) >= 3 for kind in set(sanitizer.model.KINDS) - {"launch"})
+    elsewhere = {"launch", "tensor-fence", "leak", "use-after-free"}  # test_planted_tensor
+    assert all(planted.count(kind) >= 3 for kind in set(sanitizer.model.KINDS) - elsewhere)

@@ -131,7 +131,9 @@ void Block::start_async(const char* what, uint32_t stream, std::function<void()>
                         const void* frame) {
   AsyncItem item{what, stream, std::move(perform), current, {}, 0};
   if (race) {
-    item.strand = race->issue(race->async_engine());
+    // What a warp's matrix unit does in order is one engine's: its last step brings news of all.
+    const bool matrix = stream >= kMaxThreads && stream != kUnordered;
+    item.strand = race->issue(matrix ? race->matrix_engine(*current->warp) : race->async_engine());
     item.site = site_of(*this, frame);
   }
   if (launch->options.late) {

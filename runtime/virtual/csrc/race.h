@@ -163,6 +163,11 @@ class Race {
   uint32_t async_engine() {
     return 2 * block_.thread_count + block_.warp_count + async_issued_++ % kAsyncEngines;
   }
+  // Components beyond all engines: what is known of tensor memory, see TensorRace.
+  uint32_t news_engine(uint32_t index) const {
+    return 3 * block_.thread_count + block_.warp_count + kAsyncEngines + index;
+  }
+  uint32_t team() const { return team_; }
   // A new step of the engine, which knows what the acting strand knows now.
   Strand issue(uint32_t engine);
   // The current thread knows the engine's steps up to `step`.

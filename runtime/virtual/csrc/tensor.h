@@ -1,8 +1,10 @@
 // Tensor memory of one block and what is in flight on it.
 #pragma once
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "tensor_race.h"
 #include "vgpu/operand.h"
 #include "vgpu/tensor_memory.h"
 
@@ -39,6 +41,7 @@ struct TensorMemory {
 
   PairRequest* waiting = nullptr;
   int group = 0;  // the cta_group of its instructions, 0 before the first
+  std::unique_ptr<TensorRace> race;  // of a sanitize session
 
   // Fails unless the columns lie in one allocation.
   void require_columns(const char* op, uint32_t first, uint32_t count) const;
@@ -51,6 +54,9 @@ struct TensorGroup {
   uint32_t size = 0;
   Block* block[2];
   TensorMemory* memory[2];
+
+  // Tells the race checker what the instruction that has begun touches, in each block alike.
+  void touch(const TensorRace::Area& area, bool write) const;
 };
 
 // Layout of an operand from a tcgen05 shared memory descriptor; fails if a field is invalid.

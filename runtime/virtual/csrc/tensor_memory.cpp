@@ -1,7 +1,7 @@
 // Allocation of tensor memory, loads and stores, and the queues of asynchronous operations.
 #include <algorithm>
 
-#include "machine.h"
+#include "race.h"
 #include "vgpu/cluster.h"
 
 namespace vgpu {
@@ -10,6 +10,7 @@ namespace {
 
 TensorMemory& memory_of(Block& block) {
   if (!block.tensor) block.tensor = std::make_unique<TensorMemory>();
+  if (block.race && !block.tensor->race) block.tensor->race = std::make_unique<TensorRace>(block);
   return *block.tensor;
 }
 
@@ -93,6 +94,9 @@ void perform(TensorMemory& memory, const PendingAccess& pending) {
   }
 }
 
+// The race checker of the running block's tensor memory, null without a session.
+TensorRace* race_of(const Block& block) { return block.tensor ? block.tensor->race.get() : nullptr; }
+
 struct CopyRecord {
   TensorGroup group;
   uint64_t source;
@@ -119,6 +123,7 @@ struct MmaRecord {
 struct CommitRecord {
   uint64_t* barrier;
   uint32_t mask;  // of blocks in the cluster, 0 for the caller's alone
+  uint32_t steps;  // of the warp, for the race checker
 };
 
 // Queues work of the calling warp; it is performed in the order it was issued.
@@ -149,6 +154,7 @@ void take(TensorMemory& memory, uint32_t first, uint32_t columns) {
                                    [&](const auto& a) { return overlaps(a, first, columns); }),
                     allocations.end());
   allocations.push_back({first, columns, nullptr});
+  if (memory.race) memory.race->allocate(first, columns);
   for (auto& row : memory.cells) memset(row + first, 0xff, columns * 4);
 }
 
@@ -251,8 +257,14 @@ void TensorMemory::clear() {
   allocations.clear();
   waiting = nullptr;
   group = 0;
+  race.reset();
   for (auto& queue : accesses) queue.clear();
   std::fill(std::begin(in_flight), std::end(in_flight), 0);
+}
+
+void TensorGroup::touch(const TensorRace::Area& area, bool write) const {
+  TensorRace* race = race_of(*current->block);
+  for (uint32_t i = 0; race && i < size; ++i) race->touch(*memory[i]->race, area, write);
 }
 
 std::string tensor_leak(const Block& block) {
@@ -284,6 +296,8 @@ void vgpu_tensor_allocate(uint32_t* result, int columns, bool pair) {
 void vgpu_tensor_deallocate(uint32_t address, int columns, bool pair) {
   require_columns_of_allocation(columns);
   const TensorGroup group = group_of("tcgen05.dealloc", pair);
+  if (TensorRace* race = race_of(*current->block))
+    race->release(address, static_cast<uint32_t>(columns), __builtin_frame_address(0));
   PairRequest request{current, false, static_cast<uint32_t>(columns), address};
   if (pair) {
     with_peer("tcgen05.dealloc", group, request);
@@ -294,6 +308,8 @@ void vgpu_tensor_deallocate(uint32_t address, int columns, bool pair) {
 
 void vgpu_tensor_mma(const TensorMma& mma) {
   const TensorGroup group = issuing_group("tcgen05.mma", mma.pair);
+  if (TensorRace* race = race_of(*current->block))
+    race->begin(TensorRace::kMma, "tcgen05.mma", __builtin_frame_address(0));
   check_mma(group, mma);
   ++memory_of(*current->block).in_flight[current->warp->index];
   issue("tcgen05.mma", MmaRecord{group, mma}, [](const void* record) {
@@ -310,6 +326,9 @@ void vgpu_tensor_copy(uint64_t source, uint32_t address, bool pair) {
               lane_of(address));
   for (uint32_t i = 0; i < group.size; ++i)
     group.memory[i]->require_columns("tcgen05.cp", column_of(address), 4);
+  if (TensorRace* race = race_of(*current->block))
+    race->begin(TensorRace::kMma, "tcgen05.cp", __builtin_frame_address(0));
+  group.touch({0xff, column_of(address), 4}, true);
   tensor_operand(source, "tcgen05.cp");
   ++memory_of(*current->block).in_flight[current->warp->index];
   issue("tcgen05.cp", CopyRecord{group, source, address}, [](const void* record) {
@@ -328,8 +347,11 @@ void vgpu_tensor_commit(const void* mbarrier, bool pair, uint32_t cta_mask) {
   if (mask >> current->block->cluster_size())
     vgpu_fail("tcgen05.commit: multicast mask %#x in a cluster of %u blocks", mask,
               current->block->cluster_size());
-  issue("tcgen05.commit", CommitRecord{barrier, mask}, [](const void* record) {
+  const TensorRace* race = race_of(*current->block);
+  const uint32_t steps = race ? race->issued() : 0;
+  issue("tcgen05.commit", CommitRecord{barrier, mask, steps}, [](const void* record) {
     const auto& commit = *static_cast<const CommitRecord*>(record);
+    if (TensorRace* race = race_of(*current->block)) race->committed(commit.steps);
     if (!commit.mask) vgpu_mbarrier_arrive(commit.barrier, 0);
     for (uint32_t left = commit.mask; left; left &= left - 1)
       vgpu_mbarrier_arrive(static_cast<uint64_t*>(vgpu_map_rank(
@@ -354,6 +376,15 @@ void vgpu_tensor_access(const TensorAccess& access, uint32_t* const* registers) 
   PendingAccess pending{access, {}, {}};
   pending.access.address = (quarter + lane % 32) << 16 | column_of(access.address);
   memory.require_columns(op, column_of(access.address), access.columns());
+  if (TensorRace* race = memory.race.get()) {
+    const uint32_t half = lane_of(pending.access.address) / 16;
+    race->begin(access.store ? TensorRace::kStore : TensorRace::kLoad, op,
+                __builtin_frame_address(0));
+    race->touch(*race,
+                {static_cast<uint8_t>((access.lanes == 32 ? 3 : 1) << half),
+                 column_of(access.address), access.columns()},
+                access.store);
+  }
   const uint32_t count = access.registers();
   const bool late = block.launch->options.late;
   for (uint32_t i = 0; i < kWarp; ++i) {
@@ -374,9 +405,14 @@ void vgpu_tensor_access(const TensorAccess& access, uint32_t* const* registers) 
 void vgpu_tensor_wait(bool store) {
   Block& block = *current->block;
   if (!block.tensor) return;
+  if (TensorRace* race = block.tensor->race.get()) race->wait(store);
   auto& queue = block.tensor->accesses[current->warp->index];
   const auto mine = [&](const PendingAccess& p) { return p.access.store == store; };
   for (const PendingAccess& pending : queue)
     if (mine(pending)) perform(*block.tensor, pending);
   queue.erase(std::remove_if(queue.begin(), queue.end(), mine), queue.end());
+}
+
+void vgpu_tensor_fence(bool after) {
+  if (TensorRace* race = race_of(*current->block)) race->fence(after);
 }

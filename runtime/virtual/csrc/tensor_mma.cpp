@@ -356,6 +356,8 @@ void check_mma(const TensorGroup& group, const TensorMma& mma) {
       group.memory[i]->require_columns(what, column_of(address), columns);
   };
   require_columns("D of tcgen05.mma", mma.d, placement.part_columns);
+  const auto lanes = static_cast<uint8_t>(placement.half_lanes ? 0x55 << lane / 16 : 0xff);
+  group.touch({lanes, column_of(mma.d), placement.part_columns}, true);
   const auto check_major = [](const OperandLayout& layout, Element element, bool mn_major,
                               const char* what) {
     if (layout.coarse && !(element == Element::kTf32 && mn_major))
@@ -369,6 +371,7 @@ void check_mma(const TensorGroup& group, const TensorMma& mma) {
       vgpu_fail("tcgen05.mma: A in tensor memory starts at lane %u, D at lane %u",
                 lane_of(address), lane);
     require_columns("A of tcgen05.mma", address, 8);
+    group.touch({lanes, column_of(address), 8}, false);
   } else {
     check_major(tensor_operand(mma.a, "A of tcgen05.mma"), instruction.a, instruction.mn_major_a,
                 "A of tcgen05.mma");
@@ -378,8 +381,11 @@ void check_mma(const TensorGroup& group, const TensorMma& mma) {
   if (mma.kind != TensorKind::kMxf8f6f4) return;
   if (lane_of(mma.scale_a) || lane_of(mma.scale_b))
     vgpu_fail("tcgen05.mma: scales lie in all lanes, from lane 0 on");
-  require_columns("scales of A of tcgen05.mma", mma.scale_a, placement.rows / 32);
-  require_columns("scales of B of tcgen05.mma", mma.scale_b, (instruction.n + 31) / 32);
+  const uint32_t rows = placement.rows / 32, columns = (instruction.n + 31) / 32;
+  require_columns("scales of A of tcgen05.mma", mma.scale_a, rows);
+  require_columns("scales of B of tcgen05.mma", mma.scale_b, columns);
+  group.touch({0xff, column_of(mma.scale_a), rows}, false);
+  group.touch({0xff, column_of(mma.scale_b), columns}, false);
 }
 
 void perform_mma(const TensorGroup& group, const TensorMma& mma) {

@@ -90,9 +90,8 @@ inline void tmem_deallocate(uint32_t* address, int columns) {
                       [=] { vgpu_tensor_deallocate(first, columns, pair); });
 }
 
-// Fences order accesses the virtual GPU already performs in order.
-inline void tcgen05_before_thread_sync() { vgpu::compiler_fence(); }
-inline void tcgen05_after_thread_sync() { vgpu::compiler_fence(); }
+inline void tcgen05_before_thread_sync() { vgpu_tensor_fence(false); }
+inline void tcgen05_after_thread_sync() { vgpu_tensor_fence(true); }
 
 template <bool pair = false>
 inline void tcgen05_mma_arrive(const void* mbarrier, const uint16_t cta_mask = 3) {

@@ -48,3 +48,6 @@ VGPU_API void vgpu_tensor_commit(const void* mbarrier, bool pair, uint32_t cta_m
 // registers: each lane's.
 VGPU_API void vgpu_tensor_access(const vgpu::TensorAccess& access, uint32_t* const* registers);
 VGPU_API void vgpu_tensor_wait(bool store);
+// tcgen05.fence::before_thread_sync and ::after_thread_sync: what is performed in order anyway is
+// performed so; the race checker wants to know.
+VGPU_API void vgpu_tensor_fence(bool after);
