@@ -17,7 +17,7 @@ from tileproof.runtime import virtual
 from . import conftest
 from .card import Card
 from .cases import TEXTS, cuda
-from .comparing import run_op, run_program, run_text
+from .comparing import library_ops, run_op, run_program, run_text
 
 
 def here(cuda):
@@ -58,7 +58,11 @@ def test_a_wrong_output_is_seen():
     assert "the card: counts" in run_program("histogram", "sm_80", Off)[0]
     assert "the card: C: 1 of" in run_program("persistent", "sm_80", Off)[0]
     assert "output 0" in run_op("norm/rmsnorm", "sm_80", Off)[0]
-    assert run_op("norm/rmsnorm", "sm_80", here) == ("", 0.0)
+
+
+@pytest.mark.parametrize("name", library_ops())
+def test_ops_leave_numbers_to_compare(name):
+    assert run_op(name, "sm_80", here) == ("", 0.0)
 
 
 @pytest.mark.parametrize("first", ["sm_80", "sm_90a"])

@@ -7,10 +7,9 @@ from tileproof.codegen.build import build
 from tileproof.dsl import ALL, get
 from tileproof.runtime import load
 
-from ..kernels.support import draw
 from .card import CardModule, find
 from .cases import names
-from .comparing import library_ops, run_op, run_program, run_text, worst_of
+from .comparing import library_ops, op_inputs, run_op, run_program, run_text, worst_of
 
 RUNS = {"text": run_text, "program": run_program, "op": run_op}
 CASES = [*names([*ALL]), *((f"op/{name}", arch) for name in library_ops() for arch in ALL)]
@@ -37,7 +36,7 @@ def test_ops_through_their_launchers(name, tmp_path, record):
     arch = find()[0].arch
     spec = get(name).shape_set("tiny")[0][0]
     bundle = build([spec], [arch], tmp_path / "bundle", jobs=1)
-    inputs, results = draw(spec, 17, 0), []
+    inputs, results = op_inputs(spec), []
     for backend, device in (("virtual", "cpu"), ("cuda", "cuda")):
         library = load(bundle, backend, arch)
         found = library[name](*[t.to(device) for t in inputs], **dict(spec.params))
