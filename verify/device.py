@@ -8,8 +8,8 @@ from typing import Any, Literal
 from . import terms
 from .convert import BINARY, Converter
 from .domain import TensorFacts
-from .facts import Access, Buffer, Check, Context, Facts, Sync, integer_range, scalar_bits, text
-from .intrinsics import NOTHING, Mode, Touch, UnmodelledError, effect
+from .facts import Access, Buffer, Check, Facts, Sync, integer_range, scalar_bits, text
+from .intrinsics import BARRIER, NOTHING, Effect, Mode, Touch, UnmodelledError, effect
 from .terms import Symbol, Term, add, apply, const, mul, sub, var
 
 # Attributes without a meaning of their own at this stage. `tl.assume` is not believed.
@@ -102,14 +102,16 @@ class DeviceWalker(Converter):
             # Only touched through pointers, so the final IR does not declare it.
             size = self.sizes.get(name, 0)
             shape = (const(size * 8 // bits),) if size and data in self.arena else None
-            return Buffer(name, "shared.dyn", bits, shape, start)
+            return Buffer(name, "shared.dyn", bits, shape, start, arena="shared.dyn")
         size = _bytes(declaration)
         if size < 0:
             raise UnmodelledError(f"{name} of a size known only at run time")
         if data in self.allocated:  # a view cannot be larger than the memory behind it
             size = min(size, _bytes(self.allocated[data]))
         scope = str(declaration.scope())
-        return Buffer(name, scope, bits, (const(size * 8 // bits),), start)
+        # Every dynamic allocation of CUDA text starts at the same address.
+        arena = {"shared.dyn": scope, "shared": f"shared {name}"}.get(scope, "")
+        return Buffer(name, scope, bits, (const(size * 8 // bits),), start, arena=arena)
 
     def load(self, node: Any, indices: list[Term]) -> Term:
         buffer = self.buffer(node.buffer.data, node.dtype)
@@ -180,16 +182,32 @@ class DeviceWalker(Converter):
     def call(self, node: Any) -> None:
         name, args = str(node.op.name), list(node.args)
         found = effect(name, args)
+        if found.sync is not None or found.collective == "warp":
+            self.sync(found, node)
         if found.sync is not None:
-            self.facts.syncs.append(Sync(found, tuple(args), self.context, next(self._order), node))
             return
+        if found.threads is not None:
+            self.whole_block(found.threads)
         pointers = {id(t.pointer) for t in found.touches}
         for touch in found.touches:
+            if touch.after_barrier:
+                self.sync(BARRIER, node)
             self.touch(touch, node)
         if found is NOTHING or found.collective != "none":
             for a in args:
                 if id(a) not in pointers and str(a.dtype) != "handle":
                     self.value(a)
+
+    def sync(self, found: Effect, node: Any) -> None:
+        self.facts.syncs.append(Sync(found, self.context, next(self._order), node))
+
+    def whole_block(self, threads: int) -> None:
+        """A named barrier of every thread is a barrier of the block; of fewer it is something
+        else."""
+        size = terms.product(add(s.hi, const(1)) for s in self.facts.threads)
+        if not size.is_const or size.value != threads:
+            have = terms.show(size)
+            raise UnmodelledError(f"a named barrier of {threads} of a block's {have} threads")
 
     def touch(self, touch: Touch, node: Any) -> None:
         data, dtype, offset = self.pointer(touch.pointer)
@@ -204,7 +222,7 @@ class DeviceWalker(Converter):
         if touch.when is not None:
             context = context.given(self.expr(touch.when))
         if touch.lane_below is not None:
-            lane = apply("mod", self.linear_thread(), const(32))
+            lane = apply("mod", self.facts.linear_thread, const(32))
             context = context.given(apply("lt", lane, const(touch.lane_below)))
         width = buffer.bits // 8
         align = touch.align or _vector_alignment(width * touch.count, width)
@@ -221,15 +239,6 @@ class DeviceWalker(Converter):
             dtype = e.args[0].dtype
             return e.args[1], dtype, self.expr(e.args[2])
         raise UnmodelledError(f"pointer {text(e, 40)}")
-
-    def linear_thread(self) -> Term:
-        total, stride = const(0), const(1)
-        for axis in ("x", "y", "z"):
-            symbol = self.facts.symbols.get(f"threadIdx.{axis}")
-            if symbol is not None:
-                total = add(total, mul(var(symbol), stride))
-                stride = mul(stride, add(symbol.hi, const(1)))
-        return total
 
     def slot(self, first: int, half: int) -> Term:
         """Workspace slot of this thread (half 0) or of its butterfly partner ``slot ^ half``."""
@@ -261,8 +270,8 @@ class DeviceWalker(Converter):
         elif kind == "Bind":
             self.bind(s)
         elif kind == "BufferStore":
-            self.access(s, s.buffer, list(s.indices), "write")
             self.value(s.value)
+            self.access(s, s.buffer, list(s.indices), "write")
         elif kind == "For":
             self.loop(s)
         elif kind == "IfThenElse":
@@ -327,7 +336,7 @@ class DeviceWalker(Converter):
         symbol = Symbol(str(s.loop_var.name), "loop", lo, hi, s.loop_var)
         self.env[s.loop_var] = var(symbol)
         outer = self.context
-        self.context = Context(outer.path, (*outer.loops, symbol))
+        self.context = outer.inside(symbol)
         self.stmt(s.body)
         self.context = outer
 

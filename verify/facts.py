@@ -18,8 +18,8 @@ from .terms import Symbol, Term, const, mul
 @dataclass(frozen=True, eq=False)
 class Buffer:
     """Memory a kernel names. `shape` is None when no declaration gives it; `strides` are None where
-    it is contiguous. `start` is the byte offset in the shared arena. `tensor` is the name in the
-    source signature of a global."""
+    it is contiguous. `start` is the byte offset in `arena`, the piece of shared memory it lies in;
+    all of ``shared.dyn`` is one. `tensor` is the name in the source signature of a global."""
 
     name: str
     scope: str
@@ -28,6 +28,7 @@ class Buffer:
     start: int = 0
     tensor: str = ""
     strides: tuple[Term, ...] | None = None
+    arena: str = ""
 
     @cached_property
     def extent(self) -> Term | None:
@@ -44,13 +45,20 @@ class Buffer:
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """When a fact happens: conditions on the way, and the loops around it, outermost first."""
+    """When a fact happens: conditions on the way, and the loops around it, outermost first.
+
+    `entered` counts the conditions that stand before each loop.
+    """
 
     path: tuple[Term, ...] = ()
     loops: tuple[Symbol, ...] = ()
+    entered: tuple[int, ...] = ()
 
     def given(self, condition: Term) -> Context:
-        return Context((*self.path, *terms.conjuncts(condition)), self.loops)
+        return Context((*self.path, *terms.conjuncts(condition)), self.loops, self.entered)
+
+    def inside(self, loop: Symbol) -> Context:
+        return Context(self.path, (*self.loops, loop), (*self.entered, len(self.path)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,13 +106,17 @@ class Check:
 
 @dataclass(frozen=True, eq=False)
 class Sync:
-    """A barrier, commit or wait, in program order with the accesses."""
+    """A barrier, commit or wait, or a call that threads must make together; in program order with
+    the accesses."""
 
     effect: Effect
-    args: tuple[Any, ...]
     context: Context
     order: int
     node: Any
+
+    @property
+    def site(self) -> str:
+        return text(self.node, 60)
 
 
 @dataclass
@@ -125,6 +137,17 @@ class Facts:
     @property
     def threads(self) -> list[Symbol]:
         return [s for s in self.symbols.values() if s.kind == "thread"]
+
+    @property
+    def linear_thread(self) -> Term:
+        """The number of a thread in its block: x, then y, then z."""
+        total, stride = const(0), const(1)
+        for axis in "xyz":
+            symbol = self.symbols.get(f"threadIdx.{axis}")
+            if symbol is not None:
+                total = terms.add(total, mul(terms.var(symbol), stride))
+                stride = mul(stride, terms.add(symbol.hi, const(1)))
+        return total
 
 
 def text(node: Any, limit: int = 160) -> str:

@@ -29,7 +29,8 @@ class Touch:
     `count` elements of the pointer's type in one piece of machine width; `align` overrides the byte
     alignment the width implies. `lane_below` says that only lanes below it take part; `when` is a
     TIR condition. `slot` is ``(first thread, half)`` of a reduction workspace: this thread's
-    element, or its butterfly partner's when half is not 0.
+    element, or its butterfly partner's when half is not 0. `after_barrier` says that a barrier of
+    the block comes right before it.
     """
 
     pointer: Any
@@ -41,18 +42,26 @@ class Touch:
     when: Any = None
     asynchronous: bool = False
     slot: tuple[int, int] | None = None
+    after_barrier: bool = False
 
 
 @dataclass(frozen=True)
 class Effect:
-    """All that a call does. `collective` names the group whose threads must all make the call."""
+    """All that a call does. `collective` names the group whose threads must all make the call.
+
+    A wait returns once at most `pending` of the thread's newest groups of copies are under way.
+    `threads` is how many threads its barriers wait for, None for all of the block.
+    """
 
     touches: tuple[Touch, ...] = ()
     sync: SyncKind | None = None
     collective: Literal["none", "warp", "block"] = "none"
+    pending: int = 0
+    threads: int | None = None
 
 
 NOTHING = Effect()
+BARRIER = Effect(sync="barrier", collective="block")
 
 
 def _int(expr: Any, what: str) -> int:
@@ -113,7 +122,7 @@ def _mma(args: list[Any]) -> Effect:
 _WARP = 32
 _ALL_REDUCE = re.compile(
     r"tl::AllReduce<tl::\w+, (\d+), (\d+), (\d+), "
-    r"(?:tl::NamedBarrier<\d+>|tl::SyncThreadsBarrier)>::run"
+    r"(?:tl::NamedBarrier<(\d+)>|tl::SyncThreadsBarrier)>::run"
 )
 
 
@@ -121,18 +130,21 @@ def _all_reduce(name: str, args: list[Any]) -> Effect:
     match = _ALL_REDUCE.fullmatch(name)
     if match is None:
         raise UnmodelledError(name)
-    threads, scale, first = map(int, match.groups())
+    threads, scale, first = map(int, match.groups()[:3])
     touches: list[Touch] = []
     half = threads // 2
     while half >= max(_WARP, scale):
-        # Each level of the butterfly above warp width writes the thread's slot of the workspace and
-        # reads its partner's.
+        # Each level of the butterfly above warp width: barrier, the thread writes its slot of the
+        # workspace, barrier, it reads its partner's.
         if len(args) < 3:
             raise UnmodelledError(f"{name} without a workspace")
-        touches.append(Touch(args[2], "write", slot=(first, 0)))
-        touches.append(Touch(args[2], "read", slot=(first, half)))
+        touches.append(Touch(args[2], "write", slot=(first, 0), after_barrier=True))
+        touches.append(Touch(args[2], "read", slot=(first, half), after_barrier=True))
         half //= 2
-    return Effect(tuple(touches), collective="block" if touches else "warp")
+    if not touches:
+        return Effect(collective="warp")
+    named = match.group(4)
+    return Effect(tuple(touches), collective="block", threads=int(named) if named else None)
 
 
 def _extern(args: list[Any]) -> Effect:
@@ -146,13 +158,13 @@ def _storage_sync(args: list[Any]) -> Effect:
     scope = str(args[0].value)
     if scope not in ("shared", "shared.dyn") or len(args) != 1:
         raise UnmodelledError(f"tvm_storage_sync({scope}, …)")
-    return Effect(sync="barrier", collective="block")
+    return BARRIER
 
 
 _TABLE: dict[str, Callable[[list[Any]], Effect]] = {
     "tl.ptx_cp_async": _cp_async,
     "tirx.ptx_commit_group": lambda _: Effect(sync="commit"),
-    "tirx.ptx_wait_group": lambda _: Effect(sync="wait"),
+    "tirx.ptx_wait_group": lambda args: Effect(sync="wait", pending=_int(args[0], "wait_group")),
     "tl.ptx_ldmatrix": _ldmatrix,
     "tirx.ptx_mma": _mma,
     "tirx.tvm_storage_sync": _storage_sync,

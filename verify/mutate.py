@@ -7,7 +7,7 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,17 +26,20 @@ class Mutant:
     lowered: Lowered
 
 
-def mutants(lowered: Lowered) -> Iterator[Mutant]:
-    """Every mutant of every class, one changed site each."""
-    for kind, (where, keys, change) in _classes().items():
+def mutants(lowered: Lowered, kinds: Collection[str] = ()) -> Iterator[Mutant]:
+    """Every mutant of every class (or of `kinds` alone), one changed site each."""
+    for kind, (where, keys, change) in _classes(lowered).items():
+        if kinds and kind not in kinds:
+            continue
         field = f"{where}_mod"
         yield from _each_site(lowered, field, kind, keys, change)
 
 
-def _classes() -> dict[str, tuple[str, list[str], Change]]:
+def _classes(lowered: Lowered) -> dict[str, tuple[str, list[str], Change]]:
     from tilelang import tvm
 
     tirx = tvm.tirx
+    thread, rings = _variables(lowered)
 
     def plus(e: Any, amount: int) -> Any:
         return tirx.Add(e, tirx.IntImm(str(e.dtype), amount))
@@ -76,7 +79,38 @@ def _classes() -> dict[str, tuple[str, list[str], Change]]:
         rounding = type(n.a).__name__ == "Add" and type(n.a.b).__name__ == "IntImm"
         return tirx.FloorDiv(n.a.a, n.b) if rounding else None
 
+    def called(n: Any, name: str) -> bool:
+        call = n.value
+        return type(call).__name__ == "Call" and str(call.op.name) == name
+
+    nothing = tirx.Evaluate(tirx.IntImm("int32", 0))
+
+    def dropped(name: str) -> Change:
+        return lambda n: nothing if called(n, name) else None
+
+    def wait_less(n: Any) -> Any:
+        if not called(n, "tirx.ptx_wait_group"):
+            return None
+        more = tirx.IntImm("int32", int(n.value.args[0].value) + 1)
+        return tirx.Evaluate(tirx.Call(n.value.dtype, n.value.op, [more]))
+
+    def slot_next(n: Any) -> Any:
+        """``k % stages`` of a pipeline's ring → ``(k + 1) % stages``."""
+        turning = any(n.a.same_as(v) for v in rings)
+        return tirx.FloorMod(plus(n.a, 1), n.b) if turning else None
+
+    def own_barrier(n: Any) -> Any:
+        if not called(n, "tirx.tvm_storage_sync"):
+            return None
+        return tirx.IfThenElse(tirx.LT(thread, tirx.IntImm("int32", 32)), n, None)
+
     return {
+        "barrier-dropped": ("device", ["tirx.Evaluate"], dropped("tirx.tvm_storage_sync")),
+        "barrier-guarded": ("device", ["tirx.Evaluate"], own_barrier),
+        "wait-dropped": ("device", ["tirx.Evaluate"], dropped("tirx.ptx_wait_group")),
+        "wait+1": ("device", ["tirx.Evaluate"], wait_less),
+        "commit-dropped": ("device", ["tirx.Evaluate"], dropped("tirx.ptx_commit_group")),
+        "slot+1": ("device", ["tirx.FloorMod"], slot_next),
         "guard-le": ("device", ["tirx.LT"], guard_le),
         "guard-dropped": ("device", ["tirx.IfThenElse"], guard_dropped),
         "load+1": ("device", ["tirx.BufferLoad"], load_shifted),
@@ -130,6 +164,30 @@ def _each_site(
 
         mutated = replace(lowered, **{field: _rewrite(mod, keys, once)})
         yield Mutant(f"{kind}#{i}", kind, site, mutated)
+
+
+def _variables(lowered: Lowered) -> tuple[Any, list[Any]]:
+    """The thread index, and the variables of the loops that synchronise."""
+    from tilelang import tvm
+
+    visit = tvm.tirx.stmt_functor.post_order_visit
+    threads: list[Any] = []
+    rings: list[Any] = []
+
+    def look(n: Any) -> None:
+        kind = type(n).__name__
+        if kind == "AttrStmt" and str(n.attr_key) == "thread_extent":
+            if str(n.node.thread_tag) == "threadIdx.x":
+                threads.append(n.node.var)
+        elif kind == "For":
+            calls: list[str] = []
+            visit(n.body, lambda c: calls.append(str(c.op.name)) if hasattr(c, "op") else None)
+            if any(name.endswith(("storage_sync", "wait_group")) for name in calls):
+                rings.append(n.loop_var)
+
+    for _, function in lowered.device_mod.functions_items():
+        visit(function.body, look)
+    return threads[0], rings
 
 
 def _place(n: Any) -> str:

@@ -28,6 +28,10 @@ from .replay import Machine
 from .terms import const, le
 
 _MOST_REASONS = 5
+_DOUBTS = {
+    "overflow": "integers may wrap: see overflow",
+    "barriers": "threads may not meet at the same barrier: see barriers",
+}
 
 
 def prove(
@@ -263,9 +267,10 @@ def _decide(
         doubts = [f"not modelled: {name}" for name in unmodelled]
         if vacuous:
             doubts.append(vacuous)
-        overflow = earlier.get("overflow")
-        if overflow is not None and overflow.proved < overflow.obligations:
-            doubts.append("integers may wrap: see overflow")
+        for name, doubt in _DOUBTS.items():
+            relied = earlier.get(name) if name in p.relies_on else None
+            if relied is not None and relied.proved < relied.obligations:
+                doubts.append(doubt)
         if doubts:
             verdict = Verdict.UNKNOWN
             reasons += doubts

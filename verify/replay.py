@@ -62,6 +62,7 @@ class Machine:
         names: Mapping[Any, str],
         sizes: Mapping[str, int],
     ) -> None:
+        self.source = function, layouts, names, sizes
         self.function = function
         self.layouts = layouts
         self.names = names

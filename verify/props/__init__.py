@@ -1,6 +1,6 @@
 """The properties, in the order they are proved. A later one adds its file and its line here."""
 
-from . import alignment, blocks, bounds, coverage, overflow
+from . import alignment, barriers, blocks, bounds, coverage, overflow, races
 from ._run import Goal, Launch, Property
 
 # Overflow first: the others reason over unbounded integers, which is sound only if nothing wraps.
@@ -10,6 +10,10 @@ PROPERTIES: tuple[Property, ...] = (
     Property("alignment", alignment.goals),
     Property("blocks", blocks.goals),
     Property("coverage", coverage.goals),
+    Property("barriers", barriers.goals),
+    # A race is judged between two barriers, which must be the same two for every thread.
+    Property("races", races.races, ("overflow", "barriers")),
+    Property("async", races.copies, ("overflow", "barriers")),
 )
 
 __all__ = ["PROPERTIES", "Goal", "Launch", "Property"]

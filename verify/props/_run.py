@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tileproof.verify.domain import Domain
@@ -12,6 +12,7 @@ from tileproof.verify.facts import Access, Facts
 from tileproof.verify.model import Counterexample, Verdict
 from tileproof.verify.replay import Machine, Setting, Trace
 from tileproof.verify.terms import Symbol, Term, evaluate
+from tileproof.verify.timeline import Moment, Timeline
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Launch:
     complete: bool = True
     outputs: frozenset[str] = frozenset()
     shared: frozenset[str] = frozenset()
+    runs: dict[Any, tuple[list[Moment], dict[Any, int]]] = field(default_factory=dict)
 
     def writes(self, tensor: str) -> list[Access]:
         """Every store to a global tensor."""
@@ -68,6 +70,22 @@ class Launch:
             if not 0 <= setting.indices.get(tag, 0) < int(evaluate(extent, dims)):
                 return Trace()
         return self.machine.run(setting)
+
+    def timeline(self, point: Mapping[Symbol, int]) -> list[Moment]:
+        """All that one thread does to shared memory; see :class:`Timeline`."""
+        return self._whole(point)[0]
+
+    def reached(self, point: Mapping[Symbol, int], node: Any) -> int:
+        """How often one thread makes a call that others must make with it."""
+        return self._whole(point)[1].get(node, 0)
+
+    def _whole(self, point: Mapping[Symbol, int]) -> tuple[list[Moment], dict[Any, int]]:
+        kept = tuple((s, v) for s, v in point.items() if s.kind in ("dim", "block", "thread"))
+        if kept not in self.runs:
+            machine = Timeline(*self.machine.source)
+            moments = machine.moments(self.setting(dict(kept)))
+            self.runs[kept] = moments, machine.reached
+        return self.runs[kept]
 
     def describe(self, point: Mapping[Symbol, int]) -> dict[str, Any]:
         """The fields of a counterexample that name the place."""
@@ -99,7 +117,9 @@ def found(example: Counterexample, point: Point, loads: bool) -> Goal:
 
 @dataclass(frozen=True)
 class Property:
-    """A name and the function that yields its obligations for one launch."""
+    """A name, the function that yields its obligations for one launch, and the properties that its
+    proof relies on."""
 
     name: str
     goals: Callable[[Launch], Iterator[Goal]]
+    relies_on: tuple[str, ...] = ("overflow",)

@@ -1,0 +1,119 @@
+"""Whether one thread comes to a barrier never depends on what only that thread knows.
+
+Two threads of a block (of a warp, for what a warp does together) agree on every condition and on
+every loop around the call. The conditions are taken in order: while the outer ones agree, the two
+threads are in the same iteration, and the next condition holds for both or for neither.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from tileproof.verify import terms
+from tileproof.verify.encode import Answer
+from tileproof.verify.facts import Context, Sync
+from tileproof.verify.model import Counterexample, Step
+from tileproof.verify.replay import UndeterminedError
+from tileproof.verify.terms import Symbol, Term, apply, const, var
+
+from ._run import PROVED, Goal, Launch, found, undecided
+
+_WARP = 32
+
+
+def goals(launch: Launch) -> Iterator[Goal]:
+    """One obligation per call that threads must make together."""
+    decided: dict[tuple[object, ...], Goal] = {}
+    for sync in launch.facts.syncs:
+        if sync.effect.collective == "none":
+            continue
+        # Calls in one place stand or fall together; one report of it is enough.
+        key = (sync.effect.collective, sync.context.path, sync.context.loops)
+        if key not in decided:
+            decided[key] = _uniform(launch, sync)
+        yield decided[key]
+
+
+def _uniform(launch: Launch, sync: Sync) -> Goal:
+    context = sync.context
+    outcome = PROVED
+    for at in range(len(context.path) + 1):
+        before = Context(context.path[:at], _around(context, at))
+        for loop, entered in zip(context.loops, context.entered, strict=True):
+            if entered == at:
+                for end in (loop.lo, loop.hi):
+                    outcome = _agree(launch, sync, before, end) if outcome is PROVED else outcome
+        if at < len(context.path) and outcome is PROVED:
+            outcome = _agree(launch, sync, before, context.path[at])
+    return outcome
+
+
+def _around(context: Context, at: int) -> tuple[Symbol, ...]:
+    """The loops entered before condition `at` is asked."""
+    return tuple(
+        s for s, entered in zip(context.loops, context.entered, strict=True) if entered <= at
+    )
+
+
+def _agree(launch: Launch, sync: Sync, before: Context, term: Term) -> Goal:
+    """Whether two threads that came this far see the same value."""
+    threads = launch.facts.threads
+    own = [s for s in term.symbols if s.kind in ("thread", "opaque")]
+    if not own:
+        return PROVED
+    twins: dict[Symbol, Term] = {}
+    everything = {
+        *threads,
+        *own,
+        *(s for c in before.path for s in c.symbols if s.kind == "opaque"),
+    }
+    for s in sorted(everything, key=lambda s: s.name):
+        twins[s] = var(Symbol(f"{s.name}'", s.kind, s.lo, s.hi, s.origin))
+    violation = apply("ne", term, terms.substitute(term, twins))
+    if sync.effect.collective == "warp":
+        one = launch.facts.linear_thread
+        two = terms.substitute(one, twins)
+        same = apply("eq", *(apply("div", t, const(_WARP)) for t in (one, two)))
+        violation = apply("and", violation, same)
+    path = (*before.path, *(terms.substitute(c, twins) for c in before.path))
+    everyone = [*launch.facts.symbols.values(), *(twins[s].value for s in threads)]
+    answer = launch.engine.never(violation, Context(path, before.loops), everyone)
+    if answer.proved:
+        return PROVED
+    if answer.point is None:
+        return undecided(answer, f"barrier {sync.site}")
+    return found(_example(launch, sync, twins, term, answer), answer.point, answer.loads)
+
+
+def _example(
+    launch: Launch, sync: Sync, twins: dict[Symbol, Term], term: Term, answer: Answer
+) -> Counterexample:
+    assert answer.point is not None
+    values = answer.point.values
+    kinds = ("dim", "block", "loop")
+    one = {s: v for s, v in values.items() if s.kind in kinds}
+    two = dict(one)
+    for s in launch.facts.threads:
+        one[s], two[s] = values[s], values[twins[s].value]
+    counts = []
+    with contextlib.suppress(UndeterminedError):
+        counts = [launch.reached(p, sync.node) for p in (one, two)]
+    group = "block" if sync.effect.collective == "block" else "warp"
+    who = [int(terms.evaluate(launch.facts.linear_thread, p)) for p in (one, two)]
+    message = f"threads {who[0]} and {who[1]} of a {group} do not both come to {sync.site}"
+    if counts and counts[0] != counts[1]:
+        message += f" ({counts[0]} and {counts[1]} times)"
+    places = [launch.describe(p) for p in (one, two)]
+    steps = []
+    for p in places:
+        here = {k: p[k] for k in ("block", "thread", "loops")}
+        steps.append(Step(f"sees {terms.show(term)} its own way", sync.site, **here))
+    return Counterexample(
+        "barriers",
+        sync.site,
+        message,
+        steps=tuple(steps),
+        confirmed=bool(counts) and counts[0] != counts[1],
+        **places[0],
+    )

@@ -1,0 +1,214 @@
+"""Two threads of a block, and a copy and the thread that started it, keep apart in shared memory.
+
+``races`` asks this of finished accesses: with no barrier between them, two threads never touch the
+same byte if one of them writes it. ``async`` asks it of copies (``cp.async``), which last from
+their start until a barrier after the wait that covers their group; until that wait, the thread that
+started one must keep away as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tileproof.verify import terms
+from tileproof.verify.encode import Answer
+from tileproof.verify.facts import Access, Context
+from tileproof.verify.footprint import Footprints, byte_range
+from tileproof.verify.intrinsics import UnmodelledError
+from tileproof.verify.model import Counterexample, Step, Verdict
+from tileproof.verify.replay import UndeterminedError
+from tileproof.verify.terms import Symbol, Term, apply, const, var
+from tileproof.verify.timeline import clashes
+from tileproof.verify.windows import Meeting, Walk, synchronising
+
+from ._run import PROVED, Goal, Launch, found, undecided
+
+_MOST_REFUTED = 3
+_WARP = 32
+
+
+def races(launch: Launch) -> Iterator[Goal]:
+    """One obligation per access of shared memory that is over when it is made."""
+    return _goals(launch, "races")
+
+
+def copies(launch: Launch) -> Iterator[Goal]:
+    """One obligation per ``cp.async``."""
+    return _goals(launch, "async")
+
+
+def _goals(launch: Launch, name: str) -> Iterator[Goal]:
+    sites = [a for a in launch.facts.accesses if a.buffer.arena]
+    chosen = [a for a in sites if a.asynchronous == (name == "async")]
+    if not chosen:
+        return
+    pair = _Pair(launch, name)
+    refuted = 0
+    for access in chosen:
+        goal = pair.goal(access)
+        yield goal
+        refuted += goal.verdict is Verdict.REFUTED
+        if refuted == _MOST_REFUTED:  # the same defect at every site says no more
+            return
+
+
+class _Pair:
+    """Two threads of one block, the second of them with twins of what the block does not share."""
+
+    def __init__(self, launch: Launch, name: str) -> None:
+        self.launch, self.name = launch, name
+        self.threads = launch.facts.threads
+        self.twins: dict[Symbol, Term] = {
+            s: var(Symbol(f"{s.name}'", s.kind, s.lo, s.hi, s.origin)) for s in self.threads
+        }
+        followed = synchronising(launch.facts)
+        self.footprints = Footprints(self.threads, followed)
+        self.walk = Walk(launch.facts, self.twin, self.feasible)
+        first = launch.facts.linear_thread
+        second = terms.substitute(first, self.twins)
+        self.differ = apply("ne", first, second)
+        groups = [apply("div", t, const(_WARP)) for t in (first, second)]
+        self.other_warp = apply("ne", *groups)
+
+    def twin(self, condition: Term) -> Term:
+        """A condition as the second thread sees it; data of its own it sees by itself."""
+        own = {s: _renamed(s) for s in condition.symbols if s.kind == "opaque"}
+        return terms.substitute(condition, {**self.twins, **own})
+
+    def feasible(self, given: tuple[Term, ...]) -> bool:
+        everyone = [*self.launch.facts.symbols.values(), *(t.value for t in self.twins.values())]
+        answer = self.launch.engine.never(_all(given), Context(), everyone)
+        return not answer.proved
+
+    def goal(self, access: Access) -> Goal:
+        """The first meeting that cannot be ruled out decides."""
+        doubt = PROVED
+        try:
+            for meeting in self.walk.from_(access):
+                if self.footprints.apart(meeting):
+                    continue
+                goal = self._apart(meeting)
+                if goal.verdict is Verdict.REFUTED:
+                    return goal
+                if goal is not PROVED:
+                    doubt = goal
+        except UnmodelledError as missing:
+            return Goal(Verdict.UNKNOWN, f"not modelled: {missing}")
+        return doubt
+
+    def _apart(self, meeting: Meeting) -> Goal:
+        first, second = meeting.first, meeting.second
+        view = self._view(meeting)
+        start, stop = byte_range(first)
+        start2, stop2 = (terms.substitute(t, view) for t in byte_range(second))
+        who = {"any": const(1), "threads": self.differ, "warps": self.other_warp}[meeting.who]
+        path = [terms.substitute(c, view) for c in second.context.path]
+        overlap = apply("and", apply("lt", start, stop2), apply("lt", start2, stop))
+        violation = apply("and", who, overlap)
+        loops = [view[s].value for s in second.context.loops if s not in meeting.where]
+        context = Context(
+            (*first.context.path, *meeting.given, *path), (*first.context.loops, *loops)
+        )
+        everyone = [*self.launch.facts.symbols.values(), *(t.value for t in self.twins.values())]
+        answer = self.launch.engine.never(violation, context, everyone)
+        if answer.proved:
+            return PROVED
+        if answer.point is None:
+            return undecided(answer, f"{first.site} and {second.site}")
+        return found(self._example(meeting, view, answer), answer.point, answer.loads)
+
+    def _view(self, meeting: Meeting) -> dict[Symbol, Term]:
+        """What the symbols of the second access are, seen beside the first."""
+        view = {**meeting.where, **self.twins}
+        second = meeting.second
+        inner = [s for s in second.context.loops if s not in meeting.where]
+        mentioned = second.index.symbols.union(*(c.symbols for c in second.context.path))
+        data = sorted((s for s in mentioned if s.kind == "opaque"), key=lambda s: s.name)
+        for s in (*inner, *data):
+            lo, hi = (terms.substitute(t, view) for t in (s.lo, s.hi))
+            view[s] = var(Symbol(f"{s.name}'", s.kind, lo, hi, s.origin))
+        return view
+
+    # -- counterexamples ---------------------------------------------------------------------
+
+    def _example(
+        self, meeting: Meeting, view: dict[Symbol, Term], answer: Answer
+    ) -> Counterexample:
+        assert answer.point is not None
+        values = dict(answer.point.values)
+        first, second = meeting.first, meeting.second
+        common = {s: v for s, v in values.items() if s.kind in ("dim", "block")}
+        points = [
+            {**common, **{s: values[s] for s in (*self.threads, *first.context.loops)}},
+            {
+                **common,
+                **{
+                    s: int(terms.evaluate(view[s], values))
+                    for s in (*self.threads, *second.context.loops)
+                },
+            },
+        ]
+        places = [self.launch.describe(p) for p in points]
+        numbers = [int(terms.evaluate(self.launch.facts.linear_thread, p)) for p in points]
+        starts = (byte_range(first)[0], terms.substitute(byte_range(second)[0], view))
+        byte = max(int(terms.evaluate(t, values)) for t in starts)
+        clash = self._replayed(points, (numbers[0], numbers[1]), meeting)
+        if clash is not None:
+            byte = max(clash[0].first, clash[1].first)
+            for place, moment in zip(places, clash, strict=True):
+                place["loops"] = moment.loops
+        arena = "shared memory" if first.buffer.arena == "shared.dyn" else first.buffer.name
+        message = _message(meeting, numbers, byte, arena)
+        steps = tuple(_step(a, p) for a, p in zip((first, second), places, strict=True))
+        return Counterexample(
+            self.name,
+            first.site,
+            message,
+            buffer=first.buffer.name,
+            offset=byte,
+            steps=steps,
+            confirmed=clash is not None,
+            **places[0],
+        )
+
+    def _replayed(
+        self, points: list[dict[Symbol, int]], threads: tuple[int, int], meeting: Meeting
+    ) -> Any:
+        try:
+            one, two = (self.launch.timeline(p) for p in points)
+        except UndeterminedError:
+            return None
+        nodes = (meeting.first.node, meeting.second.node)
+        return next(clashes(one, two, threads, nodes), None)
+
+
+def _renamed(s: Symbol) -> Term:
+    return var(Symbol(f"{s.name}'", s.kind, s.lo, s.hi, s.origin))
+
+
+def _all(conditions: tuple[Term, ...]) -> Term:
+    total = const(1)
+    for c in conditions:
+        total = apply("and", total, c)
+    return total
+
+
+def _verb(access: Access) -> str:
+    if access.asynchronous:
+        return "copies to"
+    return "writes" if access.mode == "write" else "reads"
+
+
+def _message(meeting: Meeting, threads: list[int], byte: int, arena: str) -> str:
+    first, second = meeting.first, meeting.second
+    one = f"thread {threads[0]} {_verb(first)} byte {byte} of {arena}"
+    two = f"thread {threads[1]} {_verb(second)} it"
+    if meeting.who == "any":
+        return f"{one}, and {two} before the copy was waited for"
+    return f"{one}, and {two} with no barrier in between"
+
+
+def _step(access: Access, place: dict[str, Any]) -> Step:
+    here = {k: place[k] for k in ("block", "thread", "loops")}
+    return Step(f"{_verb(access)} {access.buffer.name}", access.site, **here)
