@@ -120,6 +120,7 @@ def _mma(args: list[Any]) -> Effect:
 
 
 _WARP = 32
+_LANES = (1 << _WARP) - 1
 _ALL_REDUCE = re.compile(
     r"tl::AllReduce<tl::\w+, (\d+), (\d+), (\d+), "
     r"(?:tl::NamedBarrier<(\d+)>|tl::SyncThreadsBarrier)>::run"
@@ -161,6 +162,12 @@ def _storage_sync(args: list[Any]) -> Effect:
     return BARRIER
 
 
+def _sync_warp(args: list[Any]) -> Effect:
+    if args and _int(args[0], "sync_warp mask") & _LANES != _LANES:
+        raise UnmodelledError("sync_warp of a part of the warp")
+    return Effect(sync="warp", collective="warp")
+
+
 _TABLE: dict[str, Callable[[list[Any]], Effect]] = {
     "tl.ptx_cp_async": _cp_async,
     "tirx.ptx_commit_group": lambda _: Effect(sync="commit"),
@@ -169,7 +176,7 @@ _TABLE: dict[str, Callable[[list[Any]], Effect]] = {
     "tirx.ptx_mma": _mma,
     "tirx.tvm_storage_sync": _storage_sync,
     "tirx.call_extern": _extern,
-    "tl.sync_warp": lambda _: Effect(sync="warp", collective="warp"),
+    "tl.sync_warp": _sync_warp,
 }
 
 # Functions of their arguments alone.

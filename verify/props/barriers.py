@@ -106,9 +106,10 @@ def _example(
         message += f" ({counts[0]} and {counts[1]} times)"
     places = [launch.describe(p) for p in (one, two)]
     steps = []
-    for p in places:
+    for i, p in enumerate(places):
         here = {k: p[k] for k in ("block", "thread", "loops")}
-        steps.append(Step(f"sees {terms.show(term)} its own way", sync.site, **here))
+        times = f"comes {counts[i]} times" if counts else f"decides by {terms.show(term)}"
+        steps.append(Step(times, sync.site, **here))
     return Counterexample(
         "barriers",
         sync.site,

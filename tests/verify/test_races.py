@@ -1,0 +1,157 @@
+"""Races, copies and barriers: a kernel just inside each rule and its neighbour just outside."""
+
+import pytest
+import tilelang.language as T
+
+from tileproof.codegen.lower import lower
+from tileproof.verify import Verdict, prove_lowered
+
+# Without TileLang's own barriers and guards: what a kernel says is what runs.
+CONFIGS = {
+    "tl.disable_thread_storage_sync": True,
+    "tl.disable_safe_memory_legalize": True,
+    "tl.disable_tma_lower": True,
+    "tl.disable_warp_specialized": True,
+}
+
+
+def exchange(partner, sync="block", threads=128):
+    """Every thread leaves a value in shared memory and takes its partner's."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def kernel(x: T.Tensor((M, threads), "float32"), y: T.Tensor((M, threads), "float32")):
+        with T.Kernel(M, threads=threads) as m:
+            tile = T.alloc_shared((threads,), "float32")
+            t = T.get_thread_binding()
+            tile[t] = x[m, t]
+            if sync == "block":
+                T.sync_threads()
+            if sync == "warp":
+                T.sync_warp()
+            y[m, t] = tile[partner(t)]
+
+    return kernel
+
+
+def rounds(slots, every=1, steps=None):
+    """A ring of `slots` tiles: write one, meet every so many rounds, read the neighbour's."""
+    M, K = T.dynamic("M"), T.dynamic("K")
+
+    @T.prim_func
+    def kernel(x: T.Tensor((M, K, 128), "float32"), y: T.Tensor((M, 128), "float32")):
+        with T.Kernel(M, threads=128) as m:
+            tile = T.alloc_shared((slots, 128), "float32")
+            total = T.alloc_local((1,), "float32")
+            t = T.get_thread_binding()
+            total[0] = 0.0
+            for k in T.serial(K if steps is None else steps):
+                tile[k % slots, t] = x[m, k % K, t]
+                if every == 1:
+                    T.sync_threads()
+                else:
+                    if k % every == every - 1:
+                        T.sync_threads()
+                total[0] += tile[(k + (slots if every == 1 else 1)) % slots, 127 - t]
+            y[m, t] = total[0]
+
+    return kernel
+
+
+def met_where(condition):
+    """A barrier under a condition of block `m`, thread `t` and a flag in global memory."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def kernel(flags: T.Tensor((M,), "int32"), y: T.Tensor((M, 128), "int32")):
+        with T.Kernel(M, threads=128) as m:
+            t = T.get_thread_binding()
+            if condition(m, t, flags):
+                T.sync_threads()
+            y[m, t] = flags[m]
+
+    return kernel
+
+
+def met_often(count):
+    """A loop of barriers whose length may depend on the thread."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def kernel(y: T.Tensor((M, 128), "float32")):
+        with T.Kernel(M, threads=128) as m:
+            t = T.get_thread_binding()
+            for _ in T.serial(count(m, t)):
+                T.sync_threads()
+            y[m, t] = 0.0
+
+    return kernel
+
+
+def run(kernel, **facts):
+    lowered = lower(kernel, "sm_80", pass_configs=CONFIGS, keep_stages=True)
+    return prove_lowered(lowered, facts=facts, use_cache=False)
+
+
+def pipeline(pending, sync=True, mirror=False):
+    """Copies two tiles, waits until `pending` groups are under way, reads the first."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def kernel(x: T.Tensor((M, 2, 512), "float32"), y: T.Tensor((M, 512), "float32")):
+        with T.Kernel(M, threads=128) as m:
+            tile = T.alloc_shared((2, 512), "float32")
+            t = T.get_thread_binding()
+            T.async_copy(x[m, 0, :], tile[0, :])
+            T.async_copy(x[m, 1, :], tile[1, :])
+            T.ptx_wait_group(pending)
+            if sync:
+                T.sync_threads()
+            for v in T.vectorized(4):
+                y[m, t * 4 + v] = tile[0, (127 - t if mirror else t) * 4 + v]
+
+    return kernel
+
+
+LADDER = {
+    "barrier": ("races", exchange(lambda t: 127 - t), exchange(lambda t: 127 - t, sync=None)),
+    "own slot": ("races", exchange(lambda t: t, sync=None), exchange(lambda t: t ^ 1, sync=None)),
+    "warp": ("races", exchange(lambda t: t ^ 31, "warp"), exchange(lambda t: t ^ 32, "warp")),
+    "ring": ("races", rounds(2), rounds(1)),
+    "wait": ("async", pipeline(1), pipeline(2)),
+    "own copy": ("async", pipeline(1, sync=False), pipeline(1, sync=False, mirror=True)),
+    "path": (
+        "barriers",
+        met_where(lambda m, t, flags: flags[m] > m),
+        met_where(lambda m, t, flags: m + t < 5),
+    ),
+    "loop": ("barriers", met_often(lambda m, t: m % 7), met_often(lambda m, t: t // 127 + 1)),
+}
+
+
+@pytest.mark.parametrize("rung", LADDER)
+def test_inside_is_proved_and_outside_refuted(rung):
+    name, inside, outside = LADDER[rung]
+    good = run(inside)
+    assert good.properties[name].verdict is Verdict.PROVED, good
+    bad = run(outside).properties[name]
+    assert bad.verdict is Verdict.REFUTED, bad
+    assert all(e.confirmed and e.property == name for e in bad.counterexamples)
+
+
+def test_a_barrier_that_data_decides_is_an_alarm():
+    report = run(met_where(lambda m, t, flags: flags[T.max(m - t, 0)] > 0))
+    barriers = report.properties["barriers"]
+    assert barriers.verdict is Verdict.ALARM
+    assert "it hangs on the value of data" in barriers.reasons[0]
+
+
+def test_a_race_names_two_threads_their_rounds_and_the_least_sizes():
+    example = run(rounds(1)).properties["races"].counterexamples[0]
+    assert example.sizes == {"K": 2, "M": 1} and example.block == (0, 0, 0)
+    assert [(s.thread, s.loops) for s in example.steps] == [
+        ((0, 0, 0), {"k": 0}),
+        ((127, 0, 0), {"k": 1}),
+    ]
+    assert [s.message for s in example.steps] == ["reads tile", "writes tile"]
+    assert example.offset == 508
