@@ -58,23 +58,45 @@ def compile_cuda(
     if not facts.exists():
         with locked(facts):
             if not facts.exists():
-                code = _compile(cuda, flags(arch, contract_fma=contract_fma), toolkit)
+                ptx = compile_ptx(cuda, arch, contract_fma=contract_fma, toolkit=toolkit)
+                code = _compile(ptx, flags(arch, contract_fma=contract_fma), toolkit)
                 atomic_write(cubin, code.cubin)
                 atomic_write(facts, json.dumps(code.kernels))  # last: its presence means both
     return DeviceCode(cubin.read_bytes(), json.loads(facts.read_text()))
 
 
-def _compile(cuda: str, options: list[str], toolkit: Toolkit) -> DeviceCode:
-    nvcc = cuda_tool("nvcc", toolkit)
+def compile_ptx(cuda: str, arch: str, *, contract_fma: bool, toolkit: Toolkit = "pip") -> str:
+    """The PTX that a build hands to ptxas, from the cache where it can be.
+
+    Raises ToolchainError when nvcc is missing or refuses the text.
+    """
+    entry = cache_entry(cuda, arch, contract_fma=contract_fma, toolkit=toolkit)
+    path = entry.with_suffix(".ptx")
+    if not path.exists():
+        with locked(path):
+            if not path.exists():
+                text = _to_ptx(cuda, flags(arch, contract_fma=contract_fma), toolkit)
+                atomic_write(path, text)
+    return path.read_text()
+
+
+def _to_ptx(cuda: str, options: list[str], toolkit: Toolkit) -> str:
     includes = [f"-I{path}" for path in cuda_includes()]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / "kernel.cu").write_text(cuda)
+        nvcc = cuda_tool("nvcc", toolkit)
         run([nvcc, "-ptx", *options, *includes, "kernel.cu"], "nvcc", folder)
-        ptx = (folder / "kernel.ptx").read_text()
         # Names of file-local objects carry a hash of the source's path; the same text shall give
         # the same bytes wherever it is compiled.
-        (folder / "kernel.ptx").write_text(_PATH_HASH.sub("_kernel_cu_", ptx))
+        return _PATH_HASH.sub("_kernel_cu_", (folder / "kernel.ptx").read_text())
+
+
+def _compile(ptx: str, options: list[str], toolkit: Toolkit) -> DeviceCode:
+    nvcc = cuda_tool("nvcc", toolkit)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        (folder / "kernel.ptx").write_text(ptx)
         log = run([nvcc, "-cubin", "-Xptxas=-v", *options, "kernel.ptx"], "ptxas", folder)
         disassembly = run(
             [cuda_tool("nvdisasm", toolkit), "-c", "kernel.cubin"], "nvdisasm", folder

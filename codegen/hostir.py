@@ -162,12 +162,12 @@ def _launch(call: Any, device: Any, maps: Mapping[str, TensorMap]) -> Launch:
 
 def evaluate(expr: Any, sizes: Mapping[str, int]) -> int:
     """Value of an integer TIR expression at concrete sizes."""
-    return int(_fold(expr, lambda name: sizes[name], _PYTHON))
+    return int(fold(expr, lambda name: sizes[name], _PYTHON))
 
 
 def to_c(expr: Any) -> str:
     """The expression as C++ over ``int64_t`` variables named like the dims (all non-negative)."""
-    return str(_fold(expr, str, _C))
+    return str(fold(expr, str, _C))
 
 
 _Binary = Mapping[str, Callable[[Any, Any], Any]]
@@ -193,15 +193,24 @@ _C: _Binary = {
 }
 
 
-def _fold(expr: Any, variable: Callable[[str], Any], table: _Binary) -> Any:
+def fold(
+    expr: Any,
+    variable: Callable[[str], Any],
+    table: _Binary,
+    number: Callable[[int], Any] = lambda n: n,
+) -> Any:
+    """The value of an extent in another arithmetic: `table` maps TIR's names of operations.
+
+    Raises ContractError for anything else than integer arithmetic on dims.
+    """
     if isinstance(expr, int):
-        return expr
+        return number(expr)
     kind = type(expr).__name__
     if kind == "IntImm":
-        return int(expr.value)
+        return number(int(expr.value))
     if kind == "Var":
         return variable(str(expr.name))
     if kind == "Cast":
-        return _fold(expr.value, variable, table)
+        return fold(expr.value, variable, table, number)
     check(kind in table, "launch extent", got=f"{kind} in {expr}", expected="integer arithmetic")
-    return table[kind](_fold(expr.a, variable, table), _fold(expr.b, variable, table))
+    return table[kind](fold(expr.a, variable, table, number), fold(expr.b, variable, table, number))

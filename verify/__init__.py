@@ -6,7 +6,7 @@ is listed in ``intrinsics.py`` (what each device call does) and ``domain.py`` (w
 
 from .encode import LONG as RLIMIT
 from .html import to_html
-from .model import Counterexample, KernelReport, Report, Step, Verdict
+from .model import Counterexample, KernelReport, Report, Route, Step, Verdict
 from .pool import prove_many
 from .prove import prove, prove_lowered
 from .report import to_json, to_text
@@ -17,6 +17,7 @@ __all__ = [
     "Counterexample",
     "KernelReport",
     "Report",
+    "Route",
     "Step",
     "Verdict",
     "prove",

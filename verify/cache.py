@@ -17,10 +17,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tileproof.codegen.toolchain import versions
 from tileproof.dsl import Specialization
 
 from .domain import Domain
-from .model import KernelReport
+from .model import KernelReport, Route
 
 _memory: dict[str, dict[str, Any]] = {}
 
@@ -73,9 +74,10 @@ def key(program: str, domain: Domain, sizes: Mapping[str, int], rlimit: int) -> 
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def source_key(spec: Specialization, arch: str) -> str:
+def source_key(spec: Specialization, arch: str, route: Route = "ir") -> str:
     """Where the result for an op of the library lives, known without lowering it."""
     parts = [spec.op.name, spec.symbol, sorted(spec.params.items()), arch, tools(), _library()]
+    parts += [] if route == "ir" else [route, versions().nvcc]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 

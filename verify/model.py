@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
 SCHEMA = 2
+
+Route = Literal["ir", "ptx"]
 
 
 class Verdict(str, Enum):
@@ -103,7 +105,8 @@ class KernelReport:
     """One kernel on one architecture.
 
     `error` says why nothing could be asked about it: it was not lowered, or no argument at all
-    meets its contracts. `file` and `line` are where it is defined, if that is known.
+    meets its contracts. `file` and `line` are where it is defined, if that is known. `route` is the
+    program that was read: TileLang's device IR or nvcc's PTX.
     """
 
     kernel: str
@@ -120,6 +123,7 @@ class KernelReport:
     error: str = ""
     file: str = ""
     line: int = 1
+    route: Route = "ir"
 
     @property
     def verdict(self) -> Verdict:
@@ -151,12 +155,39 @@ class Report:
 
     @property
     def verdict(self) -> Verdict:
-        """The most serious verdict of any kernel."""
-        return worst(k.verdict for k in self.kernels)
+        """The most serious verdict of any kernel.
+
+        Where the PTX route knows less than the other one did, the other one's verdict stands.
+        """
+        first = {(k.kernel, k.arch) for k in self.kernels if k.route == "ir"}
+        counted = [
+            k
+            for k in self.kernels
+            if k.route == "ir"
+            or (k.kernel, k.arch) not in first
+            or k.verdict is not Verdict.UNKNOWN
+        ]
+        return worst(k.verdict for k in counted)
+
+    @property
+    def disagreements(self) -> list[str]:
+        """One sentence for each property that one route proved and the other refuted."""
+        verdicts: dict[tuple[str, str, str], dict[str, Verdict]] = {}
+        for k in self.kernels:
+            for name, p in k.properties.items():
+                verdicts.setdefault((k.kernel, k.arch, name), {})[k.route] = p.verdict
+        return [
+            f"the routes disagree: {name} of {kernel} on {arch} is {by['ir'].value} in the IR and "
+            f"{by['ptx'].value} in the PTX; one of compiler, prover and contract is wrong"
+            for (kernel, arch, name), by in verdicts.items()
+            if set(by.values()) == {Verdict.PROVED, Verdict.REFUTED}
+        ]
 
     @property
     def exit_code(self) -> int:
-        """0 all proved or waived, 1 refuted, 2 alarm or unknown, 3 not even asked."""
+        """0 all proved or waived, 1 refuted (or the routes disagree), 2 unsure, 3 not asked."""
+        if self.disagreements:
+            return 1
         codes = {Verdict.ERROR: 3, Verdict.REFUTED: 1, Verdict.ALARM: 2, Verdict.UNKNOWN: 2}
         return codes.get(self.verdict, 0)
 
@@ -166,6 +197,7 @@ class Report:
             "schema": SCHEMA,
             "verdict": self.verdict.value,
             "tools": self.tools,
+            "disagreements": self.disagreements,
             "kernels": [k.to_dict() for k in self.kernels],
         }
 

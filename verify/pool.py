@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import multiprocessing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from tileproof.dsl import Specialization, load_library
 from . import cache
 from .domain import Given
 from .encode import LONG
-from .model import KernelReport, Report
+from .model import KernelReport, Report, Route
 from .prove import in_library, prove_one
 
 Progress = Callable[[KernelReport, int, int], None]
@@ -32,6 +32,7 @@ class _Task:
     facts: Given
     use_cache: bool
     rlimit: int
+    route: Route
 
     def run(self) -> dict[str, Any]:
         if isinstance(self.kernel, Target):
@@ -40,7 +41,12 @@ class _Task:
             name, sizes = self.kernel
             kernel = load_library()[name].specialize(**sizes)
         report = prove_one(
-            kernel, self.arch, self.facts, use_cache=self.use_cache, rlimit=self.rlimit
+            kernel,
+            self.arch,
+            self.facts,
+            use_cache=self.use_cache,
+            rlimit=self.rlimit,
+            route=self.route,
         )
         return report.to_dict()
 
@@ -52,6 +58,7 @@ def prove_many(
     use_cache: bool = True,
     facts: Given = None,
     rlimit: int = LONG,
+    routes: Sequence[Route] = ("ir",),
 ) -> Report:
     """Prove (kernel, arch) pairs; the report keeps their order.
 
@@ -64,8 +71,9 @@ def prove_many(
         on_progress: called with each finished kernel, how many are finished, and of how many.
         facts: what is promised about sizes and tensors, of every kernel that has them.
         rlimit: Z3's budget for one query, in its own steps.
+        routes: what is read, the device IR or the PTX; each pair is proved by every one.
     """
-    pairs = list(work)
+    pairs = [(kernel, arch, route) for kernel, arch in work for route in routes]
     done: dict[int, KernelReport] = {}
 
     def finish(index: int, report: KernelReport) -> None:
@@ -75,12 +83,12 @@ def prove_many(
             on_progress(report, len(done), len(pairs))
 
     tasks = {}
-    for i, (kernel, arch) in enumerate(pairs):
+    for i, (kernel, arch, route) in enumerate(pairs):
         named = kernel if isinstance(kernel, Target) else None
         if in_library(kernel):
             named = (kernel.op.name, _sizes(kernel))
         if named is not None:
-            tasks[i] = _Task(named, arch, facts, use_cache, rlimit)
+            tasks[i] = _Task(named, arch, facts, use_cache, rlimit, route)
     if jobs > 1 and len(tasks) > 1:
         for i in _remote(tasks, jobs, finish):
             # Nobody knows over which task a worker died: each that is left has a process alone.
@@ -88,14 +96,15 @@ def prove_many(
                 kernel = pairs[i][0]
                 name = kernel.text if isinstance(kernel, Target) else kernel.symbol
                 text = "its worker process was killed, perhaps for memory; fewer --jobs need less"
-                finish(i, KernelReport(name, pairs[i][1], error=text))
-    for i, (kernel, arch) in enumerate(pairs):
+                finish(i, KernelReport(name, pairs[i][1], error=text, route=pairs[i][2]))
+    for i, (kernel, arch, route) in enumerate(pairs):
         if i in done:
             continue
         if isinstance(kernel, Target):
             finish(i, KernelReport.from_dict(tasks[i].run()))
         else:
-            finish(i, prove_one(kernel, arch, facts, use_cache=use_cache, rlimit=rlimit))
+            alone = prove_one(kernel, arch, facts, use_cache=use_cache, rlimit=rlimit, route=route)
+            finish(i, alone)
     return Report([done[i] for i in range(len(pairs))], cache.tools())
 
 

@@ -22,8 +22,9 @@ from .domain import Domain, Given
 from .encode import LONG, Engine
 from .facts import Facts as KernelFacts
 from .host import HostWalker, launch_checks
-from .model import KernelReport, PropertyReport, Report, Verdict, worst
+from .model import KernelReport, PropertyReport, Report, Route, Verdict, worst
 from .props import PROPERTIES, Launch, Property
+from .ptx import prove_ptx
 from .replay import Machine
 from .terms import const, le
 
@@ -43,6 +44,7 @@ def prove(
     pass_configs: Mapping[str, Any] | None = None,
     rlimit: int = LONG,
     use_cache: bool = True,
+    route: Route = "ir",
 ) -> Report:
     """Prove a kernel for every size of its domain, on one or several architectures.
 
@@ -56,11 +58,12 @@ def prove(
         pass_configs: TileLang compile options of a prim_func.
         rlimit: Z3's budget for one query, in its own steps, so that a verdict repeats anywhere.
         use_cache: whether earlier results may be returned and this one kept.
+        route: what is read, TileLang's device IR or the PTX nvcc makes of it.
     """
     if not isinstance(kernel, Specialization):
         kernel = as_prim_func(kernel, args)
     archs = [arch] if isinstance(arch, str) else list(arch or _archs(kernel))
-    reports = [prove_one(kernel, a, facts, pass_configs, use_cache, rlimit) for a in archs]
+    reports = [prove_one(kernel, a, facts, pass_configs, use_cache, rlimit, route) for a in archs]
     return Report(reports, cache.tools())
 
 
@@ -77,13 +80,14 @@ def prove_one(
     pass_configs: Mapping[str, Any] | None = None,
     use_cache: bool = True,
     rlimit: int = LONG,
+    route: Route = "ir",
 ) -> KernelReport:
-    """One kernel (a specialization or a prim_func) on one architecture."""
+    """One kernel (a specialization or a prim_func) on one architecture, by one route."""
     start = time.perf_counter()
     key = None
     usual = not facts and not pass_configs and rlimit == LONG
     if use_cache and usual and in_library(kernel):
-        key = cache.source_key(kernel, arch)
+        key = cache.source_key(kernel, arch, route)
         if (known := cache.read(key)) is not None:
             known.reused, known.lower_seconds = True, 0.0
             known.seconds = round(time.perf_counter() - start, 3)
@@ -98,9 +102,12 @@ def prove_one(
     except Exception as error:  # TileLang's passes raise anything; its text runs over many lines
         words = [line.strip() for line in str(error).splitlines() if line.strip()]
         text = f"TileLang does not lower it: {words[-1] if words else type(error).__name__}"
-        return KernelReport(_name(kernel), arch, error=text)
+        return KernelReport(_name(kernel), arch, error=text, route=route)
     lower_seconds = time.perf_counter() - start
-    report = prove_lowered(lowered, facts=facts, use_cache=use_cache, rlimit=rlimit)
+    if route == "ir":
+        report = prove_lowered(lowered, facts=facts, use_cache=use_cache, rlimit=rlimit)
+    else:
+        report = prove_ptx(lowered, facts=facts, use_cache=use_cache)
     report.lower_seconds = round(lower_seconds, 3)
     if key is not None:
         cache.write(key, report)

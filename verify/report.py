@@ -21,11 +21,15 @@ def to_text(report: Report) -> str:
     lines: list[str] = []
     for kernel in report.kernels:
         seconds = f"{kernel.seconds + kernel.lower_seconds:.2f} s"
-        head = f"{kernel.verdict.value:8} {kernel.kernel} {kernel.arch} ({seconds})"
+        counts = ", ".join(f"{n} {p.proved}/{p.obligations}" for n, p in kernel.properties.items())
+        route = f" by PTX, {counts}" if kernel.route == "ptx" and not kernel.error else ""
+        head = f"{kernel.verdict.value:8} {kernel.kernel} {kernel.arch}{route} ({seconds})"
         lines += textwrap.wrap(head, _WIDTH, subsequent_indent=" " * 9)
         lines += _details(kernel)
-    counts = {v: sum(k.verdict is v for k in report.kernels) for v in Verdict}
-    total = ", ".join(f"{n} {v.value}" for v, n in counts.items() if n)
+    for sentence in report.disagreements:
+        lines += textwrap.wrap(sentence, _WIDTH, subsequent_indent=" " * 9)
+    verdicts = {v: sum(k.verdict is v for k in report.kernels) for v in Verdict}
+    total = ", ".join(f"{n} {v.value}" for v, n in verdicts.items() if n)
     lines.append(total or "nothing to prove")
     return "\n".join(lines)
 

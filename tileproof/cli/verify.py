@@ -22,6 +22,14 @@ class Format(str, Enum):
     sarif = "sarif"
 
 
+class Routes(str, Enum):
+    """What is read: TileLang's device IR, nvcc's PTX, or one after the other."""
+
+    ir = "ir"
+    ptx = "ptx"
+    both = "both"
+
+
 def run(
     kernels: targets.Kernels = None,
     arch: targets.Arch = None,
@@ -30,6 +38,7 @@ def run(
     arg: targets.Args = None,
     facts: targets.FactsFile = None,
     fact: targets.OneFact = None,
+    route: Annotated[Routes, typer.Option(help="Prove the IR, nvcc's PTX, or both.")] = Routes.ir,
     format: Annotated[Format, typer.Option(help="Of the report.")] = Format.text,
     output: Annotated[Path | None, typer.Option("-o", help="Write the report here.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a summary page here, too.")] = None,
@@ -63,7 +72,8 @@ def run(
     for file in files:
         file.resolve()  # what is wrong with it is said before anything is proved
         work += [(file, a) for a in archs]
-    with bar("proving", len(work)) as advance:
+    routes: list[verify.Route] = ["ir", "ptx"] if route is Routes.both else [route.value]
+    with bar("proving", len(work) * len(routes)) as advance:
         report = verify.prove_many(
             work,
             jobs=jobs or os.cpu_count() or 1,
@@ -71,6 +81,7 @@ def run(
             use_cache=cache,
             facts=user,
             rlimit=rlimit or verify.RLIMIT,
+            routes=routes,
         )
     targets.meant(user.get("dims", {}), {n for k in report.kernels for n in k.domain})
     stale = waivers.apply(report, waived)
