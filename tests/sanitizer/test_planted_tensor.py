@@ -1,4 +1,5 @@
-"""Planted bugs of tensor memory (sm_100a): each is found for what it is, its clean twin is not flagged.
+"""Planted bugs around what matrix units have to themselves, tensor memory (sm_100a) and registers of
+wgmma (sm_90a): each is found for what it is, and its clean twin is not flagged.
 
 All kernels are one translation unit, so that they cost one compilation.
 """
@@ -12,7 +13,7 @@ import torch
 from tileproof import sanitizer
 from tileproof.dsl import Facts
 
-HEADERS = "atomic barrier copy copy_sm90 copy_sm100 debug instruction/tcgen05mma intrin tcgen_05"
+HEADERS = "atomic barrier copy copy_sm90 copy_sm100 debug instruction/tcgen05mma instruction/wgmma intrin tcgen_05"
 DYNAMIC = "extern __shared__ __align__(1024) unsigned s[];\n"
 MACROS = r"""
 #define BEFORE tl::tcgen05_before_thread_sync();
@@ -38,6 +39,21 @@ MACROS = r"""
     tl::tcgen05mma_ss<tl::DataType::kFloat16>(a, b, base[0], 0, 128 >> 4 << 24 | 64 >> 3 << 17 | 1 << 4, 0, 0, 0, 0); \
     tl::tcgen05_mma_arrive(bar); \
   }
+#define WGMMA(ACCUMULATE) { \
+    tl::GmmaDescriptor a, b; \
+    tl::initialize_wgmma_descriptor<0, 8, 16>(a, s); \
+    tl::initialize_wgmma_descriptor<0, 8, 16>(b, s + 1024); \
+    tl::wgmma_ss<tl::DataType::kFloat16, tl::DataType::kFloat16, tl::DataType::kFloat32, 64, 64, 16, false, false>( \
+        uint64_t(a), uint64_t(b), r, ACCUMULATE); \
+  }
+#define WGMMA_OF_REGISTERS { \
+    tl::GmmaDescriptor b; \
+    tl::initialize_wgmma_descriptor<0, 8, 16>(b, s + 1024); \
+    tl::wgmma_rs<tl::DataType::kFloat16, tl::DataType::kFloat16, tl::DataType::kFloat32, 64, 64, 16, false, false>( \
+        operand, uint64_t(b), r, true); \
+  }
+#define FILLED tl::fence_proxy_async(); __syncthreads();
+#define COMMIT tl::warpgroup_commit_batch();
 #define LOAD vgpu::tensor_access<false, 32, 32, 64, false>(base[0], r);
 #define STORE vgpu::tensor_access<true, 32, 32, 64, false>(base[0], r);
 #define LOADED tl::fence_view_async_tmem_load();
@@ -68,6 +84,15 @@ CASES = {
         "race", "SETUP ALLOC " + CLEAR + "STORE STORED LOAD LOADED {bug} if (leads) tl::tmem_deallocate(base, 64);", "SYNC", ""),
     "operands_overwritten_before_the_commit": (
         "race", "SETUP ALLOC MULTIPLY {bug} s[tid] = tid; bar[0].wait(0); FREE", "bar[0].wait(0);", ""),
+    # --- registers of wgmma
+    "accumulator_read_before_the_wait": (
+        "race", CLEAR + "SETUP FILLED WGMMA(true) COMMIT {bug} y[tid] = (float)r[tid % 32]; tl::warpgroup_wait<0>();", "tl::warpgroup_wait<0>();", ""),
+    "accumulator_written_before_the_wait": (
+        "race", CLEAR + "SETUP FILLED WGMMA(true) COMMIT {bug} r[tid % 32] = 0; WGMMA(true) COMMIT tl::warpgroup_wait<0>(); y[tid] = (float)r[tid % 32];", "tl::warpgroup_wait<0>();", ""),
+    "wait_for_one_group_too_few": (
+        "race", CLEAR + "SETUP FILLED WGMMA(true) COMMIT WGMMA(true) COMMIT {bug} y[tid] = (float)r[tid % 32]; tl::warpgroup_wait<0>();", "tl::warpgroup_wait<0>();", "tl::warpgroup_wait<1>();"),
+    "operand_rewritten_before_the_wait": (
+        "race", CLEAR + "SETUP unsigned operand[4] = {1, 2, 3, (unsigned)tid}; FILLED WGMMA_OF_REGISTERS COMMIT y[tid] = (float)operand[tid % 4]; {bug} operand[tid % 4] = 9; WGMMA_OF_REGISTERS COMMIT tl::warpgroup_wait<0>(); y[tid] += (float)r[tid % 32];", "tl::warpgroup_wait<0>();", ""),
     # --- fences of tcgen05
     "no_fence_after_the_commit": (
         "tensor-fence", "SETUP ALLOC MULTIPLY bar[0].wait(0); {bug} LOAD LOADED FREE", "AFTER", ""),

@@ -126,6 +126,7 @@ struct DeferredQueue {
     Strand strand;  // of the race checker
     uint32_t site = 0;
     bool done = false;
+    std::unique_ptr<Registers> registers;  // of a sanitize session
   };
   std::vector<Item> items;
   std::vector<uint32_t> groups;  // items in each committed group

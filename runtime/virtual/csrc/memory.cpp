@@ -222,11 +222,45 @@ bool pass(Block& block, uint32_t checks) {
   return true;
 }
 
+// Registers that a wgmma works on belong to it until it is waited for: what it writes altogether,
+// what it reads may be read.
+void check_registers(const Access& a) {
+  const Thread& me = *current;
+  for (const DeferredQueue::Item& item : a.block.deferred[me.warp->index].items) {
+    if (!item.registers) continue;
+    const Registers& registers = *item.registers;
+    const auto touches = [&](const void* array, uint32_t bytes) {
+      const auto begin = reinterpret_cast<uintptr_t>(array);
+      return a.at < begin + bytes && begin < a.at + a.bytes;
+    };
+    const bool written = touches(registers.written[me.lane], registers.written_bytes);
+    if (!written && !(a.use.write && touches(registers.read[me.lane], registers.read_bytes)))
+      continue;
+    Finding found;
+    found.kind = "race";
+    found.kernel = a.block.launch->kernel->name;
+    found.words = std::string(verb(a.use)) + " of " + std::to_string(a.bytes) +
+                  " bytes of registers that a wgmma " + (written ? "writes" : "reads") +
+                  ", before wgmma.wait_group";
+    found.block = found.other_block = a.block.id;
+    found.thread = found.other_thread = me.id;
+    found.site = site_of(a.block, a.frame);
+    found.has_other = found.other_thread_known = true;
+    found.other = written ? "wgmma writes its accumulators" : "wgmma reads its operand";
+    found.other_site = item.site;
+    a.block.launch->sanitizer->report(std::move(found));
+    return;
+  }
+}
+
 // Returns which memory it is.
 Space check_any(const Access& a, bool aligned) {
   Block& block = a.block;
   const auto* address = reinterpret_cast<const char*>(a.at);
-  if (address >= block.stacks_begin && address < block.stacks_end) return Space::kPrivate;
+  if (address >= block.stacks_begin && address < block.stacks_end) {
+    if (block.race) check_registers(a);
+    return Space::kPrivate;
+  }
   if (aligned) check_alignment(a);
   if (check_segment(a)) {
     a.trace(block.shared_shadow);
@@ -361,14 +395,16 @@ void* vgpu_shared_pointer(uint32_t address, uint32_t bytes) {
   return shared_pointer(*current->block, address, bytes, __builtin_frame_address(0));
 }
 
-void vgpu_defer(void (*perform)(const void* record), const void* record, size_t bytes) {
+void vgpu_defer(void (*perform)(const void* record), const void* record, size_t bytes,
+                const Registers* registers) {
   Block& block = *current->block;
   const Warp& warp = *current->warp;
   const char* begin = static_cast<const char*>(record);
-  DeferredQueue::Item item{perform, {begin, begin + bytes}, {}, 0, !block.launch->options.late};
+  DeferredQueue::Item item{perform, {begin, begin + bytes}, {}, 0, !block.launch->options.late, {}};
   if (block.race) {
     item.strand = block.race->issue(block.race->matrix_engine(warp));
     item.site = site_of(block, __builtin_frame_address(0));
+    if (registers) item.registers = std::make_unique<Registers>(*registers);
   }
   if (item.done) run_deferred(block, item);
   if (!item.done || block.race) block.deferred[warp.index].items.push_back(std::move(item));

@@ -107,9 +107,20 @@ VGPU_API void vgpu_fence();
 VGPU_API uint32_t vgpu_shared_address(const void* pointer);
 VGPU_API void* vgpu_shared_pointer(uint32_t address, uint32_t bytes);
 
+namespace vgpu {
+// What asynchronous work has to itself until it is waited for: of each lane, an array it writes and
+// one it reads.
+struct Registers {
+  const void* written[kWarp];
+  const void* read[kWarp];
+  uint32_t written_bytes, read_bytes;
+};
+}  // namespace vgpu
+
 // Asynchronous work of a warp, called by one of its lanes for all: performed at once or, in late
 // mode, when its group is waited for. `record` is copied.
-VGPU_API void vgpu_defer(void (*perform)(const void* record), const void* record, size_t bytes);
+VGPU_API void vgpu_defer(void (*perform)(const void* record), const void* record, size_t bytes,
+                         const vgpu::Registers* registers = nullptr);
 VGPU_API void vgpu_defer_commit();
 VGPU_API void vgpu_defer_wait(int pending);
 

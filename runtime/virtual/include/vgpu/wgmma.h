@@ -98,7 +98,14 @@ struct WgmmaWork {
       record.a_registers[lane] = me.a_registers;
       record.c[lane] = me.c;
     }
-    vgpu_defer(perform, &record, sizeof record);
+    Registers registers;
+    for (int lane = 0; lane < kWarp; ++lane) {
+      registers.written[lane] = record.c[lane];
+      registers.read[lane] = record.a_registers[lane];
+    }
+    registers.written_bytes = N / 2 * sizeof(C);
+    registers.read_bytes = record.a_registers[0] ? 16 * K / kWarp * sizeof(A) : 0;
+    vgpu_defer(perform, &record, sizeof record, &registers);
   }
 
   VGPU_LEAF static void perform(const void* memory) {
