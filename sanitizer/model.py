@@ -17,6 +17,7 @@ KINDS = {
     "out-of-bounds": "An access outside the arguments, the shared memory or a local array.",
     "uninitialised": "A read of shared memory or of an output that nothing has written.",
     "misaligned": "A vector access at an address it may not have.",
+    "cluster-lifetime": "Use of another block's shared memory before it began or after it exited.",
     "const-write": "A write to an argument the kernel declares const.",
     "leak": "Tensor memory that is still allocated when its block ends.",
     "use-after-free": "An access of tensor memory that has been freed.",
@@ -35,6 +36,12 @@ class Verdict(str, Enum):
     CLEAN = "CLEAN"
     DEFECT = "DEFECT"
     UNKNOWN = "UNKNOWN"  # it could not be run: something is not modelled
+
+
+def schedule_words(schedule: str, seed: int, late: bool) -> str:
+    """The name of a schedule, the seed of a random one, and when asynchronous work is done."""
+    number = f" {seed}" if schedule in ("ahead", "interleave") else ""
+    return f"{schedule}{number}, {'late' if late else 'eager'}"
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,8 @@ class Party:
 class Finding:
     """One defect, as first met. `count` equal ones were met in all runs.
 
-    dims, draw: sizes and number of the inputs; seed, late: the schedule. Together they replay it.
+    dims, draw: sizes and number of the inputs; schedule, seed, late: how it ran, see
+    `VirtualOptions`. Together they replay it.
     """
 
     kind: str
@@ -66,9 +74,15 @@ class Finding:
     other: Party | None = None
     dims: Mapping[str, int] = field(default_factory=dict)
     draw: int = 0
+    schedule: str = "ring"
     seed: int = 0
     late: bool = True
     count: int = 1
+
+    @property
+    def run(self) -> str:
+        """The schedule in words: "ring, late"."""
+        return schedule_words(self.schedule, self.seed, self.late)
 
     @property
     def key(self) -> tuple[Any, ...]:

@@ -45,12 +45,9 @@ def _describe(finding: Finding, kernel: KernelReport) -> list[str]:
     if finding.other is not None:
         lines += _party("and", finding.other)
     dims = ", ".join(f"{k}={v}" for k, v in finding.dims.items())
-    timing = "late" if finding.late else "eager"
     times = f", met {finding.count} times" if finding.count > 1 else ""
     sizes = f"sizes {dims}; " if dims else ""
-    lines.append(
-        f"    {sizes}schedule {finding.seed} {timing}, --seed {kernel.seed} replays it{times}"
-    )
+    lines.append(f"    {sizes}schedule {finding.run}; --seed {kernel.seed} replays it{times}")
     return lines
 
 
@@ -102,7 +99,7 @@ def _result(finding: Finding, kernel: KernelReport, artifact: dict[str, Any]) ->
         "properties": {
             "dims": dict(finding.dims),
             "seed": kernel.seed,
-            "schedule": finding.seed,
+            "schedule": finding.run,
             "late": finding.late,
             "count": finding.count,
         },

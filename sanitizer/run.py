@@ -17,7 +17,7 @@ from tileproof.runtime import virtual
 from tileproof.runtime.virtual import CompileError, Place, VirtualError, VirtualOptions
 
 from .inputs import Draw, draw
-from .model import Finding, KernelReport, Party, Report
+from .model import Finding, KernelReport, Party, Report, schedule_words
 
 LIMIT = 100  # findings kept of one kernel
 # What a block and a launch may take before they count as endless.
@@ -26,13 +26,10 @@ SECONDS = 120.0
 
 
 def schedules(seed: int) -> list[VirtualOptions]:
-    """The schedules of a run: the plain one, then warps that run ahead and warps that interleave,
-    in shuffled orders of blocks; each with late and with eager asynchronous work."""
-    ahead, interleaved = 2 * seed + 1, 2 * seed + 2
-    seeds = (0, ahead, interleaved)
+    """The schedules of a run, each with late and with eager asynchronous work."""
     return [
-        VirtualOptions(seed=s, late=late, checked=True, steps=STEPS, seconds=SECONDS)
-        for s in seeds
+        VirtualOptions(late, seed, checked=True, steps=STEPS, seconds=SECONDS, schedule=schedule)
+        for schedule in virtual.SCHEDULES
         for late in (True, False)
     ]
 
@@ -105,6 +102,8 @@ def sanitize_text(
     grid: Sequence[int],
     block: Sequence[int],
     smem: int = 0,
+    cluster: Sequence[int] = (),
+    cooperative: bool = False,
     facts: Facts | None = None,
     seed: int = 0,
 ) -> Report:
@@ -123,7 +122,7 @@ def sanitize_text(
     names = [name for _, name in parameters]
 
     def launch(guarded: list[Any]) -> None:
-        module.launch(kernel, grid, block, smem, guarded)
+        module.launch(kernel, grid, block, smem, guarded, cluster=cluster, cooperative=cooperative)
 
     _schedule(report, module, case, names, facts, launch, None)
     report.seconds = time.perf_counter() - start
@@ -228,6 +227,7 @@ def _findings(
             party(f.other_at, f.other) if f.other_at else None,
             case.dims,
             case.number,
+            options.order,
             options.seed,
             options.late,
             f.count,
@@ -254,10 +254,10 @@ def _differences(
         element = int(wrong[0]) // value.element_size()
         index = [int(i) for i in torch.unravel_index(torch.tensor(element), value.shape)]
         pair = [t.reshape(-1)[element].item() for t in (value, expected[name])]
-        other = "late" if reference.late else "eager"
+        other = schedule_words(reference.order, reference.seed, reference.late)
         message = (
             f"{len(wrong)} bytes differ between schedules: element {index} is "
-            f"{pair[0]!r}, with schedule {reference.seed} {other} it is {pair[1]!r}"
+            f"{pair[0]!r}, with schedule {other} it is {pair[1]!r}"
         )
         found.append(_of_output("schedule-dependent", name, report, message, case, options))
     return found
@@ -287,19 +287,20 @@ def _unwritten(
 
 
 def _of_launch(report: KernelReport, message: str, case: Draw, options: VirtualOptions) -> Finding:
-    dims, number = case.dims, case.number
-    at = Party()
-    return Finding(
-        "launch", report.kernel, message, at, None, dims, number, options.seed, options.late
-    )
+    return _of_run("launch", Party(), report, message, case, options)
 
 
 def _of_output(
     kind: str, name: str, report: KernelReport, message: str, case: Draw, options: VirtualOptions
 ) -> Finding:
-    dims, number = case.dims, case.number
-    at = Party(what=f"output '{name}'")
-    return Finding(kind, report.kernel, message, at, None, dims, number, options.seed, options.late)
+    return _of_run(kind, Party(what=f"output '{name}'"), report, message, case, options)
+
+
+def _of_run(
+    kind: str, at: Party, report: KernelReport, message: str, case: Draw, options: VirtualOptions
+) -> Finding:
+    how = options.order, options.seed, options.late
+    return Finding(kind, report.kernel, message, at, None, case.dims, case.number, *how)
 
 
 def _add(report: KernelReport, found: Sequence[Finding]) -> None:

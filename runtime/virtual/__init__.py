@@ -11,6 +11,7 @@ Generated launchers reach it through `driver()`, the table of `runtime/csrc/driv
 from .compile import CompileError, Signature, build, build_library, lines, signatures
 from .counters import Counters, Counting, GlobalTraffic, SharedTraffic, counting
 from .device import (
+    SCHEDULES,
     VirtualError,
     VirtualModule,
     VirtualOptions,
@@ -25,6 +26,7 @@ from .tensor_map import TensorMap
 
 __all__ = [
     "CHIPS",
+    "SCHEDULES",
     "Bound",
     "Chip",
     "CompileError",

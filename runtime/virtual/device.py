@@ -16,6 +16,11 @@ import torch
 from .compile import Signature, build, build_library, lines, signatures
 from .tensor_map import TensorMap
 
+#: How threads and blocks take turns. "ring": warps in ascending order, each until it blocks, blocks
+#: in ascending order. "reverse": warps, lanes, blocks in descending order. "ahead": a random warp
+#: runs until it blocks, blocks are shuffled. "interleave": warps are also left in between.
+SCHEDULES = ("ring", "reverse", "ahead", "interleave")
+
 
 class VirtualError(RuntimeError):
     """A launch failed: the words name the kernel, block, thread and what it did."""
@@ -26,8 +31,8 @@ class VirtualOptions:
     """How the virtual GPU runs kernels.
 
     late: perform cp.async when it is waited for (True) or when it is issued (False).
-    seed: 0 is the plain schedule (a warp runs until it blocks, blocks in ascending order); odd
-        seeds run a random warp ahead, even seeds also interleave warps; both shuffle the blocks.
+    seed: of the random schedules.
+    schedule: one of `SCHEDULES`; None takes the seed's: 0 "ring", odd "ahead", even "interleave".
     threads: OS threads that run blocks, 0 for one per core.
     checked: build kernels with every load and store checked (bounds, const, alignment), at about
         twice the time. Without it only what helpers touch is checked (cp.async, ldmatrix, wgmma,
@@ -42,6 +47,14 @@ class VirtualOptions:
     checked: bool = False
     steps: int = 1 << 30
     seconds: float = 0.0
+    schedule: str | None = None
+
+    @property
+    def order(self) -> str:
+        """The schedule, one of `SCHEDULES`."""
+        if self.schedule is not None:
+            return self.schedule
+        return "ahead" if self.seed % 2 else "interleave" if self.seed else "ring"
 
 
 _DEFAULT = VirtualOptions()
@@ -60,6 +73,7 @@ def library() -> ctypes.CDLL:
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     handle.vgpu_driver.restype = ctypes.POINTER(_Driver)
     handle.vgpu_set_options.argtypes = [
+        ctypes.c_int,
         ctypes.c_int,
         ctypes.c_uint64,
         ctypes.c_int,
@@ -153,8 +167,11 @@ def driver() -> int:
 
 
 def _apply(chosen: VirtualOptions) -> None:
+    if chosen.order not in SCHEDULES:
+        raise ValueError(f"schedule: got {chosen.schedule!r}, expected one of {SCHEDULES}")
+    order = SCHEDULES.index(chosen.order)
     library().vgpu_set_options(
-        chosen.late, chosen.seed, chosen.threads, chosen.steps, chosen.seconds
+        chosen.late, order, chosen.seed, chosen.threads, chosen.steps, chosen.seconds
     )
 
 

@@ -12,6 +12,8 @@ import torch
 from tileproof import sanitizer
 from tileproof.dsl import Facts
 
+from . import test_planted_gangs
+
 HEADERS = "atomic barrier copy copy_sm90 debug instruction/mma intrin ldsm math reduce"
 INCLUDES = "".join(f"#include <tl_templates/cuda/{name}.h>\n" for name in HEADERS.split())
 INCLUDES += """
@@ -268,6 +270,7 @@ def test_the_bug_is_found_and_the_clean_twin_is_not_flagged(name):
 
 def test_every_kind_has_three_planted_bugs():
     kinds = [kind for kind, *_ in CASES.values()]
+    kinds += [kind for kind, *_ in test_planted_gangs.CASES.values()]
     few = {
         "endless",
         "unwritten",

@@ -7,8 +7,8 @@
 
 namespace vgpu {
 
-// A shared, copied-on-write table from component to the last step known of it. One OS thread uses
-// a clock, so the count of owners is plain.
+// A shared, copied-on-write table from component to the last step known of it. One OS thread at a
+// time uses the clocks of a gang, so the count of owners is plain.
 class Clock {
  public:
   Clock() = default;
@@ -30,11 +30,11 @@ class Clock {
   }
   // The same for a component of another team, see `Epoch`.
   uint32_t of(uint32_t team, uint32_t component) const {
-    if (body_)
-      for (const auto& [other, clock] : body_->others)
-        if (other == team) return clock.of(component);
-    return 0;
+    const Other* other = find(team);
+    return other ? other->second.of(component) : 0;
   }
+  // Whether anything of that team is known, be it only that it has begun.
+  bool has(uint32_t team) const { return find(team) != nullptr; }
 
   void raise(uint32_t component, uint32_t step) {
     Body& mine = own();
@@ -55,10 +55,10 @@ class Clock {
   }
   // What is known of another team.
   void merge(uint32_t team, const Clock& clock) {
-    Body& mine = own();
-    for (auto& [other, known] : mine.others)
-      if (other == team) return known.merge(clock);
-    mine.others.emplace_back(team, clock);
+    std::vector<Other>& others = own().others;
+    const auto at = std::lower_bound(others.begin(), others.end(), team, before);
+    if (at != others.end() && at->first == team) return at->second.merge(clock);
+    others.insert(at, {team, clock});
   }
   // This clock as seen from outside its team: its own components become those of `team`.
   Clock exported(uint32_t team) const {
@@ -84,12 +84,21 @@ class Clock {
   }
 
  private:
+  using Other = std::pair<uint32_t, Clock>;
   struct Body {
     uint32_t owners = 1;
     std::vector<uint32_t> steps;
-    std::vector<std::pair<uint32_t, Clock>> others;
+    std::vector<Other> others;  // by team
   };
   Body* body_ = nullptr;
+
+  static bool before(const Other& other, uint32_t team) { return other.first < team; }
+  const Other* find(uint32_t team) const {
+    if (!body_) return nullptr;
+    const std::vector<Other>& others = body_->others;
+    const auto at = std::lower_bound(others.begin(), others.end(), team, before);
+    return at != others.end() && at->first == team ? &*at : nullptr;
+  }
 
   void drop() {
     if (body_ && --body_->owners == 0) delete body_;
@@ -143,6 +152,12 @@ class Sync {
 
  private:
   Clock last_, last_fenced_;  // merging the same again is common and would change nothing
+};
+
+// A block's threads at a barrier of several blocks.
+struct Meeting {
+  Sync arrived, complete;
+  std::vector<std::pair<Clock, Clock>> came;  // by thread: known and fenced as it arrived
 };
 
 }  // namespace vgpu

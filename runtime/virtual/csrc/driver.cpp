@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <deque>
 #include <memory>
+#include <numeric>
 #include <thread>
 
 #include "counters.h"
@@ -137,14 +138,15 @@ void run_blocks(Launch& launch, Team* team, uint32_t member) {
   block->segment_begin = placement.segment_begin;
   block->segment_end = placement.segment_end;
   std::unique_ptr<Race> race;
-  if (Sanitizer* sanitizer = launch.sanitizer) {
-    race = std::make_unique<Race>(*block, *sanitizer);
-    sanitizer->shared = std::make_unique<Region>(
-        reinterpret_cast<uintptr_t>(block->segment_begin),
-        reinterpret_cast<uintptr_t>(block->segment_end), true, false);
-    block->shared_shadow = sanitizer->shared.get();
+  std::unique_ptr<Region> shadow;
+  if (launch.sanitizer) {
+    race = std::make_unique<Race>(*block, *launch.sanitizer);
+    shadow = std::make_unique<Region>(reinterpret_cast<uintptr_t>(block->segment_begin),
+                                      reinterpret_cast<uintptr_t>(block->segment_end), race.get(),
+                                      false);
   }
   block->race = race.get();
+  block->shared_shadow = shadow.get();
   std::unique_ptr<Counter> counter;
   if (launch.tally) counter = std::make_unique<Counter>(*block, *launch.tally);
   block->counter = counter.get();
@@ -252,9 +254,6 @@ int launch_kernel(void* function, tp_dim3 grid, tp_dim3 cluster, tp_dim3 block,
     return fail("kernel " + name + ": at most " + std::to_string(kMaxCooperative) +
                 " blocks run at once in a cooperative grid, got " + std::to_string(blocks));
   const uint64_t gang = options.cooperative ? blocks : cluster_size;
-  if (gang > 1 && active_sanitizer)
-    return fail("kernel " + name + ": the race checker does not model clusters and cooperative "
-                "grids");
   if (dynamic_smem > kSharedCapacity)
     return fail("kernel " + name + ": dynamic shared memory is at most " +
                 std::to_string(kSharedCapacity) + " bytes, got " + std::to_string(dynamic_smem));
@@ -281,11 +280,13 @@ int launch_kernel(void* function, tp_dim3 grid, tp_dim3 cluster, tp_dim3 block,
   launch.cluster = {cluster.x, cluster.y, cluster.z};
   launch.gang = static_cast<uint32_t>(gang);
   launch.gangs = gang ? blocks / gang : 0;
-  if (launch.options.seed) {
+  if (launch.options.schedule != Schedule::kRing) {
     launch.order.resize(launch.gangs);
-    for (uint64_t i = 0; i < launch.gangs; ++i) launch.order[i] = static_cast<uint32_t>(i);
-    std::shuffle(launch.order.begin(), launch.order.end(),
-                 std::mt19937_64(launch.options.seed));
+    std::iota(launch.order.begin(), launch.order.end(), 0u);
+    if (launch.options.schedule == Schedule::kReverse)
+      std::reverse(launch.order.begin(), launch.order.end());
+    else
+      std::shuffle(launch.order.begin(), launch.order.end(), std::mt19937_64(launch.options.seed));
   }
 
   if (active_sanitizer) {
@@ -337,9 +338,10 @@ VGPU_API uint64_t vgpu_error_site() { return vgpu::error_place; }
 VGPU_API const tp_driver* vgpu_driver() { return &vgpu::table; }
 
 // Options and argument ranges hold for launches from the calling OS thread, until changed.
-VGPU_API void vgpu_set_options(int late, uint64_t seed, int threads, uint64_t steps,
+VGPU_API void vgpu_set_options(int late, int schedule, uint64_t seed, int threads, uint64_t steps,
                                double seconds) {
-  vgpu::options = {late != 0, seed, threads, false, steps, seconds};
+  vgpu::options = {late != 0, static_cast<vgpu::Schedule>(schedule), seed, threads, false, steps,
+                   seconds};
 }
 
 // Until options are set again.

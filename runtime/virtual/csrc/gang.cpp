@@ -1,6 +1,10 @@
 #include "gang.h"
 
-#include "machine.h"
+#include <algorithm>
+#include <numeric>
+#include <random>
+
+#include "race.h"
 #include "vgpu/cluster.h"
 
 namespace vgpu {
@@ -10,36 +14,41 @@ namespace vgpu {
 void WideBarrier::reset(std::vector<Block*> blocks) {
   blocks_ = std::move(blocks);
   states_.assign(blocks_.size(), std::vector<State>(kMaxThreads, kOutside));
+  meetings_.assign(blocks_[0]->race ? blocks_.size() : 0, Meeting{});
   arrived_ = 0;
 }
 
-WideBarrier::State& WideBarrier::state(const Thread& thread) {
-  size_t block = 0;
-  while (blocks_[block] != thread.block) ++block;
-  return states_[block][thread.index];
+size_t WideBarrier::index_of(const Block* block) const {
+  size_t index = 0;
+  while (blocks_[index] != block) ++index;
+  return index;
 }
 
-void WideBarrier::arrive(Thread& thread, const char* name) {
-  State& mine = state(thread);
+void WideBarrier::arrive(Thread& thread, const char* name, bool relaxed) {
+  const size_t block = index_of(thread.block);
+  State& mine = states_[block][thread.index];
   if (mine != kOutside) vgpu_fail("%s: arrives again without waiting in between", name);
   mine = kArrived;
   ++arrived_;
+  if (Race* race = thread.block->race) race->arrive_at(meetings_[block], relaxed);
   settle();
 }
 
 void WideBarrier::wait(Thread& thread, const char* name) {
-  State& mine = state(thread);
+  const size_t block = index_of(thread.block);
+  State& mine = states_[block][thread.index];
   if (mine == kOutside) vgpu_fail("%s: waits without having arrived", name);
   if (mine == kArrived) {
     mine = kAsleep;
     thread.block->sleep(thread, name);
   }
   mine = kOutside;
+  if (Race* race = thread.block->race) race->wait_for(meetings_[block]);
 }
 
 void WideBarrier::exit(const Thread& thread) {
   if (blocks_.empty()) return;
-  if (state(thread) == kArrived) --arrived_;
+  if (states_[index_of(thread.block)][thread.index] == kArrived) --arrived_;
 }
 
 void WideBarrier::settle() {
@@ -47,6 +56,7 @@ void WideBarrier::settle() {
   for (const Block* block : blocks_) live += block->live;
   if (!arrived_ || arrived_ < live) return;
   arrived_ = 0;
+  if (!meetings_.empty()) Race::complete(blocks_, meetings_);
   for (size_t b = 0; b < blocks_.size(); ++b)
     for (uint32_t i = 0; i < blocks_[b]->thread_count; ++i) {
       State& mine = states_[b][i];
@@ -75,18 +85,35 @@ bool Gang::enter(Block& block, uint32_t rank) {
       clusters_[c].reset({first, first + cluster_});
     }
     grid.reset(all);
-    turn_ = 0;
-    seats_[0].called.notify_one();
+    for (Block* member : all)
+      if (member->race) member->race->begin();
+    choose_order();
+    turn_ = static_cast<int>(ring_[0]);
+    seats_[ring_[0]].called.notify_one();
   }
   seats_[rank].called.wait(lock, [&] { return turn_ == int(rank) || over_; });
   return !over_;
+}
+
+void Gang::choose_order() {
+  const Block& first = *seats_[0].block;
+  ring_.resize(seats_.size());
+  std::iota(ring_.begin(), ring_.end(), 0u);
+  if (first.schedule == Schedule::kReverse) std::reverse(ring_.begin(), ring_.end());
+  if (is_random(first.schedule)) {
+    const uint64_t seed = first.launch->options.seed;
+    std::minstd_rand random(static_cast<unsigned>(seed * 48271u + first.number + 1));
+    std::shuffle(ring_.begin(), ring_.end(), random);
+  }
+  place_.resize(ring_.size());
+  for (uint32_t i = 0; i < ring_.size(); ++i) place_[ring_[i]] = i;
 }
 
 // The next member that can run, the asking one last; -1 if none can.
 int Gang::next_after(uint32_t rank) const {
   const auto size = static_cast<uint32_t>(seats_.size());
   for (uint32_t i = 1; i <= size; ++i) {
-    const uint32_t next = (rank + i) % size;
+    const uint32_t next = ring_[(place_[rank] + i) % size];
     if (!seats_[next].ended && seats_[next].block->ready_warps) return static_cast<int>(next);
   }
   return -1;
@@ -142,6 +169,8 @@ void Gang::leave(Block& block) {
   if (++left_ == seats_.size()) {
     ++round_;
     turn_ = -1;
+    for (const Seat& seat : seats_)
+      if (seat.block->race) seat.block->race->end();
     for (Seat& seat : seats_) seat.called.notify_one();
     return;
   }
@@ -159,11 +188,7 @@ uint32_t Block::cluster_size() const { return gang ? gang->cluster_size() : 1; }
 Block& Block::peer(uint32_t cluster_rank) {
   if (cluster_rank >= cluster_size())
     vgpu_fail("block rank %u in a cluster of %u", cluster_rank, cluster_size());
-  if (!gang) return *this;
-  const uint32_t number = rank - rank % cluster_size() + cluster_rank;
-  if (gang->has_ended(number))
-    vgpu_fail("shared memory of block rank %u in the cluster, which has exited", cluster_rank);
-  return *gang->member(number);
+  return gang ? *gang->member(rank - rank % cluster_size() + cluster_rank) : *this;
 }
 
 Block* Block::owner_of(const void* shared_pointer) {
@@ -171,11 +196,14 @@ Block* Block::owner_of(const void* shared_pointer) {
     return shared_pointer >= block.segment_begin && shared_pointer < block.segment_end;
   };
   if (holds(*this)) return this;
-  if (gang)
-    for (uint32_t i = 0; i < cluster_size(); ++i) {
-      Block* other = gang->member(rank - rank % cluster_size() + i);
-      if (holds(*other)) return &peer(i);
-    }
+  for (uint32_t i = 0; gang && i < cluster_size(); ++i) {
+    Block& other = peer(i);
+    if (!holds(other)) continue;
+    if (gang->has_ended(other.rank))
+      vgpu_fail("cluster lifetime: shared memory of block rank %u in the cluster, which has exited",
+                i);
+    return &other;
+  }
   return nullptr;
 }
 
@@ -197,12 +225,12 @@ unsigned vgpu_cluster_dim(int axis) {
   return axis == 0 ? dim.x : axis == 1 ? dim.y : dim.z;
 }
 
-void vgpu_cluster_arrive() {
+void vgpu_cluster_arrive(bool relaxed) {
   Thread& me = *current;
   if (Gang* gang = me.block->gang) {
-    gang->cluster_barrier(me.block->rank).arrive(me, "barrier.cluster");
+    gang->cluster_barrier(me.block->rank).arrive(me, "barrier.cluster", relaxed);
   } else {
-    me.block->alone.arrive(me, "barrier.cluster");
+    me.block->alone.arrive(me, "barrier.cluster", relaxed);
   }
 }
 
@@ -220,6 +248,6 @@ void vgpu_grid_sync() {
   if (!me.block->launch->options.cooperative)
     vgpu_fail("this_grid().sync() in a launch that is not cooperative");
   WideBarrier& barrier = me.block->gang ? me.block->gang->grid : me.block->alone;
-  barrier.arrive(me, "the grid's barrier");
+  barrier.arrive(me, "the grid's barrier", false);
   barrier.wait(me, "the grid's barrier");
 }

@@ -1,13 +1,16 @@
 // Blocks that run at the same time: those of a cluster, or all of a cooperative grid.
 //
 // Each has an OS thread, for the sake of its shared memory, but only one of them runs at any time:
-// when no thread of it can, the next one has its turn. So gangs are as deterministic as blocks.
+// when no thread of it can, the next one has its turn: in a ring, up, down or shuffled by the seed.
+// So gangs are as deterministic as blocks.
 #pragma once
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
 #include <mutex>
 #include <vector>
+
+#include "clock.h"
 
 namespace vgpu {
 
@@ -18,16 +21,18 @@ struct Thread;
 class WideBarrier {
  public:
   void reset(std::vector<Block*> blocks);
-  void arrive(Thread& thread, const char* name);
+  // Relaxed: orders the arrival, not the memory accesses before it.
+  void arrive(Thread& thread, const char* name, bool relaxed);
   void wait(Thread& thread, const char* name);
   void exit(const Thread& thread);  // before the thread stops counting as live
   void settle();
 
  private:
   enum State : uint8_t { kOutside, kArrived, kAsleep, kComplete };
-  State& state(const Thread& thread);
+  size_t index_of(const Block* block) const;
   std::vector<Block*> blocks_;
   std::vector<std::vector<State>> states_;  // by block and thread
+  std::vector<Meeting> meetings_;  // of the race checker, by block; empty without one
   uint32_t arrived_ = 0;
 };
 
@@ -55,11 +60,13 @@ class Gang {
     bool ended = false;
     std::condition_variable called;
   };
+  void choose_order();
   int next_after(uint32_t rank) const;
   int next_or_deadlock(Block& block);
   void stop();
 
   std::deque<Seat> seats_;
+  std::vector<uint32_t> ring_, place_;  // members in the order of their turns; where each is in it
   std::deque<WideBarrier> clusters_;
   const uint32_t cluster_;
   std::mutex mutex_;

@@ -29,9 +29,22 @@ class Sanitizer;
 class Tally;
 struct Region;
 
+// How ready threads, and blocks, take turns. All are fair between rendezvous; they differ in which
+// bugs they provoke.
+enum class Schedule {
+  kRing,        // a warp runs until it blocks; blocks, warps and lanes in ascending order
+  kReverse,     // the same, in descending order
+  kRandomAhead, // the same, next warp, lane direction and order of blocks at random
+  kInterleave,  // also leaves a warp at random after a warp-wide rendezvous
+};
+inline bool is_random(Schedule schedule) {
+  return schedule == Schedule::kRandomAhead || schedule == Schedule::kInterleave;
+}
+
 struct Options {
   bool late = true;    // cp.async is performed when waited for, not when issued
-  uint64_t seed = 0;   // schedule; 0 is the plain one
+  Schedule schedule = Schedule::kRing;
+  uint64_t seed = 0;   // of random schedules
   int threads = 0;     // OS threads; 0 means one per core
   bool cooperative = false;  // all blocks of the grid run at once
   uint64_t steps = uint64_t(1) << 30;  // memory checks of one block, then it counts as endless
@@ -133,27 +146,24 @@ struct DeferredQueue {
   uint32_t committed = 0;        // items in groups
 };
 
-// How ready threads take turns. All are fair between rendezvous; they differ in which bugs they
-// provoke.
-enum class Schedule {
-  kRunAhead,    // a warp runs until it blocks, warps and lanes in ascending order
-  kRandomAhead, // the same, next warp and lane direction at random
-  kInterleave,  // also leaves a warp at random after a warp-wide rendezvous
-};
-
 // One thread block in execution. An OS thread owns one and reuses it for block after block.
 struct Block {
   Launch* launch = nullptr;
   dim3 id;
+  uint64_t number = 0;   // in the grid
   Gang* gang = nullptr;  // null: runs alone
   uint32_t rank = 0;     // in the gang
   WideBarrier alone;     // its barrier of cluster or grid without a gang
   uint32_t thread_count = 0, warp_count = 0, live = 0;
   uint32_t ready_warps = 0, round = 0;  // round: warps whose turn is still to come
   uint32_t idle_rounds = 0;  // times all slept and polls gave up since a phase last ended
-  Schedule schedule = Schedule::kRunAhead;
+  Schedule schedule = Schedule::kRing;
   bool lanes_descend = false;
   std::minstd_rand random;
+  Thread* last = nullptr;  // that ran before the scheduler did
+  uint64_t turns = 0, turn_of[kMaxThreads / kWarp] = {};  // by warp, its latest
+  bool performing = false;  // asynchronous work, on whatever stack
+  uint32_t yields = 0;     // in a gang, since the block last let others run
   void* scheduler = nullptr;  // the OS thread's own stack, suspended
   bool stopped = false;       // an error ended this block
   char *shared = nullptr;     // dynamic shared memory, `launch->dynamic_shared` bytes of it valid
@@ -180,10 +190,10 @@ struct Block {
 
   ~Block();
   // `member`: of the gang, if it is not null.
-  void run(uint64_t number, Gang* in = nullptr, uint32_t member = 0);
+  void run(uint64_t which, Gang* in = nullptr, uint32_t member = 0);
   uint32_t cluster_size() const;
-  Block& peer(uint32_t cluster_rank);           // fails unless it runs
-  Block* owner_of(const void* shared_pointer);  // in the cluster; null if none
+  Block& peer(uint32_t cluster_rank);
+  Block* owner_of(const void* shared_pointer);  // in the cluster; null if none; fails if it exited
   std::string describe_deadlock() const;
 
   void wake(Warp& warp, uint32_t lanes) {
@@ -195,6 +205,8 @@ struct Block {
   void sleep(Thread& thread, const char* reason);
   void let_others_run(Thread& thread);
   void yield(Thread& thread);
+  // `by`, maybe of another block, waits until each warp that is ready now has had a turn.
+  void give_turns(Thread& by);
   void exit(Thread& thread);  // does not return
   void settle_barrier(Barrier& barrier);
   void finish_copies(CopyQueue& queue, uint32_t count);
@@ -207,7 +219,7 @@ struct Block {
   void perform_async(AsyncItem& item);
 
  private:
-  void prepare(uint64_t number);
+  void prepare();
   void allocate_stacks(uint32_t count);
   void finish();  // when no thread of it will run again
   void prepare_shared();
@@ -240,6 +252,8 @@ void trace_bulk(const void* address, uint32_t bytes, bool shared, bool write);
 
 // An address of `owner`'s shared window as a pointer; fails unless that memory may be read.
 void* shared_pointer(const Block& owner, uint32_t address, uint32_t bytes, const void* frame);
+// Fails unless an mbarrier is there; the race checker does not count it as an access.
+void require_mbarrier(const uint64_t* barrier, const void* frame);
 
 // What a block that has ended left in tensor memory, empty if nothing.
 std::string tensor_leak(const Block& block);

@@ -29,13 +29,17 @@ std::string name_of(const Block& block, const uint64_t* barrier) {
   return words;
 }
 
-State read(const Block& block, const uint64_t* barrier) {
-  vgpu_check_atomic(barrier, 8, true, false, -1);
+State load(const Block& block, const uint64_t* barrier) {
   State state;
   memcpy(&state, barrier, 8);
   if (state.tag != kAlive)
     vgpu_fail("%s is not initialised", name_of(block, barrier).c_str());
   return state;
+}
+
+State read(const Block& block, const uint64_t* barrier) {
+  vgpu_check_atomic(barrier, 8, true, false, -1);
+  return load(block, barrier);
 }
 
 // The block whose shared memory holds the barrier: the caller's or, in a cluster, another's.
@@ -85,7 +89,7 @@ void arrive(Block& block, uint64_t* barrier, uint32_t bytes) {
     vgpu_fail("%s: over-arrival, all %u arrivals of the phase have come",
               name_of(block, barrier).c_str(), static_cast<unsigned>(state.expected));
   --state.pending;
-  if (block.race) block.race->arrive_at(barrier);
+  if (block.race) current->block->race->arrive_at(barrier, *block.race);
   settle(block, barrier, state);
 }
 
@@ -124,6 +128,11 @@ void arrive_after_copies(const void* record) {
 
 }  // namespace
 
+void require_mbarrier(const uint64_t* barrier, const void* frame) {
+  check_bulk(barrier, 8, true, false, frame);
+  load(owner_of(barrier), barrier);
+}
+
 std::string Block::describe(const MbarrierWait& wait) const {
   State state;
   memcpy(&state, wait.barrier, 8);
@@ -155,7 +164,16 @@ using namespace vgpu;
 
 void vgpu_mbarrier_init(uint64_t* barrier, uint32_t count) {
   const Block& block = *current->block;
-  vgpu_check_shared(barrier, 8, true);
+  if (Race* race = block.race) {
+    Strand engine = race->issue(race->init_engine(*current));
+    {
+      const Race::Acting as(race, &engine, site_of(block, __builtin_frame_address(0)), false);
+      vgpu_check_shared(barrier, 8, true);
+    }
+    race->await(engine.component, engine.step);
+  } else {
+    vgpu_check_shared(barrier, 8, true);
+  }
   if (count < 1 || count > kMaxCount)
     vgpu_fail("%s: initialised with a count of %u, expected 1 to %u",
               name_of(block, barrier).c_str(), count, kMaxCount);
@@ -171,14 +189,18 @@ void vgpu_mbarrier_expect_tx(uint64_t* barrier, uint32_t bytes) {
 }
 
 void vgpu_mbarrier_arrive(uint64_t* barrier, uint32_t bytes) {
-  arrive(owner_of(barrier), barrier, bytes);
+  Block& block = owner_of(barrier);
+  // Threads that wait without arriving, as TileLang's producers do, must not miss a whole phase:
+  // hardware does not hold back warps that can run for so long.
+  if (!current->block->performing && read(block, barrier).pending == 1) block.give_turns(*current);
+  arrive(block, barrier, bytes);
 }
 
 void vgpu_mbarrier_complete_tx(uint64_t* barrier, uint32_t bytes) {
   Block& block = owner_of(barrier);
   State state = read(block, barrier);
   add_bytes(block, barrier, state, -int64_t(bytes));
-  if (block.race) block.race->arrive_at(barrier);
+  if (block.race) current->block->race->arrive_at(barrier, *block.race);
   settle(block, barrier, state);
 }
 
@@ -202,6 +224,11 @@ void vgpu_mbarrier_arrive_copies(uint64_t* barrier, bool counted) {
   const CopiesRecord record{barrier, current->index, block.copies[current->index].issued};
   vgpu_async("cp.async.mbarrier.arrive", current->index, arrive_after_copies, &record,
              sizeof record);
+}
+
+void vgpu_fence_mbarrier_init() {
+  const Block& block = *current->block;
+  if (block.race) block.race->fence_mbarrier_init();
 }
 
 void vgpu_fence_proxy_async() {

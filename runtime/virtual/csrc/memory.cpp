@@ -74,11 +74,11 @@ const Range& check_range(const Access& a) {
   return range;
 }
 
-// True if the address is in the module's shared memory, of this block or another of its cluster;
+// The block in whose shared memory the address is, this or another of its cluster, null if none;
 // fails if it is in an unused part of it.
-bool check_segment(const Access& a) {
+Block* check_segment(const Access& a) {
   Block* const owner = a.block.owner_of(reinterpret_cast<const void*>(a.at));
-  if (!owner) return false;
+  if (!owner) return nullptr;
   const Block& block = *owner;
   const auto end = reinterpret_cast<uintptr_t>(block.segment_end);
   const auto shared = reinterpret_cast<uintptr_t>(block.shared);
@@ -89,7 +89,7 @@ bool check_segment(const Access& a) {
            " of the block's dynamic shared memory, which has " + std::to_string(size));
   if (a.at + a.bytes > end)
     a.fail("out of bounds: access across the end of the block's static shared memory");
-  return true;
+  return owner;
 }
 
 void check_alignment(const Access& a) {
@@ -123,7 +123,7 @@ void check_bulk(const void* address, uint32_t bytes, bool shared, bool write, co
 void trace_bulk(const void* address, uint32_t bytes, bool shared, bool write) {
   Block& block = *current->block;
   const Access a{block, reinterpret_cast<uintptr_t>(address), bytes, use_of(write), nullptr};
-  Region* region = shared ? block.shared_shadow : check_range(a).shadow;
+  Region* region = shared ? check_segment(a)->shared_shadow : check_range(a).shadow;
   if (region) block.race->access(*region, a.at, bytes, a.use, block.race->acting_site());
 }
 
@@ -186,14 +186,15 @@ void check_global(const Access& a) {
 
 void check_shared(const Access& a) {
   check_alignment(a);
-  if (!check_segment(a)) {
+  const Block* const owner = check_segment(a);
+  if (!owner) {
     char words[96];
     snprintf(words, sizeof words,
              "out of bounds: access of %u bytes at %#zx, which is not shared memory", a.bytes,
              static_cast<size_t>(a.at));
     a.fail(words);
   }
-  a.trace(a.block.shared_shadow);
+  a.trace(owner->shared_shadow);
 }
 
 // True for most of what kernels do right: the checks in full have nothing to add.
@@ -262,8 +263,8 @@ Space check_any(const Access& a, bool aligned) {
     return Space::kPrivate;
   }
   if (aligned) check_alignment(a);
-  if (check_segment(a)) {
-    a.trace(block.shared_shadow);
+  if (const Block* const owner = check_segment(a)) {
+    a.trace(owner->shared_shadow);
     return Space::kShared;
   }
   const LoadedModule& module = *block.launch->module;

@@ -24,9 +24,12 @@ void ReaderLists::clear() {
   for (uint32_t number = static_cast<uint32_t>(lists_.size()); --number > 0;) drop(number);
 }
 
-void Race::begin(uint64_t number) {
+void Race::begin() {
   team_ = static_cast<uint32_t>(sanitizer_.block_of_team.size());
-  sanitizer_.block_of_team.push_back(number);
+  first_peer_ = team_ - block_.rank;
+  sanitizer_.block_of_team.push_back(block_.number);
+  block_.shared_shadow->stamp = team_;
+  block_.shared_shadow->readers.clear();
   const uint32_t threads = block_.thread_count;
   strands_.assign(threads, Strand{});
   for (uint32_t i = 0; i < threads; ++i) strands_[i].component = i;
@@ -37,11 +40,23 @@ void Race::begin(uint64_t number) {
   phases_.clear();
   fences_.assign(threads, Sync{});
   observed_.assign(threads, Clock{});
-  shared_readers_.clear();
   shared_atomics_.clear();
+  visits_.clear();
   exited_ = Sync{};
   acting_ = nullptr;
   pending_ = Pending{};
+}
+
+void Race::end() {
+  strands_.clear();
+  sites_.clear();
+  for (Sync& barrier : barriers_) barrier = Sync{};
+  phases_.clear();
+  fences_.clear();
+  observed_.clear();
+  shared_atomics_.clear();
+  exited_ = Sync{};
+  if (block_.tensor) block_.tensor->race.reset();
 }
 
 // --- happens-before ------------------------------------------------------------------------------
@@ -67,6 +82,54 @@ void Race::leave_barrier(int id, const Barrier& barrier) {
   sync = Sync{};
 }
 
+void Race::arrive_at(const void* object, Race& owner) {
+  Sync& pending = owner.phases_[object].pending;
+  if (&owner == this) return pending.release(strand());
+  Sync mine;
+  mine.release(strand());
+  pending.known.merge(mine.known.exported(team_).imported(owner.team_));
+  pending.fenced.merge(mine.fenced.exported(team_).imported(owner.team_));
+}
+
+void Race::arrive_at(Meeting& meeting, bool relaxed) {
+  const Strand& me = strand();
+  meeting.came.resize(block_.thread_count);
+  meeting.came[current->index] = {me.known, me.fenced};
+  if (relaxed) {
+    meeting.arrived.known.merge(fences_[current->index].known);
+  } else {
+    meeting.arrived.release(strand());
+  }
+}
+
+void Race::complete(const std::vector<Block*>& blocks, std::vector<Meeting>& meetings) {
+  Clock known, fenced;
+  for (size_t b = 0; b < blocks.size(); ++b) {
+    Race& race = *blocks[b]->race;
+    Sync& arrived = meetings[b].arrived;
+    arrived.known.merge(race.exited_.known);  // the gone count as arrived
+    known.merge(arrived.known.exported(race.team_));
+    fenced.merge(arrived.fenced.exported(race.team_));
+    arrived = Sync{};
+  }
+  for (size_t b = 0; b < blocks.size(); ++b) {
+    meetings[b].complete.known = known.imported(blocks[b]->race->team_);
+    meetings[b].complete.fenced = fenced.imported(blocks[b]->race->team_);
+  }
+}
+
+void Race::wait_for(Meeting& meeting) {
+  Strand& me = strand();
+  auto& [known, fenced] = meeting.came[current->index];
+  // Threads that learned nothing in between share what they know from now on.
+  if (me.known == known && me.fenced == fenced) {
+    meeting.complete.give(me);
+  } else {
+    meeting.complete.acquire(me);
+  }
+  known = fenced = Clock{};
+}
+
 void Race::complete(const void* object) {
   Phase& phase = phases_[object];
   phase.complete = std::move(phase.pending);
@@ -87,12 +150,17 @@ void Race::fence() {
   fences_[thread].release(strand());
 }
 
+void Race::fence_mbarrier_init() {
+  const uint32_t engine = init_engine(*current);
+  if (engine < engine_steps_.size())
+    fences_[current->index].known.raise(engine, engine_steps_[engine]);
+}
+
 // An atomic hands over what its thread releases, or what its last fence did; it brings what others
 // handed over, at once or at the next fence.
 void Race::atomic(uintptr_t at, bool acquires, bool releases) {
-  const bool shared = reinterpret_cast<char*>(at) >= block_.segment_begin &&
-                      reinterpret_cast<char*>(at) < block_.segment_end;
-  Clock& carried = shared ? shared_atomics_[at] : sanitizer_.atomics[at];
+  Block* const owner = block_.owner_of(reinterpret_cast<const void*>(at));
+  Clock& carried = owner ? owner->race->shared_atomics_[at] : sanitizer_.atomics[at];
   const uint32_t thread = current->index;
   (acquires ? strand().known : observed_[thread]).merge(carried.imported(team_));
   if (releases) {
@@ -146,27 +214,23 @@ bool Race::conflicts(const Strand& strand, const Epoch& now, const Epoch& earlie
 
 // The async proxy sees what other proxies wrote only across a fence.proxy.async.
 bool Race::unfenced(const Strand& strand, const Epoch& now, const Epoch& write) const {
-  return now.async_proxy && !now.atomic && write.step && write.team == team_ && !write.async_proxy &&
-         strand.fenced.of(write.component) < write.step;
+  if (!now.async_proxy || now.atomic || !write.step || write.async_proxy) return false;
+  if (write.team == team_) return strand.fenced.of(write.component) < write.step;
+  return write.team >= first_peer_ && strand.fenced.of(write.team, write.component) < write.step;
 }
 
 // --- shadow memory -------------------------------------------------------------------------------
 
-Cell& Race::fresh(const Region& region, Cell& cell) {
-  const uint32_t stamp = region.shared ? team_ : sanitizer_.first_team;
-  if (cell.stamp != stamp) {
-    cell = Cell{};
-    cell.stamp = stamp;
-  }
-  return cell;
-}
-
 template <class Visit>
 void Race::each_cell(Region& region, uintptr_t at, uint32_t bytes, Visit visit) {
   const uintptr_t base = region.begin & ~uintptr_t(3), end = at + bytes;
-  readers_ = &lists(region);
+  readers_ = &region.readers;
   for (uintptr_t word = at & ~uintptr_t(3); word < end; word += 4) {
-    Cell& cell = fresh(region, region.words[(word - base) / 4]);
+    Cell& cell = region.words[(word - base) / 4];
+    if (cell.stamp != region.stamp) {
+      cell = Cell{};
+      cell.stamp = region.stamp;
+    }
     const uintptr_t first = std::max(word, at), last = std::min(word + 4, end);
     if (!cell.split && last - first == 4) {
       visit(cell);
@@ -206,8 +270,8 @@ void Race::claim(Cell& cell, const Epoch& now) {
   }
 }
 
-// Readers that are not ordered with each other are all kept, but of other blocks only one: a write
-// of this block conflicts with all of them alike.
+// Readers that are not ordered with each other are all kept, but of blocks outside the gang only
+// one: a write of this block conflicts with all of them alike.
 void Race::note_read(Cell& cell, const Strand& strand, const Epoch& now) {
   const bool mine = cell.read.team == now.team && cell.read.component == now.component;
   if (mine || !cell.read.step || knows(strand, cell.read)) {
@@ -217,16 +281,48 @@ void Race::note_read(Cell& cell, const Strand& strand, const Epoch& now) {
   if (!cell.readers) cell.readers = readers_->make();
   ReaderLists::List& list = (*readers_)[cell.readers];
   std::vector<Epoch>& epochs = list.epochs;
-  if (!epochs.empty() && epochs[0].team != now.team) epochs.clear();
-  const size_t count = epochs.size();
-  for (size_t i = 0; i < count; ++i) {
-    const size_t at = (list.hint + i) % count;
-    if (epochs[at].component != now.component) continue;
-    epochs[at] = now;
-    list.hint = at + 1;
-    return;
+  if (!epochs.empty() && epochs[0].team < first_peer_) epochs.clear();
+  const auto key = [](const Epoch& epoch) { return uint64_t(epoch.team) << 16 | epoch.component; };
+  if (list.hint >= epochs.size() || key(epochs[list.hint]) != key(now)) {
+    const auto at = std::lower_bound(epochs.begin(), epochs.end(), now,
+                                     [&](const Epoch& a, const Epoch& b) { return key(a) < key(b); });
+    list.hint = static_cast<size_t>(at - epochs.begin());
+    if (at == epochs.end() || key(*at) != key(now)) epochs.insert(at, now);
   }
-  epochs.push_back(now);
+  epochs[list.hint++] = now;
+}
+
+// Another block's shared memory exists from when it begins until the last of its threads exits.
+void Race::visit(Race& host, const Remote& visit) {
+  host.visits_[uint64_t(visit.epoch.team) << 16 | visit.epoch.component] = visit;
+  if (strand().known.has(host.team_)) return;
+  Finding found = finding("cluster-lifetime", visit.epoch.site);
+  found.words = std::string(visit.use.write ? "write" : "read") + " of " +
+                std::to_string(visit.bytes) + " bytes of " + where(block_, visit.at) +
+                ", which may not have begun to run: no cluster barrier orders it";
+  sanitizer_.report(std::move(found));
+}
+
+void Race::check_visits() {
+  for (const auto& [key, visit] : visits_) {
+    const Epoch& epoch = visit.epoch;
+    if (exited_.known.of(epoch.team, epoch.component) >= epoch.step) continue;
+    const Actor who = actor(epoch);
+    Finding found;
+    found.kind = "cluster-lifetime";
+    found.kernel = block_.launch->kernel->name;
+    found.site = epoch.site;
+    found.block = who.block;
+    found.thread = who.thread;
+    found.by_thread = who.thread_known;
+    found.words = std::string(visit.use.write ? "write" : "read") + who.by + " of " +
+                  std::to_string(visit.bytes) + " bytes of " + where(block_, visit.at) +
+                  " of a block of the cluster that does not wait for it before it exits";
+    found.has_other = true;
+    found.other = "exit";
+    found.other_block = block_.id;
+    sanitizer_.report(std::move(found));
+  }
 }
 
 void Race::access(Region& region, uintptr_t at, uint32_t bytes, Use use, uint32_t site) {
@@ -236,6 +332,7 @@ void Race::access(Region& region, uintptr_t at, uint32_t bytes, Use use, uint32_
   const Strand& me = strand();
   const Epoch now{team_, me.step, site, static_cast<uint16_t>(me.component), use.atomic,
                   async_proxy_};
+  if (region.owner && region.owner != this) visit(*region.owner, {now, at, bytes, use});
   Epoch earlier{};
   bool earlier_wrote = false;
   each_cell(region, at, bytes, [&](Cell& cell) {
@@ -251,7 +348,7 @@ void Race::access(Region& region, uintptr_t at, uint32_t bytes, Use use, uint32_
     }
   });
   if (!earlier.step) return;
-  Finding race = conflict(region, at, bytes, now, use.write, earlier, earlier_wrote);
+  Finding race = conflict(at, bytes, now, use.write, earlier, earlier_wrote);
   if (!use.write || acting_ || use.atomic) {
     sanitizer_.report(std::move(race));
     if (use.write) each_cell(region, at, bytes, [&](Cell& cell) { claim(cell, now); });
@@ -295,10 +392,35 @@ Finding Race::finding(const char* kind, uint32_t site) const {
   return found;
 }
 
-Finding Race::conflict(const Region&, uintptr_t at, uint32_t bytes, const Epoch& now, bool write,
-                       const Epoch& earlier, bool earlier_wrote) const {
+Race::Actor Race::actor(const Epoch& epoch) const {
   const dim3 &grid = block_.launch->grid, &shape = block_.launch->block;
-  const uint32_t threads = block_.thread_count, engine = earlier.component;
+  const uint32_t threads = block_.thread_count, engine = epoch.component;
+  const uint32_t matrix = 2 * threads, async = matrix + block_.warp_count;
+  Actor who;
+  uint32_t thread = engine;
+  if (engine >= async + kAsyncEngines) {
+    thread = engine - async - kAsyncEngines;
+  } else if (engine >= async) {
+    thread = 0;
+    who.thread_known = false;
+    who.by = " by an asynchronous copy";
+  } else if (engine >= matrix) {
+    thread = std::min((engine - matrix) * kWarp, threads - 1);
+    who.by = " by an asynchronous matrix instruction";
+  } else if (engine >= threads) {
+    thread = engine - threads;
+    who.by = " by cp.async";
+  }
+  who.thread = {thread % shape.x, thread / shape.x % shape.y, thread / shape.x / shape.y};
+  const uint64_t number = sanitizer_.block_of_team[epoch.team];
+  who.block = {static_cast<unsigned>(number % grid.x),
+               static_cast<unsigned>(number / grid.x % grid.y),
+               static_cast<unsigned>(number / grid.x / grid.y)};
+  return who;
+}
+
+Finding Race::conflict(uintptr_t at, uint32_t bytes, const Epoch& now, bool write,
+                       const Epoch& earlier, bool earlier_wrote) const {
   const Strand& me = acting_ ? *acting_ : strands_[current->index];
   const bool ordered = knows(me, earlier);
   Finding found = finding(ordered ? "proxy-fence" : "race", now.site);
@@ -312,25 +434,11 @@ Finding Race::conflict(const Region&, uintptr_t at, uint32_t bytes, const Epoch&
                 verb(earlier, earlier_wrote);
   found.has_other = true;
   found.other_site = earlier.site;
-  found.other = verb(earlier, earlier_wrote);
-  found.other_thread_known = true;
-  uint32_t thread = engine;
-  if (engine >= 2 * threads + block_.warp_count) {
-    thread = 0;
-    found.other_thread_known = false;
-    found.other += " by an asynchronous copy";
-  } else if (engine >= 2 * threads) {
-    thread = std::min((engine - 2 * threads) * kWarp, threads - 1);
-    found.other += " by an asynchronous matrix instruction";
-  } else if (engine >= threads) {
-    thread = engine - threads;
-    found.other += " by cp.async";
-  }
-  found.other_thread = {thread % shape.x, thread / shape.x % shape.y, thread / shape.x / shape.y};
-  const uint64_t number = sanitizer_.block_of_team[earlier.team];
-  found.other_block = {static_cast<unsigned>(number % grid.x),
-                       static_cast<unsigned>(number / grid.x % grid.y),
-                       static_cast<unsigned>(number / grid.x / grid.y)};
+  const Actor who = actor(earlier);
+  found.other = verb(earlier, earlier_wrote) + who.by;
+  found.other_thread_known = who.thread_known;
+  found.other_block = who.block;
+  found.other_thread = who.thread;
   return found;
 }
 

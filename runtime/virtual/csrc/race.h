@@ -13,8 +13,8 @@
 namespace vgpu {
 
 // One access. Components below the thread count are threads, the next ones their cp.async
-// engines, then the wgmma engines of the warps. A team is the blocks that count components
-// together, in the order they run; 0 is the host.
+// engines, then the wgmma engines of the warps. A team is a block, by when it began to run, those
+// of a gang one after the other; 0 is the host.
 struct Epoch {
   uint32_t team = 0, step = 0, site = 0;
   uint16_t component = 0;
@@ -30,7 +30,7 @@ constexpr Use kRead{true, false}, kWrite{false, true};
 struct Cell {
   Epoch write, read;
   uint32_t readers = 0;  // list of further concurrent readers, 0 for none
-  uint32_t stamp = 0;    // the block (shared memory) or launch (arguments) this is about
+  uint32_t stamp = 0;    // that of the region when this was noted
   bool split = false;    // look at the word's bytes instead
 };
 
@@ -48,15 +48,36 @@ LazyArray<T> lazy_array(size_t count) {
   return LazyArray<T>(memory);
 }
 
+// Lists of concurrent readers, by number; 0 is none.
+class ReaderLists {
+ public:
+  struct List {
+    std::vector<Epoch> epochs;  // by team and component
+    size_t hint = 0;            // threads tend to come in the same order again
+  };
+  List& operator[](uint32_t number) { return lists_[number]; }
+  uint32_t make();
+  void drop(uint32_t number);
+  void clear();
+
+ private:
+  std::vector<List> lists_{1};
+  std::vector<uint32_t> free_;
+};
+
+class Race;
+
 // The shadow of one memory.
 struct Region {
   uintptr_t begin = 0, end = 0;
-  bool shared = false;
+  Race* owner = nullptr;  // of the block whose shared memory it is; null for an argument
   LazyArray<Cell> words, bytes;
   LazyArray<uint8_t> written;  // one per byte; null when all of it is initialised
+  ReaderLists readers;
+  uint32_t stamp = 0;  // its block (shared memory) or launch (arguments)
 
-  Region(uintptr_t from, uintptr_t to, bool is_shared, bool initialised)
-      : begin(from), end(to), shared(is_shared) {
+  Region(uintptr_t from, uintptr_t to, Race* belongs_to, bool initialised)
+      : begin(from), end(to), owner(belongs_to) {
     const size_t size = to - from;
     words = lazy_array<Cell>(size / 4 + 2);
     bytes = lazy_array<Cell>(size + 8);
@@ -76,23 +97,6 @@ struct Finding {
   uint64_t count = 1;
 };
 
-// Lists of concurrent readers, by number; 0 is none.
-class ReaderLists {
- public:
-  struct List {
-    std::vector<Epoch> epochs;
-    size_t hint = 0;  // threads tend to come in the same order again
-  };
-  List& operator[](uint32_t number) { return lists_[number]; }
-  uint32_t make();
-  void drop(uint32_t number);
-  void clear();
-
- private:
-  std::vector<List> lists_{1};
-  std::vector<uint32_t> free_;
-};
-
 // "argument 'y' at byte offset 8"
 std::string where(const Block& block, uintptr_t at);
 
@@ -101,7 +105,7 @@ class Sanitizer {
  public:
   explicit Sanitizer(size_t limit) : limit_(limit) {}
   void add_argument(uintptr_t begin, uintptr_t end, bool initialised) {
-    arguments.push_back(std::make_unique<Region>(begin, end, false, initialised));
+    arguments.push_back(std::make_unique<Region>(begin, end, nullptr, initialised));
   }
   Region* argument_at(uintptr_t at) {
     for (auto& region : arguments)
@@ -113,10 +117,8 @@ class Sanitizer {
   uint64_t dropped() const { return dropped_; }
 
   std::vector<std::unique_ptr<Region>> arguments;
-  std::unique_ptr<Region> shared;
   std::vector<uint64_t> block_of_team{0};
   uint32_t first_team = 1;  // of this launch; what earlier launches did happened before
-  ReaderLists readers;      // of arguments
   std::unordered_map<uintptr_t, Clock> atomics;  // exported clocks by address
   // Called before a launch: what earlier ones did happened before all of it.
   void begin_launch();
@@ -132,7 +134,9 @@ class Sanitizer {
 class Race {
  public:
   Race(Block& block, Sanitizer& sanitizer) : block_(block), sanitizer_(sanitizer) {}
-  void begin(uint64_t number);
+  void begin();
+  // When all blocks of the gang are done: lets go of what they share.
+  void end();
 
   // An access of the acting strand to bytes that are in bounds of `region`.
   void access(Region& region, uintptr_t at, uint32_t bytes, Use use, uint32_t site);
@@ -147,12 +151,18 @@ class Race {
   void leave_barrier(int id, const Barrier& barrier);
   void exit() { exited_.release(strand()); }
   // mbarriers and their like, by address: arrivals of a phase reach those who wait for its end.
-  void arrive_at(const void* object) { phases_[object].pending.release(strand()); }
+  // `owner`: of the block in whose shared memory the object is.
+  void arrive_at(const void* object, Race& owner);
   void complete(const void* object);
   void wait_for(const void* object) { phases_[object].complete.acquire(strand()); }
+  // Barriers of several blocks. A relaxed arrival releases no more than the last fence did.
+  void arrive_at(Meeting& meeting, bool relaxed);
+  static void complete(const std::vector<Block*>& blocks, std::vector<Meeting>& meetings);
+  void wait_for(Meeting& meeting);
   // fence.proxy.async: what happened before is visible to the async proxy.
   void fence_async_proxy();
-  void fence();  // __threadfence
+  void fence();              // __threadfence
+  void fence_mbarrier_init();  // fence.mbarrier_init
   void atomic(uintptr_t at, bool acquires, bool releases);
 
   // --- engines: what they do happens after it was issued and before its completion was awaited ---
@@ -162,6 +172,10 @@ class Race {
   // say: they count as one strand only after kAsyncEngines others.
   uint32_t async_engine() {
     return 2 * block_.thread_count + block_.warp_count + async_issued_++ % kAsyncEngines;
+  }
+  // What a thread initialises mbarriers as: there is a fence for that alone.
+  uint32_t init_engine(const Thread& thread) const {
+    return 2 * block_.thread_count + block_.warp_count + kAsyncEngines + thread.index;
   }
   // Components beyond all engines: what is known of tensor memory, see TensorRace.
   uint32_t news_engine(uint32_t index) const {
@@ -185,6 +199,8 @@ class Race {
   uint32_t acting_site() const { return acting_site_; }
   // Decides about the last conflicting write, which has happened by now.
   void settle();
+  // As the block ends: its shared memory goes, who may still use it?
+  void check_visits();
 
  private:
   static constexpr uint32_t kAsyncEngines = 64;
@@ -200,26 +216,36 @@ class Race {
     std::vector<char> before;
   };
 
+  struct Remote {  // of another block's strand to this one's shared memory
+    Epoch epoch;
+    uintptr_t at;
+    uint32_t bytes;
+    Use use;
+  };
+  struct Actor {
+    dim3 block, thread;
+    bool thread_known = true;
+    std::string by;  // " by cp.async", empty for a thread
+  };
+
   bool knows(const Strand& strand, const Epoch& epoch) const;
   bool conflicts(const Strand& strand, const Epoch& now, const Epoch& earlier) const;
   bool unfenced(const Strand& strand, const Epoch& now, const Epoch& write) const;
   const Epoch* find_conflict(Cell& cell, const Strand& strand, const Epoch& now, bool write);
   void claim(Cell& cell, const Epoch& now);
   void note_read(Cell& cell, const Strand& strand, const Epoch& now);
-  Cell& fresh(const Region& region, Cell& cell);
+  void visit(Race& host, const Remote& visit);
+  Actor actor(const Epoch& epoch) const;
   template <class Visit>
   void each_cell(Region& region, uintptr_t at, uint32_t bytes, Visit visit);
-  Finding conflict(const Region& region, uintptr_t at, uint32_t bytes, const Epoch& now, bool write,
+  Finding conflict(uintptr_t at, uint32_t bytes, const Epoch& now, bool write,
                    const Epoch& earlier, bool earlier_wrote) const;
   void check_initialised(Region& region, uintptr_t at, uint32_t bytes, Use use, uint32_t site);
   Finding finding(const char* kind, uint32_t site) const;
-  ReaderLists& lists(const Region& region) {
-    return region.shared ? shared_readers_ : sanitizer_.readers;
-  }
 
   Block& block_;
   Sanitizer& sanitizer_;
-  uint32_t team_ = 0;
+  uint32_t team_ = 0, first_peer_ = 0;  // of the gang
   std::vector<Strand> strands_;
   std::vector<uint32_t> engine_steps_;
   uint32_t async_issued_ = 0;
@@ -228,9 +254,9 @@ class Race {
   std::unordered_map<const void*, Phase> phases_;
   std::vector<Sync> fences_;              // by thread: what its last fence releases
   std::vector<Clock> observed_;           // by thread: what relaxed atomics brought, until a fence
-  ReaderLists shared_readers_;
   ReaderLists* readers_ = nullptr;  // of the region being visited
   std::unordered_map<uintptr_t, Clock> shared_atomics_;
+  std::unordered_map<uint64_t, Remote> visits_;  // by team and component, the latest
   Sync exited_;  // what threads that are gone knew
   Strand* acting_ = nullptr;
   uint32_t acting_site_ = 0;

@@ -22,8 +22,11 @@ void Sanitizer::report(Finding finding) {
 
 void Sanitizer::begin_launch() {
   first_team = static_cast<uint32_t>(block_of_team.size());
-  readers.clear();
   atomics.clear();
+  for (const auto& region : arguments) {
+    region->readers.clear();
+    region->stamp = first_team;
+  }
 }
 
 std::string where(const Block& block, uintptr_t at) {
@@ -31,11 +34,17 @@ std::string where(const Block& block, uintptr_t at) {
     return begin && at >= reinterpret_cast<uintptr_t>(begin) &&
            at < reinterpret_cast<uintptr_t>(begin) + bytes;
   };
-  if (inside(block.shared, kSharedCapacity))
-    return "dynamic shared memory at offset " +
-           std::to_string(at - reinterpret_cast<uintptr_t>(block.shared));
-  if (inside(block.segment_begin, static_cast<size_t>(block.segment_end - block.segment_begin)))
-    return "static shared memory";
+  const uint32_t cluster = block.cluster_size(), first = block.rank - block.rank % cluster;
+  for (uint32_t rank = 0; rank < cluster; ++rank) {
+    const Block& owner = block.gang ? *block.gang->member(first + rank) : block;
+    const std::string whose =
+        &owner == &block ? "" : " of block rank " + std::to_string(rank) + " of the cluster";
+    if (inside(owner.shared, kSharedCapacity))
+      return "dynamic shared memory at offset " +
+             std::to_string(at - reinterpret_cast<uintptr_t>(owner.shared)) + whose;
+    if (inside(owner.segment_begin, static_cast<size_t>(owner.segment_end - owner.segment_begin)))
+      return "static shared memory" + whose;
+  }
   for (const Range& range : block.launch->ranges)
     if (at >= range.begin && at < range.end)
       return "argument '" + range.name + "' at byte offset " + std::to_string(at - range.begin);

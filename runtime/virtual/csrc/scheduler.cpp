@@ -45,7 +45,7 @@ void Block::allocate_stacks(uint32_t count) {
   for (uint32_t i = 0; i < count; ++i) mprotect(stacks_begin + i * stride, kGuardBytes, PROT_NONE);
 }
 
-void Block::prepare(uint64_t number) {
+void Block::prepare() {
   const dim3& grid = launch->grid;
   const dim3& shape = launch->block;
   id = {static_cast<unsigned>(number % grid.x), static_cast<unsigned>(number / grid.x % grid.y),
@@ -54,7 +54,8 @@ void Block::prepare(uint64_t number) {
   warp_count = (thread_count + kWarp - 1) / kWarp;
   stopped = false;
   steps = 0;
-  ready_warps = round = idle_rounds = 0;
+  ready_warps = round = idle_rounds = yields = 0;
+  performing = false;
   mbarrier_waits.clear();
   in_flight.clear();
   stores.clear();
@@ -63,12 +64,11 @@ void Block::prepare(uint64_t number) {
   last_range = 0;
   votes = voters = 0;
   const uint64_t seed = launch->options.seed;
-  schedule = seed == 0      ? Schedule::kRunAhead
-             : seed % 2 ? Schedule::kRandomAhead
-                            : Schedule::kInterleave;
+  schedule = launch->options.schedule;
   random.seed(static_cast<unsigned>(seed * 2654435761u + number * 40503u + 1));
-  lanes_descend = seed != 0 && random() & 256;
+  lanes_descend = is_random(schedule) ? random() & 256 : schedule == Schedule::kReverse;
   std::fill(std::begin(barriers), std::end(barriers), Barrier{});
+  last = &threads[lanes_descend ? 0 : thread_count - 1];
   allocate_stacks(thread_count);
   const size_t stride = kStackBytes + kGuardBytes;
   for (uint32_t i = 0; i < thread_count; ++i) {
@@ -100,7 +100,6 @@ void Block::prepare(uint64_t number) {
   }
   if (tensor) tensor->clear();
   prepare_shared();
-  if (race) race->begin(number);
 }
 
 void Block::prepare_shared() {
@@ -120,17 +119,23 @@ void Block::prepare_shared() {
   memset(rest, 0xff, static_cast<size_t>(segment_end - rest));
 }
 
-void Block::run(uint64_t number, Gang* in, uint32_t member) {
-  prepare(number);
+void Block::run(uint64_t which, Gang* in, uint32_t member) {
+  number = which;
+  prepare();
   gang = nullptr;
   rank = 0;
-  if (!in) alone.reset({this});
-  if (in && !in->enter(*this, member)) return in->leave(*this);
+  if (in) {
+    if (!in->enter(*this, member)) return in->leave(*this);
+  } else {
+    alone.reset({this});
+    if (race) race->begin();
+  }
   do {
-    Thread* first = pick(threads[thread_count - 1], false);
+    Thread* first = pick(*last, false);
     current = first;
     vgpu_switch({&scheduler, &first->stack_pointer});
     current = nullptr;
+    if (race) race->settle();  // before other blocks of the gang write
   } while (!stopped && live &&
            (gang ? gang->pass(*this) : ++idle_rounds <= kMaxIdleRounds && wake_polls()));
   finish();
@@ -138,8 +143,8 @@ void Block::run(uint64_t number, Gang* in, uint32_t member) {
 }
 
 void Block::finish() {
-  if (race) race->settle();
   if (stopped || launch->failed) return;
+  if (race) race->check_visits();
   if (live) {
     record_error(*this, nullptr, describe_deadlock(), 0);
   } else if (!in_flight.empty()) {
@@ -154,7 +159,9 @@ void Block::finish() {
 
 void Block::perform_async() {
   // Which comes first is open, but for work of one stream.
-  size_t index = schedule == Schedule::kRunAhead ? 0 : random() % in_flight.size();
+  size_t index = is_random(schedule)              ? random() % in_flight.size()
+                 : schedule == Schedule::kReverse ? in_flight.size() - 1
+                                                  : 0;
   for (size_t i = 0; i < index; ++i)
     if (in_flight[i].stream == in_flight[index].stream && in_flight[i].stream != kUnordered)
       index = i;
@@ -167,7 +174,9 @@ void Block::perform_async(AsyncItem& item) {
   const Race::Acting as(race, &item.strand, item.site, true);
   Thread* const running = current;
   current = item.issuer;  // whom errors are about
+  performing = true;
   item.perform();
+  performing = false;
   current = running;
 }
 
@@ -196,15 +205,22 @@ Thread* Block::pick(const Thread& from, bool may_stay) {
     // two phases behind an mbarrier would wait for ever.
     if (!(round & ready_warps)) round = ready_warps;
     const uint32_t choices = round & ready_warps;
-    const uint32_t skip = schedule == Schedule::kRunAhead ? index + 1 : random() % 32;
-    const uint32_t after = skip < 32 ? choices >> skip << skip : 0;
-    index = static_cast<uint32_t>(__builtin_ctz(after ? after : choices));
+    if (schedule == Schedule::kReverse) {
+      const uint32_t below = choices & ((1u << index) - 1);
+      index = 31u - static_cast<uint32_t>(__builtin_clz(below ? below : choices));
+    } else {
+      const uint32_t skip = schedule == Schedule::kRing ? index + 1 : random() % warp_count;
+      const uint32_t after = skip < 32 ? choices >> skip << skip : 0;
+      index = static_cast<uint32_t>(__builtin_ctz(after ? after : choices));
+    }
     round &= ~(1u << index);
+    turn_of[index] = ++turns;
   }
   return next_lane(from, warps[index]);
 }
 
 Suspension Block::leave_for(Thread& from, Thread* next) {
+  if (!next) last = &from;
   current = next;
   return {&from.stack_pointer, next ? &next->stack_pointer : &scheduler};
 }
@@ -224,7 +240,29 @@ void Block::let_others_run(Thread& thread) {
   if (schedule == Schedule::kInterleave) vgpu_switch(leave_for(thread, pick(thread)));
 }
 
-void Block::yield(Thread& thread) { vgpu_switch(leave_for(thread, pick(thread, false))); }
+void Block::yield(Thread& thread) {
+  Thread* next = pick(thread, false);
+  if (gang && ++yields >= live) {  // who polls may wait for another block
+    yields = 0;
+    next = nullptr;
+  }
+  vgpu_switch(leave_for(thread, next));
+}
+
+void Block::give_turns(Thread& by) {
+  const bool foreign = by.block != this;
+  // The other lanes of the warp come before it loses its turn.
+  if (const uint32_t lanes = by.warp->ready; lanes & (lanes - 1))
+    vgpu_switch(by.block->leave_for(by, next_lane(by, *by.warp)));
+  uint32_t owed = ready_warps & ~(foreign ? 0u : 1u << by.warp->index);
+  const uint64_t now = turns;
+  while (owed) {
+    vgpu_switch(by.block->leave_for(by, foreign ? nullptr : pick(by, false)));
+    owed &= ready_warps;
+    for (uint32_t left = owed; left; left &= left - 1)
+      if (const int w = __builtin_ctz(left); turn_of[w] > now) owed &= ~(1u << w);
+  }
+}
 
 void Block::exit(Thread& thread) {
   CopyQueue& queue = copies[thread.index];
@@ -314,7 +352,7 @@ void record_error(Block& block, const Thread* thread, const std::string& words, 
   finding.kind = "invalid";
   finding.words = words;
   for (const char* kind : {"out-of-bounds", "misaligned", "const-write", "use-after-free",
-                           "leak", "deadlock", "endless"}) {
+                           "leak", "deadlock", "endless", "cluster-lifetime"}) {
     std::string start = kind;
     std::replace(start.begin(), start.end(), '-', ' ');
     if (words.compare(0, start.size() + 2, start + ": ") != 0) continue;

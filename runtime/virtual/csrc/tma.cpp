@@ -232,7 +232,7 @@ void BulkStore::finish() {
 namespace {
 
 void start_load(Box box, uint64_t* barrier, const void* frame) {
-  vgpu_mbarrier_parity(barrier);  // fails unless it is one
+  require_mbarrier(barrier, frame);
   if (Counter* counter = current->block->counter) counter->bulk_copy(box.bytes, true);
   const auto perform = [box = std::move(box), barrier] {
     load(box);
@@ -347,6 +347,10 @@ void vgpu_bulk_send(void* target, const void* source, uint32_t bytes, uint64_t* 
     counter->bulk_shared(bytes, true);
   }
   const auto perform = [=] {
+    if (current->block->race) {
+      trace_bulk(source, bytes, true, false);
+      trace_bulk(target, bytes, true, true);
+    }
     memcpy(target, source, bytes);
     vgpu_mbarrier_complete_tx(barrier, bytes);
   };

@@ -4,7 +4,7 @@
 
 VGPU_API unsigned vgpu_cluster_rank();
 VGPU_API unsigned vgpu_cluster_dim(int axis);
-VGPU_API void vgpu_cluster_arrive();
+VGPU_API void vgpu_cluster_arrive(bool relaxed);
 VGPU_API void vgpu_cluster_wait();
 VGPU_API void vgpu_grid_sync();
 // The same place in the shared memory of another block of the cluster.
@@ -19,11 +19,11 @@ VGPU_API void vgpu_bulk_send(void* target, const void* source, uint32_t bytes, u
 
 namespace tl {
 
-inline void cluster_arrive() { vgpu_cluster_arrive(); }
-inline void cluster_arrive_relaxed() { vgpu_cluster_arrive(); }
+inline void cluster_arrive() { vgpu_cluster_arrive(false); }
+inline void cluster_arrive_relaxed() { vgpu_cluster_arrive(true); }
 inline void cluster_wait() { vgpu_cluster_wait(); }
 inline void cluster_sync() {
-  vgpu_cluster_arrive();
+  vgpu_cluster_arrive(false);
   vgpu_cluster_wait();
 }
 

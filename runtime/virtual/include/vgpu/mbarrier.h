@@ -20,6 +20,8 @@ VGPU_API uint32_t vgpu_mbarrier_parity(const uint64_t* barrier);
 // One arrival when the calling thread's cp.async up to here have been performed. `counted`: the
 // phase's expected count already includes it (.noinc).
 VGPU_API void vgpu_mbarrier_arrive_copies(uint64_t* barrier, bool counted);
+// Makes mbarriers the thread has initialised visible to other blocks of the cluster.
+VGPU_API void vgpu_fence_mbarrier_init();
 // Makes earlier writes of the thread visible to asynchronous copies.
 VGPU_API void vgpu_fence_proxy_async();
 
@@ -79,8 +81,7 @@ template <class T = uint64_t>
 inline void mbarrier_cp_async_arrive_noinc(T& barrier) {
   vgpu_mbarrier_arrive_copies(vgpu::mbarrier_of(barrier), true);
 }
-// An initialised mbarrier is visible at once.
-inline void fence_barrier_init() { vgpu::compiler_fence(); }
+inline void fence_barrier_init() { vgpu_fence_mbarrier_init(); }
 inline void fence_proxy_async() { vgpu_fence_proxy_async(); }
 
 }  // namespace tl
