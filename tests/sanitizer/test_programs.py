@@ -32,9 +32,11 @@ def test_a_slot_given_back_before_its_last_read_is_found():
     """What TileLang 0.1.15's own warp specialisation makes of the scaled GEMM."""
     kernel = resolve_target(f"{FOLDER}/fp8_gemm.py:fp8_gemm")
     lowered = lower(kernel, "sm_90a", pass_configs={"tl.disable_warp_specialized": False})
-    (finding,) = sanitizer.sanitize(lowered, facts=PROGRAMS["fp8_gemm"].facts).kernels[0].findings
-    assert finding.kind == "race"
-    assert "scale)[" in finding.at.text and "scale)[" in finding.other.text
+    findings = sanitizer.sanitize(lowered, facts=PROGRAMS["fp8_gemm"].facts).kernels[0].findings
+    assert findings  # one for each of the two that may come first
+    for finding in findings:
+        assert finding.kind == "race"
+        assert "scale)[" in finding.at.text and "scale)[" in finding.other.text
 
 
 def test_float_atomics_are_no_defect_only_where_that_is_said():

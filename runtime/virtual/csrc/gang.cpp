@@ -191,19 +191,21 @@ Block& Block::peer(uint32_t cluster_rank) {
   return gang ? *gang->member(rank - rank % cluster_size() + cluster_rank) : *this;
 }
 
+Block& Block::running_peer(uint32_t cluster_rank) {
+  Block& other = peer(cluster_rank);
+  if (gang && gang->has_ended(other.rank))
+    vgpu_fail("cluster lifetime: shared memory of block rank %u in the cluster, which has exited",
+              cluster_rank);
+  return other;
+}
+
 Block* Block::owner_of(const void* shared_pointer) {
   const auto holds = [&](const Block& block) {
     return shared_pointer >= block.segment_begin && shared_pointer < block.segment_end;
   };
   if (holds(*this)) return this;
-  for (uint32_t i = 0; gang && i < cluster_size(); ++i) {
-    Block& other = peer(i);
-    if (!holds(other)) continue;
-    if (gang->has_ended(other.rank))
-      vgpu_fail("cluster lifetime: shared memory of block rank %u in the cluster, which has exited",
-                i);
-    return &other;
-  }
+  for (uint32_t i = 0; gang && i < cluster_size(); ++i)
+    if (holds(peer(i))) return &running_peer(i);
   return nullptr;
 }
 

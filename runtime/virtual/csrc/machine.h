@@ -193,6 +193,7 @@ struct Block {
   void run(uint64_t which, Gang* in = nullptr, uint32_t member = 0);
   uint32_t cluster_size() const;
   Block& peer(uint32_t cluster_rank);
+  Block& running_peer(uint32_t cluster_rank);   // fails if it has exited
   Block* owner_of(const void* shared_pointer);  // in the cluster; null if none; fails if it exited
   std::string describe_deadlock() const;
 

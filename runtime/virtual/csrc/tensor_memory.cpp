@@ -27,7 +27,7 @@ TensorGroup group_of(const char* op, bool pair) {
   if (block.cluster_size() % 2)
     vgpu_fail("%s.cta_group::2 needs pairs of blocks, the cluster has %u", op, block.cluster_size());
   const uint32_t even = block.rank % block.cluster_size() & ~1u;
-  Block &first = block.peer(even), &second = block.peer(even + 1);
+  Block &first = block.running_peer(even), &second = block.running_peer(even + 1);
   return {2, {&first, &second}, {&memory_of(first), &memory_of(second)}};
 }
 
