@@ -167,3 +167,15 @@ def lower(
         origin=origin,
         origins=by_line,
     )
+
+
+def cuda_text(device_mod: Any, arch_name: str) -> str:
+    """CUDA text of a device module as :func:`lower` leaves it, changed by whoever asks."""
+    from tilelang import tvm
+    from tilelang.backend.module import create_backend_context
+    from tilelang.engine.lower import device_codegen_without_compile
+
+    target = tvm.target.Target({"kind": "cuda", "arch": arch(arch_name).name})
+    with target:
+        context = create_backend_context(target, None, "auto")
+        return str(device_codegen_without_compile(device_mod, context).inspect_source())

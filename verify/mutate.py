@@ -16,6 +16,10 @@ from tileproof.codegen.lower import Lowered
 Change = Callable[[Any], Any]  # a node → its replacement, or None to leave it
 
 
+# Classes whose mutants show only when threads or copies run ahead of each other.
+ORDERED = ("barrier-dropped", "wait-dropped", "wait+1", "commit-dropped")
+
+
 @dataclass(frozen=True, eq=False)
 class Mutant:
     """`name` is ``<class>#<site number>``, stable for a given kernel."""
@@ -26,13 +30,15 @@ class Mutant:
     lowered: Lowered
 
 
-def mutants(lowered: Lowered, kinds: Collection[str] = ()) -> Iterator[Mutant]:
-    """Every mutant of every class (or of `kinds` alone), one changed site each."""
+def mutants(
+    lowered: Lowered, kinds: Collection[str] = (), most: int | None = None
+) -> Iterator[Mutant]:
+    """Mutants of every class (or of `kinds` alone), one changed site each: of all sites, or of
+    `most` of a class, spread evenly over the program."""
     for kind, (where, keys, change) in _classes(lowered).items():
         if kinds and kind not in kinds:
             continue
-        field = f"{where}_mod"
-        yield from _each_site(lowered, field, kind, keys, change)
+        yield from _each_site(lowered, f"{where}_mod", kind, keys, change, most)
 
 
 def _classes(lowered: Lowered) -> dict[str, tuple[str, list[str], Change]]:
@@ -104,6 +110,23 @@ def _classes(lowered: Lowered) -> dict[str, tuple[str, list[str], Change]]:
             return None
         return tirx.IfThenElse(tirx.LT(thread, tirx.IntImm("int32", 32)), n, None)
 
+    def one_trip_less(n: Any) -> Any:
+        extent = n.extent
+        if type(extent).__name__ != "IntImm" or int(extent.value) < 2 or n.thread_binding:
+            return None
+        fewer = tirx.IntImm(str(extent.dtype), int(extent.value) - 1)
+        return tirx.For(n.loop_var, n.min, fewer, n.kind, n.body, None, n.annotations)
+
+    def rounded(n: Any) -> Any:
+        dtype = str(n.value.dtype)
+        if not dtype.startswith("float32"):
+            return None
+        half = tirx.Cast(dtype.replace("float32", "float16"), n.value)
+        return tirx.BufferStore(n.buffer, tirx.Cast(dtype, half), n.indices)
+
+    def difference(n: Any) -> Any:
+        return tirx.Sub(n.a, n.b) if str(n.dtype).startswith("float") else None
+
     return {
         "barrier-dropped": ("device", ["tirx.Evaluate"], dropped("tirx.tvm_storage_sync")),
         "barrier-guarded": ("device", ["tirx.Evaluate"], own_barrier),
@@ -118,6 +141,9 @@ def _classes(lowered: Lowered) -> dict[str, tuple[str, list[str], Change]]:
         "stride+1": ("device", ["tirx.Mul"], stride_wrong),
         "cp.async+8": ("device", ["tirx.Call"], copy_shifted),
         "grid-floor": ("host", ["tirx.FloorDiv"], grid_floor),
+        "trips-1": ("device", ["tirx.For"], one_trip_less),
+        "rounded": ("device", ["tirx.BufferStore"], rounded),
+        "difference": ("device", ["tirx.Add"], difference),
     }
 
 
@@ -145,7 +171,7 @@ def without_int64(lowered: Lowered) -> Lowered:
 
 
 def _each_site(
-    lowered: Lowered, field: str, kind: str, keys: list[str], change: Change
+    lowered: Lowered, field: str, kind: str, keys: list[str], change: Change, most: int | None
 ) -> Iterator[Mutant]:
     mod = getattr(lowered, field)
     sites: list[str] = []
@@ -155,7 +181,8 @@ def _each_site(
             sites.append(_place(n))
 
     _rewrite(mod, keys, count)
-    for i, site in enumerate(sites):
+    chosen = len(sites) if most is None else min(most, len(sites))
+    for i in (number * len(sites) // chosen for number in range(chosen)):
         seen = iter(range(len(sites)))
 
         def once(n: Any, target: int = i, seen: Iterator[int] = seen) -> Any:
@@ -163,7 +190,7 @@ def _each_site(
             return new if new is not None and next(seen) == target else None
 
         mutated = replace(lowered, **{field: _rewrite(mod, keys, once)})
-        yield Mutant(f"{kind}#{i}", kind, site, mutated)
+        yield Mutant(f"{kind}#{i}", kind, sites[i], mutated)
 
 
 def _variables(lowered: Lowered) -> tuple[Any, list[Any]]:
@@ -191,9 +218,14 @@ def _variables(lowered: Lowered) -> tuple[Any, list[Any]]:
 
 
 def _place(n: Any) -> str:
-    if type(n).__name__ == "BufferStore":
-        return f"{n.buffer.name}[{n.indices[0]}] ="
-    return str(n.condition if type(n).__name__ == "IfThenElse" else n)
+    kind = type(n).__name__
+    if kind == "BufferStore":
+        text = f"{n.buffer.name}[{n.indices[0]}] ="
+    elif kind == "For":
+        text = f"for {n.loop_var} in {n.extent}"
+    else:
+        text = str(n.condition if kind == "IfThenElse" else n)
+    return " ".join(text.split())  # one line, of Python's own string type
 
 
 def _rewrite(mod: Any, keys: list[str], change: Change) -> Any:

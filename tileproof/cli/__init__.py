@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from . import bench, build, doctor, inspect, list, sanitize, verify
+from . import bench, build, doctor, inspect, list, mutate, sanitize, verify
 
 app = typer.Typer(
     name="tileproof",
@@ -17,7 +17,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (list, build, verify, sanitize, inspect, bench, doctor):
+for verb in (list, build, verify, sanitize, mutate, inspect, bench, doctor):
     app.command(name=verb.__name__.rsplit(".", 1)[-1])(verb.run)
 
 USAGE = 3

@@ -1,0 +1,134 @@
+"""Value equivalence: the algebra, the library's kernels, and what a wrong value looks like."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import tilelang.language as T
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tileproof.codegen.lower import lower
+from tileproof.dsl import Facts, load_library
+from tileproof.verify.field import Reference, UnmodelledError, residues
+from tileproof.verify.field.memory import FaultError, Memory, element
+from tileproof.verify.mutate import mutants
+
+RESIDUES = st.integers(0, residues.P - 1)
+
+
+@given(RESIDUES, RESIDUES, RESIDUES)
+def test_residues_are_a_field(a, b, c):
+    a, b, c = (np.int64(n) for n in (a, b, c))
+    times = residues.multiply
+    assert times(a, (b + c) % residues.P) == (times(a, b) + times(a, c)) % residues.P
+    assert times(times(a, b), c) == times(a, times(b, c))
+    assert times(a, residues.inverse(a)) == (a != 0)
+    assert residues.maximum(a, b) == residues.maximum(b, a)
+    least, most = (np.int64(residues.constant(float(x))) for x in ("-inf", "inf"))
+    assert residues.maximum(a, least) == a == residues.minimum(a, most)
+
+
+@given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6))
+def test_constants_add_and_multiply_as_fractions(x, y):
+    a, b = residues.constant(x), residues.constant(y)
+    total, product = Fraction(x) + Fraction(y), Fraction(x) * Fraction(y)
+    for got, exact in (((a + b) % residues.P, total), (a * b % residues.P, product)):
+        assert got * exact.denominator % residues.P == exact.numerator % residues.P
+
+
+def test_memory_knows_what_was_written():
+    memory = Memory("m", 2, 8, "salt")
+    half, single, on = element("float16"), element("float32"), np.ones(2, bool)
+    memory.store(np.arange(2), np.array([0, 4]), half, np.array([5, 6]), on)
+    assert memory.load(np.arange(2), np.array([0, 4]), half, on).tolist() == [5, 6]
+    fresh = memory.load(0, np.array([2]), half, on[:1])
+    assert fresh != Memory("m", 2, 8, "pepper").load(0, np.array([2]), half, on[:1])
+    assert not memory.reread
+    memory.load(0, np.array([0]), single, on[:1])
+    assert memory.reread
+    with pytest.raises(FaultError, match="m: byte 8 of 8"):
+        memory.load(0, np.array([8]), half, on[:1])
+
+
+def tiny(name: str, arch: str = "sm_80"):
+    spec = load_library()[name].shape_set("tiny")[0][0]
+    return lower(spec, arch), Facts.of(spec)
+
+
+@pytest.mark.parametrize("name", list(load_library()))
+def test_the_library_computes_what_its_source_says(name):
+    lowered, facts = tiny(name)
+    reference = Reference(lowered, facts, of_source=True)
+    assert {0, 1} <= {sizes["M"] for sizes in reference.sizes}
+    assert reference.difference(lowered) is None
+
+
+M = T.dynamic("m")
+
+
+@T.prim_func
+def product(
+    a: T.Tensor((M, 96), "float16"),
+    b: T.Tensor((96, 64), "float16"),
+    c: T.Tensor((M, 64), "float16"),
+):
+    with T.Kernel(T.ceildiv(M, 64), threads=128) as row:
+        a_tile = T.alloc_shared((64, 32), "float16")
+        b_tile = T.alloc_shared((32, 64), "float16")
+        total = T.alloc_fragment((64, 64), "float32")
+        T.clear(total)
+        for k in T.Pipelined(3, num_stages=2):
+            T.copy(a[row * 64, k * 32], a_tile)
+            T.copy(b[k * 32, 0], b_tile)
+            T.gemm(a_tile, b_tile, total)
+        T.copy(total, c[row * 64, 0])
+
+
+CONFIGS = {"tl.disable_tma_lower": True, "tl.disable_warp_specialized": True}
+
+
+@pytest.fixture(scope="module")
+def pipelined():
+    lowered = lower(product, "sm_80", pass_configs=CONFIGS)
+    return lowered, Reference(lowered, Facts(), of_source=True)
+
+
+def test_a_pipelined_product_on_every_schedule(pipelined):
+    lowered, reference = pipelined
+    assert reference.sizes == [{"m": n} for n in (0, 1, 63, 64, 65, 129)]
+    assert reference.difference(lowered, ("together", "first", "last")) is None
+
+
+@pytest.mark.parametrize("kind", ["wait-dropped", "commit-dropped", "barrier-dropped"])
+def test_copies_and_warps_out_of_order_show_as_other_values(pipelined, kind):
+    _, reference = pipelined
+    changed = mutants(pipelined[0], [kind])
+    orders = ("together", "first", "last")
+    shown = [reference.difference(m.lowered, orders) is not None for m in changed]
+    assert any(shown), kind
+
+
+@pytest.mark.parametrize("kind", ["cp.async+8", "slot+1", "trips-1", "rounded"])
+def test_other_operands_are_other_values(pipelined, kind):
+    _, reference = pipelined
+    for mutant in mutants(pipelined[0], [kind], 2):
+        found = reference.difference(mutant.lowered)
+        clears = "total" in mutant.site and kind == "rounded"  # zero in any format
+        assert (found is None) == clears, mutant
+
+
+def test_a_fault_is_told_with_its_size(pipelined):
+    _, reference = pipelined
+    guard = next(mutants(pipelined[0], ["grid-floor"]))
+    found = reference.difference(guard.lowered)
+    assert (found.sizes, found.tensor) == ({"m": 1}, "c")
+    wide = next(mutants(pipelined[0], ["guard-dropped"]))
+    assert "outside its shape" in reference.difference(wide.lowered).message
+
+
+def test_what_is_not_executed_is_named():
+    lowered = lower(product, "sm_90a")
+    reference = Reference(lowered, Facts(), of_source=True)
+    with pytest.raises(UnmodelledError, match="tensor maps"):
+        reference.difference(lowered)

@@ -1,0 +1,102 @@
+"""How many seeded bugs the verifier and the sanitizer find: the check of the checkers.
+
+Whether a mutant is a bug at all is decided by running it beside the original over a prime field,
+with warps that run ahead and copies that come late; no checker under test has a say in that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from tileproof.codegen.lower import Lowered, cuda_text
+from tileproof.dsl import Facts
+
+# equivalent: changes nothing; undecided: what the prime-field run does not know.
+# verify: refuted or an alarm; values: another value than the source's; sanitize: found by a run.
+Fate = Literal["equivalent", "undecided", "verify", "values", "sanitize", "escaped"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one mutant. `why` is the first complaint, or what it does unnoticed."""
+
+    kernel: str
+    arch: str
+    mutant: str
+    kind: str
+    site: str
+    fate: Fate
+    why: str
+
+
+def examine(
+    lowered: Lowered, facts: Facts, *, most: int | None = None, run: bool = True
+) -> Iterator[Outcome]:
+    """Every mutant of `lowered` (`most` of a class) and what finds it.
+
+    `run` sends what the verifier misses to the sanitizer. Raises UnmodelledError for a kernel the
+    prime-field run does not know.
+    """
+    from tileproof.verify.field import Reference
+    from tileproof.verify.mutate import mutants
+
+    lowered_values = Reference(lowered, facts, of_source=False)
+    source_values = Reference(lowered, facts, of_source=True)
+    for mutant in mutants(lowered, most=most):
+        fate, why = _fate(mutant, lowered_values, source_values, facts, run)
+        yield Outcome(lowered.name, lowered.arch, mutant.name, mutant.kind, mutant.site, fate, why)
+
+
+def _fate(
+    mutant: Any, lowered_values: Any, source_values: Any, facts: Facts, run: bool
+) -> tuple[Fate, str]:
+    from tileproof.verify import Verdict, prove_lowered
+    from tileproof.verify.field import UnmodelledError
+    from tileproof.verify.mutate import ORDERED
+
+    orders = ("together", "first", "last") if mutant.kind in ORDERED else ("together",)
+    try:
+        difference = lowered_values.difference(mutant.lowered, orders)
+    except UnmodelledError as error:
+        return "undecided", str(error)
+    if difference is None:
+        return "equivalent", ""
+    report = prove_lowered(mutant.lowered, use_cache=False)
+    for name, found in report.properties.items():
+        if found.verdict in (Verdict.REFUTED, Verdict.ALARM):
+            return "verify", f"{name}: {next(iter(found.reasons), '')}"
+    if report.error:
+        return "verify", report.error
+    other = source_values.difference(mutant.lowered)
+    if other is not None:
+        return "values", other.message
+    if run and (words := _sanitized(mutant.lowered, facts)):
+        return "sanitize", words
+    return "escaped", f"at {dict(difference.sizes)}: {difference.message}"
+
+
+def _sanitized(lowered: Lowered, facts: Facts) -> str:
+    from tileproof.sanitizer import sanitize
+
+    text = cuda_text(lowered.device_mod, lowered.arch)
+    (report,) = sanitize(replace(lowered, cuda=text), facts=facts, draws=2).kernels
+    return report.findings[0].message if report.findings else ""
+
+
+def table(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
+    """A row per class and one for all: how many mutants had each fate."""
+    fates = ("equivalent", "undecided", "verify", "values", "sanitize", "escaped")
+    rows: dict[str, dict[str, Any]] = {}
+    for outcome in outcomes:
+        for name in (outcome.kind, "all"):
+            row = rows.setdefault(name, {"class": name, "seeded": 0, **dict.fromkeys(fates, 0)})
+            row["seeded"] += 1
+            row[outcome.fate] += 1
+    for row in rows.values():
+        bugs = row["seeded"] - row["equivalent"] - row["undecided"]
+        found = row["verify"] + row["values"]
+        row["by_verify"] = found / bugs if bugs else None
+        row["by_both"] = (found + row["sanitize"]) / bugs if bugs else None
+    return [*(row for name, row in rows.items() if name != "all"), *filter(None, [rows.get("all")])]

@@ -1,0 +1,183 @@
+"""Source and lowered program on the same random residues, at sizes that cover tiles and tails."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tileproof.codegen.lower import Lowered
+from tileproof.dsl import Facts
+from tileproof.dsl.expression import evaluate as evaluate_text
+
+from .device import Order, run_launch
+from .memory import Element, FaultError, Memory, element
+from .residues import P
+from .tiles import run_source
+
+MOST_SIZES = 12
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where two programs part. `index` is None for a fault of one of them."""
+
+    sizes: Mapping[str, int]
+    tensor: str
+    index: tuple[int, ...] | None
+    message: str
+
+
+class Reference:
+    """What a program computes at sizes that cover its tiles; found once, as far as it is asked for.
+
+    `of_source` takes the source program of `lowered`, else what is lowered. Raises UnmodelledError
+    for a construct neither is executed with, FaultError for what the program itself does wrong.
+    """
+
+    def __init__(self, lowered: Lowered, facts: Facts, *, of_source: bool, seed: int = 0) -> None:
+        self.lowered, self.facts, self.of_source, self.seed = lowered, facts, of_source, seed
+        self.sizes = list(covering_sizes(lowered, facts))
+        self._found: list[tuple[dict[str, Memory], dict[str, Memory]]] = []
+
+    def difference(
+        self, other: Lowered, orders: Sequence[Order] = ("together",)
+    ) -> Difference | None:
+        """The first element in which `other` leaves another value, or its fault, or None."""
+        for number, sizes in enumerate(self.sizes):
+            drawn, expected = self._case(number, sizes)
+            for order in orders:
+                got = _copies(drawn)
+                try:
+                    run_lowered(other, got, sizes, order)
+                except FaultError as fault:
+                    return Difference(sizes, "", None, str(fault))
+                found = _difference(self.lowered, expected, got, sizes)
+                if found is not None:
+                    return found
+        return None
+
+    def _case(
+        self, number: int, sizes: dict[str, int]
+    ) -> tuple[dict[str, Memory], dict[str, Memory]]:
+        if number == len(self._found):
+            drawn = _tensors(self.lowered, self.facts, sizes, self.seed)
+            expected = _copies(drawn)
+            if self.of_source:
+                run_source(self.lowered.source, expected, sizes)
+            else:
+                run_lowered(self.lowered, expected, sizes)
+            self._found.append((drawn, expected))
+        return self._found[number]
+
+
+def run_lowered(
+    lowered: Lowered,
+    tensors: Mapping[str, Memory],
+    sizes: Mapping[str, int],
+    order: Order = "together",
+) -> None:
+    """Every launch of one call, one after another."""
+    functions = {str(g.name_hint): f for g, f in lowered.device_mod.functions_items()}
+    for launch in lowered.launches:
+        run_launch(launch, functions[launch.kernel], tensors, sizes, order)
+
+
+def covering_sizes(lowered: Lowered, facts: Facts) -> Iterator[dict[str, int]]:
+    """Sizes around every tile of the launch grid: 0, 1, one less, one more, two tiles and one."""
+    symbols: dict[str, set[int]] = {}
+    for p in lowered.parameters:
+        for text in (p.name,) if p.shape is None else p.shape:
+            for name in re.findall(r"[A-Za-z_]\w*", str(text)):
+                symbols[name] = set()
+    tiles = {
+        int(n) for launch in lowered.launches for n in re.findall(r"// (\d+)", str(launch.grid))
+    }
+    for name, sizes in symbols.items():
+        low, high = facts.dims.get(name, (0, 1 << 20))
+        step = facts.multiples.get(name, 1)
+        for tile in tiles or {32}:
+            for size in (0, 1, tile - 1, tile, tile + 1, 2 * tile + 1):
+                size = max(size, low) // step * step
+                sizes.add(size + step if size < low else size)
+        sizes &= {size for size in sizes if low <= size <= high}
+    count = max((len(s) for s in symbols.values()), default=1)
+    for number in range(min(count, MOST_SIZES)):
+        # Together they run through their sizes, each from another place.
+        yield {
+            name: sorted(sizes)[(number + shift) % len(sizes)]
+            for shift, (name, sizes) in enumerate(symbols.items())
+        }
+
+
+def _tensors(lowered: Lowered, facts: Facts, sizes: dict[str, int], seed: int) -> dict[str, Memory]:
+    """Every tensor of a call with random contents; adds the strides it has to `sizes`."""
+    out = {}
+    for p in lowered.parameters:
+        if p.shape is None:
+            continue
+        shape = [evaluate_text(str(n), sizes) for n in p.shape]
+        strides = _strides(p, shape, facts, sizes)
+        last = sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+        count = 0 if 0 in shape else last + 1
+        kind = element(p.dtype)
+        rng = np.random.default_rng([seed, zlib.crc32(p.name.encode()), *sizes.values()])
+        memory = Memory(p.name, 1, count * kind.bytes, "")
+        if count:
+            values = _values(p.name, kind, count, facts, sizes, rng)
+            memory.store(0, np.arange(count) * kind.bytes, kind, values, np.ones(count, bool))
+        out[p.name] = memory
+    return out
+
+
+def _strides(p: Any, shape: list[int], facts: Facts, sizes: dict[str, int]) -> list[int]:
+    strides: list[int] = []
+    least = 1
+    declared = p.strides or (None,) * len(shape)
+    for n, stride in zip(reversed(shape), reversed(declared), strict=True):
+        if isinstance(stride, str):
+            step = facts.multiples.get(stride, 1)
+            stride = sizes.setdefault(stride, (-(-least // step) + 1) * step)
+        strides.insert(0, least if stride is None else stride)
+        least = max(1, n) * strides[0]
+    return strides
+
+
+def _values(
+    name: str, kind: Element, count: int, facts: Facts, sizes: Mapping[str, int], rng: Any
+) -> Any:
+    if kind.kind == "float":
+        return rng.integers(0, P, count)
+    low, high = (evaluate_text(str(n), sizes) for n in facts.values.get(name, (0, 1)))
+    drawn = rng.integers(low, max(low, high) + 1, count)
+    return np.sort(drawn) if name in facts.monotone else drawn
+
+
+def _copies(tensors: Mapping[str, Memory]) -> dict[str, Memory]:
+    out = {}
+    for name, memory in tensors.items():
+        copy = Memory(name, 1, memory.size, memory.salt)
+        copy.value[:], copy.code[:] = memory.value, memory.code
+        out[name] = copy
+    return out
+
+
+def _difference(
+    lowered: Lowered,
+    expected: Mapping[str, Memory],
+    got: Mapping[str, Memory],
+    sizes: Mapping[str, int],
+) -> Difference | None:
+    for p in lowered.parameters:
+        if p.shape is None:
+            continue
+        a, b = expected[p.name], got[p.name]
+        wrong = (a.code != b.code) | ((a.value != b.value) & (a.code != 0))
+        if wrong.any():
+            place = int(np.argmax(wrong[0])) // element(p.dtype).bytes
+            return Difference(sizes, p.name, (place,), f"{p.name}[{place}] has another value")
+    return None

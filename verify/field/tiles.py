@@ -1,0 +1,316 @@
+"""The source program: what TileLang's tile operations mean, before anything is lowered.
+
+A block is one place that holds its shared memory and fragments; what is local belongs to a thread.
+Outside parallel loops and tile operations a lane is a thread, inside it is a point of a block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from .machine import Lanes, Machine, Meeting, Place, arithmetic, convert
+from .memory import Memory, UnmodelledError, element
+
+Region = tuple[Any, list[Any], list[int]]  # buffer, first index, extents
+
+_PARALLEL = 1  # tvm.tirx.ForKind
+
+
+def run_source(function: Any, tensors: Mapping[str, Memory], sizes: Mapping[str, int]) -> None:
+    """Executes a TileLang prim_func on `tensors`."""
+    from tilelang import tvm
+
+    places = {}
+    env: dict[Any, Any] = {}
+    for parameter in function.params:
+        buffer = function.buffer_map.get(parameter)
+        if buffer is None:
+            env[parameter] = np.int64(sizes[str(parameter.name)])
+            continue
+        places[buffer.data] = Place(tensors[str(buffer.name)], "global")
+        for n in [*buffer.shape, *buffer.strides]:
+            for var in tvm.tirx.analysis.undefined_vars(n):
+                env[var] = np.int64(sizes[str(var.name)])
+    lanes = Lanes(np.zeros(1, np.int64), None, env)
+    for _ in Source(lanes, places).run(function.body):
+        raise UnmodelledError("a meeting of threads in the source")
+
+
+class Source(Machine):
+    """All blocks, then all their threads, or the points of a parallel loop."""
+
+    def __init__(self, lanes: Lanes, places: dict[Any, Place]) -> None:
+        super().__init__(lanes, places)
+        self.axes: dict[Any, int] = {}  # of thread numbers
+        self.threads = 1
+        self.temporary: dict[Any, Place] = {}  # what a point keeps in a variable of its thread
+
+    # --- lanes -----------------------------------------------------------------------------------
+
+    def run_For(self, s: Any) -> Meeting:
+        if s.thread_binding is not None:
+            self.lanes = self.repeated(int(self.value(s.extent)), s.loop_var)
+            self.lanes.block = np.arange(self.lanes.count)
+            self.active = np.ones(self.lanes.count, bool)
+            yield from self.run(s.body)
+        elif int(s.kind) == _PARALLEL:
+            with self.once_per_block():
+                extent = np.where(self.active, self.value(s.extent), 0)
+                start = self.value(s.min)
+                with self.points(int(extent.max(initial=0)), s.loop_var) as number:
+                    count = self.lanes.count // max(1, len(extent))
+                    self.active &= number < _each(extent, count)
+                    self.lanes.env[s.loop_var] = _each(start, count) + number
+                    yield from self.run(s.body)
+        else:
+            yield from super().run_For(s)
+
+    def run_SBlockRealize(self, s: Any) -> Meeting:
+        yield from self.run(s.block)
+
+    def run_SBlock(self, s: Any) -> Meeting:
+        launch = s.annotations.get("tl.launch_threads")
+        if launch is not None:
+            self.start_threads([int(n) for n in launch])
+        for buffer in s.alloc_buffers:
+            self.allocate(buffer)
+        yield from self.run(s.body)
+
+    def run_Bind(self, s: Any) -> Meeting:
+        if type(s.value).__name__ == "Call" and str(s.value.op.name) == "tl.launch_thread_idx":
+            self.axes[s.var] = int(s.value.args[0].value)
+        else:
+            yield from super().run_Bind(s)
+
+    def repeated(self, count: int, var: Any = None) -> Lanes:
+        """Every lane `count` times; `var` numbers them."""
+        env = {v: _each(value, count) for v, value in self.lanes.env.items()}
+        if var is not None:
+            env[var] = np.tile(np.arange(count), self.lanes.count)
+        return Lanes(np.repeat(self.lanes.block, count), None, env)
+
+    def start_threads(self, sizes: list[int]) -> None:
+        self.threads = int(np.prod(sizes))
+        thread = np.tile(np.arange(self.threads), self.lanes.count)
+        self.lanes = replace(self.repeated(self.threads), thread=thread)
+        for var, axis in self.axes.items():
+            self.lanes.env[var] = thread // int(np.prod(sizes[:axis])) % sizes[axis]
+        self.active = np.ones(self.lanes.count, bool)
+
+    @contextlib.contextmanager
+    def once_per_block(self) -> Iterator[None]:
+        """Within, a lane is a block and knows what its threads agree on. At points: as it is."""
+        lanes, active = self.lanes, self.active
+        if lanes.thread is not None:
+            mine = active.reshape(-1, self.threads)
+            if (mine.any(axis=1) != mine.all(axis=1)).any():
+                raise UnmodelledError("a tile operation or parallel loop of some threads")
+            env = {}
+            for var, value in lanes.env.items():
+                if np.ndim(value) == 0:
+                    env[var] = value
+                    continue
+                by_block = np.broadcast_to(value, active.shape).reshape(-1, self.threads)
+                if (by_block == by_block[:, :1])[mine].all():
+                    env[var] = by_block[:, 0]
+            self.lanes, self.active = Lanes(lanes.block[:: self.threads], None, env), mine[:, 0]
+        try:
+            yield
+        finally:
+            self.lanes, self.active = lanes, active
+
+    @contextlib.contextmanager
+    def points(self, count: int, var: Any = None) -> Iterator[Any]:
+        """Within, every lane is `count` lanes. Yields the number of each."""
+        lanes, active, kept = self.lanes, self.active, self.temporary
+        self.lanes, self.active = self.repeated(count, var), np.repeat(active, count)
+        self.temporary = {
+            data: replace(place, memory=place.memory.repeated(count))
+            for data, place in kept.items()
+        }
+        try:
+            yield np.tile(np.arange(count), lanes.count)
+        finally:
+            self.lanes, self.active, self.temporary = lanes, active, kept
+
+    # --- memory ----------------------------------------------------------------------------------
+
+    def allocate(self, buffer: Any) -> None:
+        scope = str(buffer.scope())
+        size = element(str(buffer.dtype)).bytes
+        for n in buffer.shape:
+            size *= int(self.value(n))
+        owner = "lane" if scope in ("local", "local.var") else "block"
+        if owner == "block" and scope not in ("local.fragment", "shared", "shared.dyn"):
+            raise UnmodelledError(f"memory of scope {scope}")
+        count = self.lanes.count if owner == "lane" else self.lanes.count // self.threads
+        self.places[buffer.data] = Place(Memory(buffer.name, count, size, "source"), owner)
+
+    def place(self, buffer: Any) -> Place:
+        found = super().place(buffer)
+        if found.owner != "lane" or self.lanes.thread is not None:
+            return found
+        if buffer.data not in self.temporary:
+            # A point works with a copy of its thread's variable, which is that of any thread.
+            value = found.memory.value.reshape(-1, self.threads, found.memory.size)
+            if (value != value[:, :1]).any():
+                raise UnmodelledError(f"{buffer.name} of one thread in a parallel loop")
+            rows = self.lanes.block * self.threads
+            self.temporary[buffer.data] = Place(found.memory.repeated(1, rows), "lane")
+        return self.temporary[buffer.data]
+
+    # --- tile operations -------------------------------------------------------------------------
+
+    def call(self, call: Any) -> Meeting:
+        name = str(call.op.name)
+        if name in _NOTHING:
+            return iter(())
+        method = _OPERATIONS.get(name)
+        if method is None:
+            raise UnmodelledError(name)
+        method(self, list(call.args))
+        return iter(())
+
+    def region(self, e: Any) -> Region:
+        if type(e).__name__ != "Call" or str(e.op.name) != "tl.region":
+            raise UnmodelledError(f"tile {e}")
+        load, _, *extents = e.args
+        return load.buffer, list(load.indices), [int(self.value(n)) for n in extents]
+
+    @contextlib.contextmanager
+    def tile(self, shape: list[int]) -> Iterator[list[Any]]:
+        """Within, a lane is an element of the tile; yields its indices."""
+        with self.once_per_block(), self.points(int(np.prod(shape))) as number:
+            yield [number // int(np.prod(shape[axis + 1 :])) % n for axis, n in enumerate(shape)]
+
+    def at(self, region: Region, where: list[Any]) -> tuple[Any, list[Any]]:
+        """The element of a region at indices along the extents that are not 1."""
+        buffer, first, extents = region
+        rest = iter(where)
+        found = [
+            self.value(start) + (next(rest) if n != 1 else 0)
+            for start, n in zip(first, extents, strict=True)
+        ]
+        return buffer, found
+
+    def within(self, buffer: Any, indices: list[Any]) -> Any:
+        inside: Any = True
+        for index, n in zip(indices, buffer.shape, strict=True):
+            inside = inside & (index >= 0) & (index < self.value(n))
+        return inside
+
+    def read(self, buffer: Any, indices: list[Any]) -> Any:
+        """An element of a tile; what lies beyond the tensor is 0."""
+        outer = self.active
+        self.active = outer & self.within(buffer, indices)
+        value = self.load(buffer, indices)
+        self.active = outer
+        return value
+
+    def write(self, buffer: Any, indices: list[Any], value: Any) -> None:
+        outer = self.active
+        self.active = outer & self.within(buffer, indices)
+        self.store(buffer, indices, value)
+        self.active = outer
+
+    def copy(self, args: list[Any]) -> None:
+        source, target = self.region(args[0]), self.region(args[1])
+        shape = [n for n in target[2] if n != 1]
+        if [n for n in source[2] if n != 1] != shape:
+            raise UnmodelledError(f"a copy of {source[2]} to {target[2]}")
+        dtypes = str(source[0].dtype), str(target[0].dtype)
+
+        def move(where: list[Any]) -> None:
+            value = self.read(*self.at(source, where))
+            self.write(*self.at(target, where), convert(value, *dtypes))
+
+        self.each(shape, (source, target), move)
+
+    def fill(self, args: list[Any]) -> None:
+        target = self.region(args[0])
+        value = convert(self.value(args[1]), str(args[1].dtype), str(target[0].dtype))
+        if np.ndim(value):
+            raise UnmodelledError("a fill with the value of a thread")
+        shape = [n for n in target[2] if n != 1]
+        self.each(shape, (target,), lambda where: self.write(*self.at(target, where), value))
+
+    def each(self, shape: list[int], regions: tuple[Region, ...], do: Any) -> None:
+        """For every element of a tile: at once, or for threads that own it one after another."""
+        if any(self.places[buffer.data].owner == "lane" for buffer, *_ in regions):
+            if self.lanes.thread is None:
+                raise UnmodelledError("a thread's tile in a parallel loop")
+            for indices in itertools.product(*map(range, shape)):
+                do(list(indices))
+            return
+        with self.tile(shape) as where:
+            do(where)
+
+    def gemm(self, args: list[Any]) -> None:
+        a, b, c = (self.region(e) for e in args[:3])
+        transposed = [bool(e.value) for e in args[3:5]]
+        m, n, k = (int(self.value(e)) for e in args[5:8])
+        kinds = [str(buffer.dtype) for buffer, *_ in (a, b, c)]
+        clear = bool(self.value(args[9]))
+        with self.tile([m, n]) as (i, j):
+            place = self.matrix(c, i, j)
+            total = np.int64(0) if clear else self.read(*place)
+            for step in range(k):
+                left = self.read(*self.matrix(a, *((step, i) if transposed[0] else (i, step))))
+                right = self.read(*self.matrix(b, *((j, step) if transposed[1] else (step, j))))
+                product = arithmetic("Mul", _wide(kinds[0], kinds[2]), left, right)
+                total = arithmetic("Add", kinds[2], total, product)
+            self.write(*place, total)
+
+    def matrix(self, region: Region, row: Any, column: Any) -> tuple[Any, list[Any]]:
+        buffer, first, _ = region
+        found = [self.value(start) for start in first]
+        return buffer, [*found[:-2], found[-2] + row, found[-1] + column]
+
+    def reduce(self, args: list[Any]) -> None:
+        source, target = self.region(args[0]), self.region(args[1])
+        kind, dim = str(args[2].value), int(self.value(args[3]))
+        operation = {"sum": "Add", "max": "Max", "min": "Min"}.get(kind)
+        dtype = str(target[0].dtype)
+        if operation is None or str(source[0].dtype) != dtype:
+            raise UnmodelledError(f"a {kind} of {source[0].dtype} into {dtype}")
+        shape = [n for axis, n in enumerate(source[2]) if axis != dim]
+        keeps = len(target[2]) == len(source[2])
+        if [n for axis, n in enumerate(target[2]) if not (keeps and axis == dim)] != shape:
+            raise UnmodelledError(f"a {kind} of {source[2]} into {target[2]}")
+        with self.tile(shape) as where:
+            first = [self.value(n) for n in target[1]]
+            into = [*where[:dim], 0, *where[dim:]] if keeps else list(where)
+            place = target[0], [a + b for a, b in zip(first, into, strict=True)]
+            total = None if bool(self.value(args[4])) else self.read(*place)
+            start = [self.value(n) for n in source[1]]
+            for step in range(source[2][dim]):
+                at = [a + b for a, b in zip(start, [*where[:dim], step, *where[dim:]], strict=True)]
+                value = self.read(source[0], at)
+                total = value if total is None else arithmetic(operation, dtype, total, value)
+            self.write(*place, total)
+
+
+def _each(value: Any, count: int) -> Any:
+    """A value of every lane, for `count` lanes in the place of each."""
+    return value if np.ndim(value) == 0 else np.repeat(value, count, axis=-1)
+
+
+def _wide(operand: str, result: str) -> str:
+    """Type of a product: integers are multiplied as wide as they are added."""
+    return operand if element(operand).kind == "float" else result
+
+
+_OPERATIONS = {
+    "tl.tileop.copy": Source.copy,
+    "tl.tileop.fill": Source.fill,
+    "tl.tileop.gemm": Source.gemm,
+    "tl.tileop.reduce": Source.reduce,
+}
+# What threads wait for is for barriers of the lowered program to show.
+_NOTHING = {"tirx.assume", "tirx.tvm_storage_sync", "tl.sync_warp"}
