@@ -76,9 +76,12 @@ class Machine:
         self.env: dict[Any, int] = {}
         self.memory: dict[Any, int] = {}
         self.allocated: dict[Any, int] = {}
+        self.elements: dict[Any, int] = {}
 
         def declare(node: Any) -> None:
             buffer = getattr(node, "buffer", None)
+            if buffer is not None:
+                self.elements.setdefault(buffer.data, _element(buffer.dtype))
             if buffer is None or buffer.data in self.names:
                 return
             size = _size(buffer)
@@ -264,7 +267,7 @@ class Machine:
                 element = _element(dtype)
             else:
                 data = pointer
-                element = self.element(data)
+                element = self.elements.get(data, 1)
             offset += touch.offset if isinstance(touch.offset, int) else self.number(touch.offset)
         except UndeterminedError:
             return
@@ -279,20 +282,6 @@ class Machine:
             total += stride * self.setting.indices.get(f"threadIdx.{axis}", 0)
             stride *= self.setting.sizes.get(f"threads.{axis}", 1)
         return total
-
-    def element(self, data: Any) -> int:
-        from tilelang import tvm
-
-        found: list[int] = []
-        tvm.tirx.stmt_functor.post_order_visit(
-            self.function.body,
-            lambda n: (
-                found.append(_element(n.buffer.dtype))
-                if getattr(n, "buffer", None) is not None and n.buffer.data.same_as(data)
-                else None
-            ),
-        )
-        return found[0] if found else 1
 
     def index(self, node: Any, buffer: Any, indices: Any, mode: str) -> None:
         view = None if buffer.data in self.names else buffer
