@@ -46,6 +46,7 @@ class DeviceWalker(Converter):
         self.declared: dict[Any, Any] = {}
         self.allocated: dict[Any, Any] = {}
         self.written: set[str] = set()
+        self.value_of_store: tuple[Term, ...] | None = None
 
     def run(self, function: Any) -> Facts:
         """Walk the function. Declarations first: a pointer may be used before its buffer is."""
@@ -174,8 +175,43 @@ class DeviceWalker(Converter):
             self.written.add(buffer.tensor)
         order = next(self._order)
         self.facts.accesses.append(
-            Access(buffer, mode, index, lanes, align, self.context, order, node, asynchronous)
+            Access(
+                buffer,
+                mode,
+                index,
+                lanes,
+                align,
+                self.context,
+                order,
+                node,
+                asynchronous,
+                self.value_of_store if mode == "write" else None,
+            )
         )
+
+    def stored(self, e: Any, reads: list[Access]) -> tuple[Term, ...] | None:
+        """What determines the value of an expression; None if memory that is written does."""
+        if any(a.buffer.tensor in ("", *self.written) for a in reads):
+            return None
+        try:
+            return (*(a.index for a in reads), *self.variables(e))
+        except UnmodelledError:
+            return None
+
+    def variables(self, e: Any) -> list[Term]:
+        """The variables of a value, but for those in the indices of its loads."""
+        kind = type(e).__name__
+        if kind in ("IntImm", "FloatImm", "StringImm", "BufferLoad"):
+            return []
+        if kind == "Var":
+            return [self.variable(e)]
+        if kind == "Call" and effect(str(e.op.name), list(e.args)) is NOTHING:
+            return [v for a in e.args for v in self.variables(a)]
+        fields = {"Cast": "value", "Broadcast": "value", "Not": "a"}
+        names = (fields[kind],) if kind in fields else ("a", "b") if kind in BINARY else ()
+        if not names:
+            raise UnmodelledError(kind)
+        return [v for name in names for v in self.variables(getattr(e, name))]
 
     # -- calls -------------------------------------------------------------------------------
 
@@ -270,8 +306,11 @@ class DeviceWalker(Converter):
         elif kind == "Bind":
             self.bind(s)
         elif kind == "BufferStore":
+            before = len(self.facts.accesses)
             self.value(s.value)
+            self.value_of_store = self.stored(s.value, self.facts.accesses[before:])
             self.access(s, s.buffer, list(s.indices), "write")
+            self.value_of_store = None
         elif kind == "For":
             self.loop(s)
         elif kind == "IfThenElse":

@@ -63,7 +63,11 @@ class Context:
 
 @dataclass(frozen=True, eq=False)
 class Access:
-    """`lanes` consecutive elements of `buffer` from `index` on, moved by one machine access."""
+    """`lanes` consecutive elements of `buffer` from `index` on, moved by one machine access.
+
+    `stored` are the terms that, with the statement's text, determine the value a store writes; None
+    if registers or shared memory do too.
+    """
 
     buffer: Buffer
     mode: Mode
@@ -74,6 +78,7 @@ class Access:
     order: int
     node: Any
     asynchronous: bool = False
+    stored: tuple[Term, ...] | None = None
 
     @cached_property
     def digits(self) -> list[Digit]:

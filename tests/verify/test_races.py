@@ -113,11 +113,37 @@ def pipeline(pending, sync=True, mirror=False):
     return kernel
 
 
+def shared_store(value):
+    """Four threads write each element."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def kernel(x: T.Tensor((M, 128), "float32"), y: T.Tensor((M, 32), "float32")):
+        with T.Kernel(M, threads=128) as m:
+            tile = T.alloc_shared((32,), "float32")
+            t = T.get_thread_binding()
+            tile[t // 4] = value(x, m, t)
+            T.sync_threads()
+            y[m, t // 4] = tile[t // 4] + x[m, t // 4]
+
+    return kernel
+
+
 LADDER = {
     "barrier": ("races", exchange(lambda t: 127 - t), exchange(lambda t: 127 - t, sync=None)),
     "own slot": ("races", exchange(lambda t: t, sync=None), exchange(lambda t: t ^ 1, sync=None)),
     "warp": ("races", exchange(lambda t: t ^ 31, "warp"), exchange(lambda t: t ^ 32, "warp")),
     "ring": ("races", rounds(2), rounds(1)),
+    "same value": (
+        "races",
+        shared_store(lambda x, m, t: x[m, t // 4] * 2.0),
+        shared_store(lambda x, m, t: x[m, t // 2] * 2.0),
+    ),
+    "constant": (
+        "races",
+        shared_store(lambda x, m, t: T.float32(1.0)),
+        shared_store(lambda x, m, t: T.cast(t, "float32")),
+    ),
     "wait": ("async", pipeline(1), pipeline(2)),
     "own copy": ("async", pipeline(1, sync=False), pipeline(1, sync=False, mirror=True)),
     "path": (

@@ -105,6 +105,9 @@ class _Pair:
         who = {"any": const(1), "threads": self.differ, "warps": self.other_warp}[meeting.who]
         path = [terms.substitute(c, view) for c in second.context.path]
         overlap = apply("and", apply("lt", start, stop2), apply("lt", start2, stop))
+        same = _same_value(first, second, view)
+        if same is not None:
+            who = apply("and", who, apply("not", same))
         violation = apply("and", who, overlap)
         loops = [view[s].value for s in second.context.loops if s not in meeting.where]
         context = Context(
@@ -116,6 +119,9 @@ class _Pair:
             return PROVED
         if answer.point is None:
             return undecided(answer, f"{first.site} and {second.site}")
+        if first is second and first.stored is None and not first.asynchronous and same is None:
+            unknown = "several threads do, and whether they store the same value is not known"
+            return Goal(Verdict.UNKNOWN, f"{first.site}: {unknown}")
         return found(self._example(meeting, view, answer), answer.point, answer.loads)
 
     def _view(self, meeting: Meeting) -> dict[Symbol, Term]:
@@ -181,6 +187,24 @@ class _Pair:
             return None
         nodes = (meeting.first.node, meeting.second.node)
         return next(clashes(one, two, threads, nodes), None)
+
+
+def _same_value(first: Access, second: Access, view: dict[Symbol, Term]) -> Term | None:
+    """When two stores write the same value to the same elements, which is no race."""
+    if first.stored is None or second.stored is None or first.buffer.bits != second.buffer.bits:
+        return None
+    if first.node is not second.node:
+        constant = not first.stored and not second.stored
+        if (
+            not constant
+            or first.lanes != second.lanes
+            or str(first.node.value) != str(second.node.value)
+        ):
+            return None
+    equal = apply("eq", byte_range(first)[0], terms.substitute(byte_range(second)[0], view))
+    for term in first.stored:
+        equal = apply("and", equal, apply("eq", term, terms.substitute(term, view)))
+    return equal
 
 
 def _renamed(s: Symbol) -> Term:
