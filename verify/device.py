@@ -85,7 +85,7 @@ class DeviceWalker(Converter):
 
     def _buffer(self, data: Any, dtype: Any, view: Any) -> Buffer:
         bits = scalar_bits(dtype)
-        if bits % 8:
+        if bits % 8 and bits != 4:
             raise UnmodelledError(f"elements of {bits} bits")
         if data in self.params:
             tensor = self.params[data]
@@ -128,16 +128,23 @@ class DeviceWalker(Converter):
             raise UnmodelledError("an access that was not flattened")
         index = indices[0]
         lanes = int(str(index.dtype).split("x")[1]) if "x" in str(index.dtype) else 1
-        width = memory.bits // 8
+        width = max(1, memory.bits // 8)
         if lanes == 1:
+            if memory.bits < 8 and memory.tensor and mode == "write":
+                # It rewrites the whole byte, which its neighbour's writer may do at the same time.
+                raise UnmodelledError("half a byte written to global memory")
             term = self.expr(index)
             self.record(memory, mode, term, 1, width, node)
             return [term]
         if type(index).__name__ == "Ramp" and _is_one(index.stride):
-            size = width * lanes
+            if memory.bits * lanes % 8:
+                raise UnmodelledError(f"{lanes} elements of {memory.bits} bits at once")
+            size = memory.bits * lanes // 8
             align = _vector_alignment(size, width)
             self.record(memory, mode, self.expr(index.base), lanes, align, node)
             return []
+        if memory.bits < 8:
+            raise UnmodelledError("scattered elements of less than a byte")
         for lane in self.lanes(index, lanes):  # codegen moves scattered lanes one by one
             self.record(memory, mode, lane, 1, width, node)
         return []
@@ -260,6 +267,8 @@ class DeviceWalker(Converter):
         if touch.lane_below is not None:
             lane = apply("mod", self.facts.linear_thread, const(32))
             context = context.given(apply("lt", lane, const(touch.lane_below)))
+        if buffer.bits < 8:
+            raise UnmodelledError("a pointer to elements of less than a byte")
         width = buffer.bits // 8
         align = touch.align or _vector_alignment(width * touch.count, width)
         outer, self.context = self.context, context

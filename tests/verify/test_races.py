@@ -129,6 +129,23 @@ def shared_store(value):
     return kernel
 
 
+def halves(count, start=0):
+    """`count` neighbouring elements of half a byte each, written by a thread."""
+
+    @T.prim_func
+    def kernel(x: T.Tensor((512,), "float4_e2m1fn"), y: T.Tensor((512,), "float4_e2m1fn")):
+        with T.Kernel(1, threads=128):
+            tile = T.alloc_shared((512,), "float4_e2m1fn")
+            t = T.get_thread_binding()
+            for v in T.vectorized(count):
+                tile[t * count + start + v] = x[t * count + start + v]
+            T.sync_threads()
+            for v in T.vectorized(2):
+                y[t * 2 + v] = tile[t * 2 + v]
+
+    return kernel
+
+
 LADDER = {
     "barrier": ("races", exchange(lambda t: 127 - t), exchange(lambda t: 127 - t, sync=None)),
     "own slot": ("races", exchange(lambda t: t, sync=None), exchange(lambda t: t ^ 1, sync=None)),
@@ -144,6 +161,8 @@ LADDER = {
         shared_store(lambda x, m, t: T.float32(1.0)),
         shared_store(lambda x, m, t: T.cast(t, "float32")),
     ),
+    "half bytes": ("races", halves(2), halves(1)),
+    "whole byte": ("alignment", halves(2, start=2), halves(2, start=1)),
     "wait": ("async", pipeline(1), pipeline(2)),
     "own copy": ("async", pipeline(1, sync=False), pipeline(1, sync=False, mirror=True)),
     "path": (

@@ -21,9 +21,8 @@ _ARENA_ALIGN = 1024
 def goals(launch: Launch) -> Iterator[Goal]:
     """One obligation per access wider than its element."""
     for access in launch.facts.accesses:
-        element = access.buffer.bits // 8
-        if access.buffer.scope != "local" and access.align > element:
-            yield _aligned(launch, access, element)
+        if access.buffer.scope != "local" and 8 * access.align > access.buffer.bits:
+            yield _aligned(launch, access)
 
 
 def _base(launch: Launch, access: Access) -> int:
@@ -33,16 +32,16 @@ def _base(launch: Launch, access: Access) -> int:
     return launch.domain.tensors[access.buffer.tensor].align
 
 
-def _aligned(launch: Launch, access: Access, element: int) -> Goal:
-    align = access.align
-    form = poly(access.index).scale(element) + poly(const(access.buffer.start))
+def _aligned(launch: Launch, access: Access) -> Goal:
+    align = 8 * access.align  # in bits, since an element may be half a byte
+    form = poly(access.index).scale(access.buffer.bits) + poly(const(8 * access.buffer.start))
     # Multiples of the alignment cannot matter, and most monomials are.
     left = Poly({m: c % align for m, c in form.terms.items()}, form.atoms)
     base = _base(launch, access)
-    if left.constant == 0 and base % align == 0:
+    if left.constant == 0 and base % access.align == 0:
         return PROVED
     off = apply("ne", apply("mod", left.term(), const(align)), const(0))
-    if base % align:
+    if base % access.align:
         off = const(1)  # the contract on the pointer is weaker than the access needs
     answer = launch.engine.never(off, access.context)
     if answer.proved:
@@ -55,12 +54,11 @@ def _aligned(launch: Launch, access: Access, element: int) -> Goal:
 def _example(launch: Launch, access: Access, answer: Answer, base: int) -> Counterexample:
     assert answer.point is not None
     point = answer.point.values
-    element = access.buffer.bits // 8
     confirmed = None
     for touched in launch.replay(point).touched:
-        byte = access.buffer.start + touched.offset * element
+        bit = 8 * access.buffer.start + touched.offset * access.buffer.bits
         same = touched.node.same_as(access.node) and touched.mode == access.mode
-        if same and (byte % access.align or base % access.align):
+        if same and (bit % (8 * access.align) or base % access.align):
             confirmed = touched
             break
     name, need = access.buffer.name, access.align
@@ -68,7 +66,8 @@ def _example(launch: Launch, access: Access, answer: Answer, base: int) -> Count
     if base % need:
         what += f", but its pointer is only aligned to {base}"
     elif confirmed is not None:
-        what += f" at byte {access.buffer.start + confirmed.offset * element}"
+        bit = 8 * access.buffer.start + confirmed.offset * access.buffer.bits
+        what += f" at byte {bit / 8:g}"
     return Counterexample(
         "alignment",
         access.site,
