@@ -8,7 +8,15 @@
 Generated launchers reach it through `driver()`, the table of `runtime/csrc/driver.h`.
 """
 
-from .compile import CompileError, Signature, build, build_library, lines, signatures
+from .compile import (
+    CompileError,
+    Signature,
+    build,
+    build_library,
+    lines,
+    signatures,
+    use_portable_build,
+)
 from .counters import Counters, Counting, GlobalTraffic, SharedTraffic, counting
 from .device import (
     SCHEDULES,
@@ -52,4 +60,5 @@ __all__ = [
     "options",
     "registered",
     "signatures",
+    "use_portable_build",
 ]

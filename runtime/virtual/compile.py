@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import platform
 import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,8 @@ _HERE = Path(__file__).parent
 _INCLUDE = _HERE / "include"
 _CSRC = _HERE / "csrc"
 _DRIVER_ABI = _HERE.parent / "csrc"
+_INCLUDES = [f"-I{_INCLUDE}", f"-I{_DRIVER_ABI}"]
+_KEPT_HEADERS = 8  # precompiled; 25 MB each
 
 # No contraction and no fast-math: the same bits on every machine. Generated code reads one local
 # array through many vector types, which strict aliasing forbids.
@@ -31,6 +35,7 @@ _FLAGS = [
     "-ffp-contract=off",
     "-fno-strict-aliasing",
     "-fwrapv",
+    "-fsigned-char",
     "-fstack-clash-protection",
     "-fvisibility=hidden",
     "-fno-extern-tls-init",
@@ -42,7 +47,7 @@ _FLAGS = [
 _CHECKED_FLAGS = [
     "-fsanitize=thread",
     "--param=tsan-distinguish-volatile=1",
-    "-fsanitize=bounds,alignment",
+    "-fsanitize=bounds,alignment,integer-divide-by-zero",
     # An access of the text stays one access: vectors whole, scalars apart, as counters need it.
     "-fno-tree-sra",
     "-fno-tree-vectorize",
@@ -117,8 +122,26 @@ def compiler() -> tuple[str, str]:
     )
 
 
+def use_portable_build() -> None:
+    """From now on builds here what machines other than x86-64 build: no assembly, no intrinsics.
+
+    Fibers switch by `swapcontext` and products are made one by one: several times slower, the same
+    bits. For a whole process; raises RuntimeError once libvgpu is built, as both must agree.
+    """
+    global _portable
+    if build_library.cache_info().currsize and not _portable:
+        raise RuntimeError("the portable build must be chosen before the virtual GPU's first use")
+    _portable = True
+    _machine_flags.cache_clear()
+
+
+_portable = False
+
+
 @functools.cache
 def _machine_flags() -> tuple[str, ...]:
+    if _portable:
+        return ("-DVGPU_PORTABLE",)
     if platform.machine() != "x86_64":
         return ()
     base = ("-mno-red-zone",)  # switching fibers pushes onto the stack in the middle of a function
@@ -143,17 +166,51 @@ def _sources_digest() -> str:
     return digest.hexdigest()
 
 
-def _compile(sources: Sequence[Path], output: Path, extra: Sequence[str] = ()) -> None:
+def _compile(sources: Sequence[Path], output: Path, flags: Sequence[str]) -> None:
     """Compiles and links `sources` into the shared object `output`.
 
     In two steps: linking with -fsanitize would bring in the sanitizer's own runtime.
     """
-    with replacing(output) as temporary, tempfile.TemporaryDirectory(dir=output.parent) as scratch:
+    with (
+        replacing(output) as temporary,
+        tempfile.TemporaryDirectory(dir=output.parent) as scratch,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
         objects = [Path(scratch) / f"{source.stem}.o" for source in sources]
-        flags = [*_FLAGS, *_machine_flags(), *extra, f"-I{_INCLUDE}", f"-I{_DRIVER_ABI}"]
-        for source, target in zip(sources, objects, strict=True):
-            _run([*flags, "-c", str(source), "-o", str(target)], source)
+        compiled = [
+            pool.submit(_run, [*flags, *_INCLUDES, "-c", str(source), "-o", str(target)], source)
+            for source, target in zip(sources, objects, strict=True)
+        ]
+        for job in compiled:
+            job.result()
         _run(["-shared", *map(str, objects), "-pthread", "-ldl", "-o", str(temporary)], output)
+
+
+def _flags(checked: bool = False) -> list[str]:
+    return [*_FLAGS, *_machine_flags(), *(_CHECKED_FLAGS if checked else ())]
+
+
+def _precompiled(checked: bool) -> Path:
+    """A folder for the front of the include path: what every kernel includes, parsed once.
+
+    Parsing is half the time of building a kernel. A compiler that finds the folder gone or cannot
+    use it reads the headers themselves.
+    """
+    header = _INCLUDE / "vgpu" / "kernel_main.h"
+    folder = cache_dir("virtual", "headers", _key("headers", str(checked)))
+    output = folder / "vgpu" / f"{header.name}.gch"
+    output.parent.mkdir(exist_ok=True)
+    os.utime(folder)  # the folders used last stay
+    if not output.exists():
+        with locked(output):
+            if not output.exists():
+                with replacing(output) as temporary:
+                    language = ["-x", "c++-header", str(header), "-o", str(temporary)]
+                    _run([*_flags(checked), *_INCLUDES, *language], header)
+        used = sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime)
+        for old in used[:-_KEPT_HEADERS]:
+            shutil.rmtree(old, ignore_errors=True)
+    return folder
 
 
 def _run(arguments: Sequence[str], subject: Path) -> None:
@@ -165,7 +222,7 @@ def _run(arguments: Sequence[str], subject: Path) -> None:
 
 
 def _key(*parts: str) -> str:
-    text = "\0".join([*parts, _sources_digest(), compiler()[1], *_FLAGS, *_machine_flags()])
+    text = "\0".join([*parts, _sources_digest(), compiler()[1], *_flags(checked=True)])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -222,17 +279,18 @@ def build(cuda_text: str, kernels: Sequence[str], *, checked: bool) -> Path:
             if not checked and (text := batched(cuda_text)) != cuda_text:
                 included = f'#line 1 "{cuda_path}"\n{text}\n#line 1 "{unit}"'
             atomic_write(unit, _translation_unit(included, [known[name] for name in kernels]))
-            _compile([unit], output, _CHECKED_FLAGS if checked else ())
+            _compile([unit], output, [*_flags(checked), f"-I{_precompiled(checked)}"])
     return output
 
 
+@functools.cache
 def build_library() -> Path:
     """Compiles the virtual GPU itself (libvgpu), cached like kernels are."""
     output = cache_dir("virtual") / f"libvgpu-{_key('library', *_LIBRARY_FLAGS)}.so"
     if not output.exists():
         with locked(output):
             if not output.exists():
-                _compile(sorted(_CSRC.glob("*.cpp")), output, _LIBRARY_FLAGS)
+                _compile(sorted(_CSRC.glob("*.cpp")), output, [*_flags(), *_LIBRARY_FLAGS])
     return output
 
 

@@ -23,16 +23,27 @@ constexpr int kMaxRunning = 1024;
 std::atomic<bool> interrupt_seen{false};
 std::atomic<pthread_t> running[kMaxRunning];  // OS threads that run blocks; 0 is a free place
 
+// What a signal interrupted: an instruction and the frame record that was current there.
+struct Interrupted {
+  uintptr_t pc, frame;
+};
+
+Interrupted interrupted_by_signal(const void* context) {
+  const mcontext_t& machine = static_cast<const ucontext_t*>(context)->uc_mcontext;
+#if defined(__x86_64__)
+  return {static_cast<uintptr_t>(machine.gregs[REG_RIP]),
+          static_cast<uintptr_t>(machine.gregs[REG_RBP])};
+#elif defined(__aarch64__)
+  return {machine.pc, machine.regs[29]};
+#else
+#error "where does a signal's context keep the program counter and the frame pointer here?"
+#endif
+}
+
 // Where in the kernel's text the faulting code was called from.
 uint32_t site_of_fault(const void* context) {
-#if defined(__x86_64__)
-  const auto& registers = static_cast<const ucontext_t*>(context)->uc_mcontext.gregs;
-  return site_of(*current->block, reinterpret_cast<const void*>(registers[REG_RBP]),
-                 static_cast<uintptr_t>(registers[REG_RIP]) + 1);
-#else
-  static_cast<void>(context);
-  return 0;
-#endif
+  const Interrupted at = interrupted_by_signal(context);
+  return site_of(*current->block, reinterpret_cast<const void*>(at.frame), at.pc + 1);
 }
 
 void on_fault(int signal, siginfo_t* info, void* context) {
@@ -66,14 +77,11 @@ void wake_running() {
 // Code of the kernel itself can be left at any point; the library looks for itself.
 void on_stop(int, siginfo_t*, void* context) {
   if (!current) return;
-#if defined(__x86_64__)
-  const auto pc = static_cast<uintptr_t>(
-      static_cast<const ucontext_t*>(context)->uc_mcontext.gregs[REG_RIP]);
+  const uintptr_t pc = interrupted_by_signal(context).pc;
   const LoadedModule& module = *current->block->launch->module;
   if (pc < module.image_begin || pc >= module.image_end) return;
   if (const char* words = reason_to_stop(*current->block->launch))
     fail_at(site_of_fault(context), words);
-#endif
 }
 
 void on_interrupt(int signal, siginfo_t* info, void* context) {

@@ -88,12 +88,6 @@ struct Launch {
   std::atomic<bool> expired{false};  // its seconds are over
 };
 
-struct Barrier {
-  int count = 0;  // threads it was asked to wait for, 0 for all; -1 while nobody waits
-  int arrived = 0;
-  uint32_t waiting[kMaxThreads / kWarp] = {};  // lanes by warp
-};
-
 struct Copy {
   void* target;
   const void* source;

@@ -78,6 +78,7 @@ void Block::prepare() {
       warp.live = warp.ready = warp.active = warp.latest = 0;
       warp.site[0].arrived = 0;  // a launch that failed may have left lanes there
       warp.index = i / kWarp;
+      warp.barriers = barriers;
       warp.in_order = !lanes_descend && schedule != Schedule::kInterleave && !race;
       deferred[warp.index] = DeferredQueue{};
     }

@@ -1,5 +1,7 @@
 """Building: what is refused, and the cache."""
 
+import subprocess
+
 import pytest
 import torch
 
@@ -63,6 +65,24 @@ def test_the_second_build_comes_from_the_cache(tmp_path, monkeypatch):
     assert virtual.build(text, ["k"], checked=False) == first
     assert first.stat().st_mtime_ns == stamp
     assert virtual.build(text, ["k"], checked=True) != first
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_kernels_share_their_parsed_headers(tmp_path, monkeypatch, checked):
+    monkeypatch.setenv("TILEPROOF_CACHE", str(tmp_path))
+    calls = []
+    compile_ = build_module._run
+    monkeypatch.setattr(
+        build_module, "_run", lambda args, of: (calls.append(args), compile_(args, of))
+    )
+    for value in range(2):
+        virtual.build(kernel("int* y", f"y[tid] = {value};"), ["k"], checked=checked)
+    (header,) = tmp_path.rglob("*.gch")
+    assert sum("c++-header" in call for call in calls) == 1
+    unit = next(tmp_path.rglob("*.cpp"))
+    flags = calls[1][: calls[1].index("-c")]
+    command = [build_module.compiler()[0], *flags, "-H", "-c", str(unit), "-o", "/dev/null"]
+    assert f"! {header}" in subprocess.run(command, capture_output=True, text=True).stderr
 
 
 @pytest.mark.parametrize(

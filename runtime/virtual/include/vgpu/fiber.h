@@ -13,7 +13,8 @@ struct Suspension {
 
 }  // namespace vgpu
 
-#if defined(__x86_64__) && !defined(VGPU_UCONTEXT)
+// VGPU_PORTABLE: on x86-64 too, what other machines compile.
+#if defined(__x86_64__) && !defined(VGPU_PORTABLE)
 
 // Continues where `resume` was kept. Always inline, and by a jump: calls and returns must stay paired
 // on each fiber, because the processor predicts a return from the call it saw last.
@@ -53,7 +54,7 @@ inline void* make_fiber(char* top, size_t /* bytes */, void (*entry)()) {
 
 #include <new>
 
-inline void vgpu_switch(vgpu::Suspension to) {
+inline __attribute__((no_sanitize_thread)) void vgpu_switch(vgpu::Suspension to) {
   ucontext_t here;
   *to.save = &here;
   swapcontext(&here, static_cast<ucontext_t*>(*to.resume));

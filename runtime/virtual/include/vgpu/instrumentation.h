@@ -91,4 +91,11 @@ VGPU_HOOK void vgpu_alignment(VgpuPointerUse* use, uintptr_t at) {
   vgpu_fail("misaligned: access of type %s at %#zx", use->type->name, static_cast<size_t>(at));
 }
 
+// -fsanitize=integer-divide-by-zero: not every machine traps.
+VGPU_HOOK void vgpu_division(void*, uintptr_t, uintptr_t)
+    __asm__("__ubsan_handle_divrem_overflow");
+VGPU_HOOK void vgpu_division(void*, uintptr_t, uintptr_t) {
+  vgpu_fail("integer division by zero or overflow");
+}
+
 #undef VGPU_HOOK

@@ -47,7 +47,7 @@ VGPU_LEAF inline Float8 widen8(const bfloat16_t* p) {
   std::memcpy(&bits, p, sizeof bits);
   return reinterpret_cast<Float8>(__builtin_convertvector(bits, Wider8) << 16);
 }
-#if defined(__F16C__) && !defined(__clang__)
+#if defined(__F16C__) && !defined(__clang__) && !defined(VGPU_PORTABLE)
 VGPU_LEAF inline Float8 widen8(const half* p) {
   short bits __attribute__((vector_size(16)));
   std::memcpy(&bits, p, sizeof bits);
@@ -58,7 +58,7 @@ VGPU_LEAF inline Float8 widen8(const half* p) {
 // a * b + c rounded once. Products of two 8- or 16-bit floats are exact, so this is what separate
 // rounding gives too, except where the product alone is too small or too large for a float.
 VGPU_LEAF inline Float8 multiply_add(Float8 a, Float8 b, Float8 c) {
-#if defined(__FMA__) && !defined(__clang__)
+#if defined(__FMA__) && !defined(__clang__) && !defined(VGPU_PORTABLE)
   return __builtin_ia32_vfmaddps256(a, b, c);
 #else
   for (int i = 0; i < 8; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);

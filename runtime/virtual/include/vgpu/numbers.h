@@ -76,13 +76,16 @@ using E3M2 = Format<3, 2, 0x1f, 0x1f, 0x1f>;
 inline float decode_e5m2(unsigned code) { return F16::decode(code << 8); }
 
 // Through the compiler's own half type where the machine converts it in one instruction.
-#if defined(__F16C__) && defined(__FLT16_MAX__)
+#if defined(__F16C__) && defined(__FLT16_MAX__) && !defined(VGPU_PORTABLE)
 inline float half_to_float(uint16_t code) { return bit_cast<_Float16>(code); }
 inline uint16_t float_to_half(float value) {
   return value == value ? bit_cast<uint16_t>(static_cast<_Float16>(value)) : 0x7fff;
 }
 #else
-inline float half_to_float(uint16_t code) { return F16::decode(code); }
+inline float half_to_float(uint16_t code) {
+  if ((code & 0x7fff) <= 0x7c00) return F16::decode(code);
+  return bit_cast<float>((code & 0x8000u) << 16 | 0x7fc00000u | (code & 0x3ffu) << 13);
+}
 inline uint16_t float_to_half(float value) { return static_cast<uint16_t>(F16::encode(value)); }
 #endif
 

@@ -34,6 +34,12 @@ struct alignas(64) Thread {  // one cache line: waiting and waking touch nothing
   const char* waits_on;
 };
 
+struct Barrier {
+  int count = 0;  // threads it was asked to wait for, 0 for all
+  int arrived = 0;
+  uint32_t waiting[kMaxThreads / kWarp] = {};  // lanes by warp
+};
+
 // 32 consecutive threads. Bits of the masks are lanes.
 struct Warp {
   uint32_t live = 0;   // not exited
@@ -42,6 +48,7 @@ struct Warp {
   Thread* thread[kWarp];
   uint32_t active = 0;  // sites where lanes wait
   uint32_t latest = 0;  // the site that lanes came to last; none have arrived there if not active
+  Barrier* barriers;    // the block's
   bool in_order = false;  // its lanes take turns in ascending order, and nobody looks on
   Site site[kWarp];     // a lane waits in one at a time, so 32 are enough
 };
@@ -166,6 +173,23 @@ VGPU_LEAF inline Suspension arrive(Site** where, const char* op, uint32_t mask, 
   warp.ready &= ~bit;
   current = &me + 1;
   return {&me.stack_pointer, &current->stack_pointer};
+}
+
+// vgpu_barrier, likewise: others wait already, and the next lane, which can run, is still to come.
+VGPU_RAW inline void barrier(int id, int count) {
+  Thread& me = vgpu_self();
+  Warp& warp = *me.warp;
+  const uint32_t bit = 1u << me.lane;
+  Barrier& here = warp.barriers[id & (kBarriers - 1)];
+  if (id < 0 || id >= kBarriers || !warp.in_order || !here.arrived || here.count != count ||
+      here.arrived + 1 == count || !(warp.ready & bit << 1))
+    return vgpu_barrier(id, count);
+  ++here.arrived;
+  here.waiting[warp.index] |= bit;
+  me.waits_on = "a barrier";
+  warp.ready &= ~bit;
+  current = &me + 1;
+  vgpu_switch({&me.stack_pointer, &current->stack_pointer});
 }
 
 // Runs Work::run(operands) once for the lanes of `mask`, where operands[lane] points at that
