@@ -46,9 +46,18 @@ def test_whatever_an_operand_may_depend_on_ends_a_run(statements, declared):
     assert batched(text(*statements, declared=declared)) == text(*statements, declared=declared)
 
 
-def test_a_loop_without_braces_stays():
-    single = "float acc[4];\nhalf_t a_local[8];\nhalf_t b_local[4];\nif (x)\n" + LOAD + "\n" + LOAD
-    assert batched(single) == single
+@pytest.mark.parametrize("before", ["if (x)", "k = 1; // then;", "#define THEN {"])
+def test_a_line_that_cannot_be_added_to_starts_no_batch(before):
+    two = f"float acc[4];\nhalf_t a_local[8];\nhalf_t b_local[4];\n{before}\n{LOAD}\n{LOAD}"
+    assert batched(two) == two
+    assert batched(two.replace(before, "k = 1;")) != two.replace(before, "k = 1;")
+
+
+def test_a_run_ends_where_its_list_would_be_too_long():
+    loops = "".join(f"for (int i = 0; i < {n}; ++i) {{\n{MMA}\n}}\n" for n in (257, 200, 56, 2))
+    got = batched("float acc[16];\nhalf_t a_local[8];\nhalf_t b_local[16];\n" + loops)
+    assert "vgpu::Batch<256, 0>" in got and "vgpu::Batch<2, 0>" in got
+    assert got.count("vgpu::Batch<") == 2 and got.count("tl::mma_sync") == 1
 
 
 def gemm(dtype: str, out: str, transposed: bool):
