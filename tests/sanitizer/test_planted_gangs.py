@@ -120,6 +120,10 @@ CASES = {
         "race", GRID, "mine[tid] = x[tid];" + LOCAL_SYNC + "__threadfence(); if (tid == 0) { atomicAdd(flag, 1);"
         "while (AtomicLoad(flag, 2) < 4) {} } {bug} if (y[255 - blockIdx.x * 64 - tid] > 8) flag[2] = 1;",
         LOCAL_SYNC, ""),
+    "one_of_several_readers_is_not_waited_for": (
+        "race", GRID, "mine[tid] = 1;" + GRID_SYNC + "if (blockIdx.x) { if (y[tid] > 8) flag[2] = 1;" + LOCAL_SYNC +
+        "__threadfence(); if (tid == 0 && blockIdx.x != {bug}) atomicAdd(flag, 1); } else { if (tid == 0)"
+        "while (AtomicLoad(flag, 2) < 3 - ({bug} == 1)) {}" + LOCAL_SYNC + "y[tid] = 2; }", "9", "1"),
     "cluster_barrier_where_the_grid_must_meet": (
         "race", BOTH, "mine[tid] = x[tid]; {bug} if (y[(blockIdx.x + 2) % 4 * 64 + tid] > 8) flag[2] = 1;", GRID_SYNC, SYNC),
 }
@@ -157,3 +161,17 @@ def test_the_bug_is_found_and_the_clean_twin_is_not_flagged(name):
     assert kind in {f.kind for f in report.findings}, report.findings
     clean = run(f"{name}_clean", launch)
     assert not clean.findings and not clean.reason
+
+
+def test_an_exit_too_early_is_found_whether_or_not_it_comes_first():
+    for name, words in (
+        ("exit_while_a_multicast_is_on_its_way", "that does not wait for it before it exits"),
+        ("exit_while_a_peer_reads", "in the cluster, which has exited"),
+    ):
+        findings = run(f"{name}_bug", CLUSTERS).findings
+        assert any(words in finding.message for finding in findings)
+
+
+def test_readers_of_all_blocks_are_remembered_on_every_schedule():
+    (finding,) = run("one_of_several_readers_is_not_waited_for_bug", GRID).findings
+    assert finding.run == "ring, late" and finding.other.block == (1, 0, 0)
