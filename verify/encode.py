@@ -201,6 +201,13 @@ class Engine:
             self._answers[key] = self._never(violation, context, list(extra))
         return self._answers[key]
 
+    def possible(self, context: Context, extra: Iterable[Symbol] = ()) -> bool:
+        """Whether a context may be reached at all; like :meth:`never`, but any point will do."""
+        key = (None, frozenset(c.id for c in context.path), context.loops, tuple(extra))
+        if key not in self._answers:
+            self._answers[key] = self._never(const(1), context, list(extra), smallest=False)
+        return not self._answers[key].proved
+
     def within(self, term: Term, lo: Term, hi: Term, context: Context) -> Answer:
         """Show ``lo <= term <= hi``; intervals first, since most indices need no solver."""
         above = self.ranges.of_poly(terms.poly(terms.sub(term, lo)))
@@ -270,7 +277,9 @@ class Engine:
             out.append(allowed)
         return out
 
-    def _never(self, violation: Term, context: Context, extra: list[Symbol]) -> Answer:
+    def _never(
+        self, violation: Term, context: Context, extra: list[Symbol], smallest: bool = True
+    ) -> Answer:
         if violation.is_const and violation.value == 0:
             return Answer(True)
         members = self._members(violation, context, extra)
@@ -291,7 +300,8 @@ class Engine:
             if outcome == z3.unsat:
                 return Answer(True)
             if outcome == z3.sat:
-                return Answer(False, self._minimise(solver, encoding, symbols), loads)
+                point = self._minimise(solver, encoding, symbols) if smallest else None
+                return Answer(False, point, loads)
         return Answer(False, None, loads, reason)
 
     def _solver(self, constraints: list[Any], budget: int) -> Any:

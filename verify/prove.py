@@ -26,7 +26,7 @@ from .model import KernelReport, PropertyReport, Report, Route, Verdict, worst
 from .props import PROPERTIES, Launch, Property
 from .ptx import prove_ptx
 from .replay import Machine
-from .terms import const, le
+from .terms import le
 
 _MOST_REASONS = 5
 _DOUBTS = {
@@ -250,7 +250,7 @@ def _vacuity(launches: list[Launch]) -> tuple[str, list[str]]:
     if not launches:
         return "no launch was seen", []
     accesses = [(launch, a) for launch in launches for a in launch.facts.accesses]
-    dead = [a for launch, a in accesses if launch.engine.never(const(1), a.context).proved]
+    dead = [a for launch, a in accesses if not launch.engine.possible(a.context)]
     if accesses and len(dead) == len(accesses):
         return "no access is reached at any size", []
     notes = [f"never reached in this domain: {a.site}" for a in dead[:_MOST_REASONS]]

@@ -53,3 +53,31 @@ def test_dropped_64_bit_casts_are_refuted_at_a_million_tokens():
     example = overflow.counterexamples[0]
     assert example.sizes == {"M": 524289, "P": 4096} and example.block == (524288, 0, 0)
     assert re.search(r"the value is 2147483648$", example.message)
+
+
+# Barriers that TileLang puts in and the kernel would be right without: every thread reads, and
+# refills, only what it copied itself.
+NEEDLESS = {"barrier-dropped#0", "barrier-dropped#1", "barrier-dropped#4"}
+SYNCHRONISING = {
+    "barrier-dropped": {"races", "async"},
+    "barrier-guarded": {"barriers"},
+    "wait-dropped": {"async"},
+    "wait+1": {"async"},
+    "commit-dropped": {"async"},
+    "slot+1": {"async"},
+}
+
+
+def test_every_dropped_or_weakened_barrier_wait_and_commit_of_a_pipeline_is_refuted():
+    """In a ring of two stages with two copies each, fifteen-column tiles laid over one another."""
+    spec = load_library()["mhc/prenorm_gemm"].specialize(K=288, C=15)
+    lowered = lower(spec, "sm_80")
+    survivors, classes = set(), set()
+    for mutant in mutants(lowered, SYNCHRONISING):
+        properties = prove_lowered(mutant.lowered, use_cache=False).properties
+        refuted = {n for n, p in properties.items() if p.verdict is Verdict.REFUTED}
+        classes.add(mutant.kind)
+        if not refuted & SYNCHRONISING[mutant.kind]:
+            survivors.add(mutant.name)
+            assert not refuted
+    assert survivors == NEEDLESS and classes == SYNCHRONISING.keys()
