@@ -36,53 +36,74 @@ def examine(
 ) -> Iterator[Outcome]:
     """Every mutant of `lowered` (`most` of a class) and what finds it.
 
-    `run` sends what the verifier misses to the sanitizer. Raises UnmodelledError for a kernel the
-    prime-field run does not know.
+    `run` sends what the verifier misses to the sanitizer. What is wrong with `lowered` itself finds
+    no mutant. Raises UnmodelledError for a kernel the prime-field run does not know.
     """
-    from tileproof.verify.field import Reference
     from tileproof.verify.mutate import mutants
 
-    lowered_values = Reference(lowered, facts, of_source=False)
-    source_values = Reference(lowered, facts, of_source=True)
+    checkers = _Checkers(lowered, facts, run)
     for mutant in mutants(lowered, most=most):
-        fate, why = _fate(mutant, lowered_values, source_values, facts, run)
+        fate, why = checkers.fate(mutant)
         yield Outcome(lowered.name, lowered.arch, mutant.name, mutant.kind, mutant.site, fate, why)
 
 
-def _fate(
-    mutant: Any, lowered_values: Any, source_values: Any, facts: Facts, run: bool
-) -> tuple[Fate, str]:
-    from tileproof.verify import Verdict, prove_lowered
-    from tileproof.verify.field import UnmodelledError
-    from tileproof.verify.mutate import ORDERED
+class _Checkers:
+    """Whatever looks at the mutants of one kernel."""
 
-    orders = ("together", "first", "last") if mutant.kind in ORDERED else ("together",)
-    try:
-        difference = lowered_values.difference(mutant.lowered, orders)
-    except UnmodelledError as error:
-        return "undecided", str(error)
-    if difference is None:
-        return "equivalent", ""
-    report = prove_lowered(mutant.lowered, use_cache=False)
-    for name, found in report.properties.items():
-        if found.verdict in (Verdict.REFUTED, Verdict.ALARM):
-            return "verify", f"{name}: {next(iter(found.reasons), '')}"
-    if report.error:
-        return "verify", report.error
-    other = source_values.difference(mutant.lowered)
-    if other is not None:
-        return "values", other.message
-    if run and (words := _sanitized(mutant.lowered, facts)):
-        return "sanitize", words
-    return "escaped", f"at {dict(difference.sizes)}: {difference.message}"
+    def __init__(self, lowered: Lowered, facts: Facts, run: bool) -> None:
+        from tileproof.verify.field import Reference
 
+        self.facts = facts
+        self.lowered_values = Reference(lowered, facts, of_source=False)
+        self.source_values = Reference(lowered, facts, of_source=True)
+        self.of_source = self.source_values.difference(lowered) is None
+        self.known = self.complaints(lowered)
+        self.run = run and not self.sanitized(lowered)
 
-def _sanitized(lowered: Lowered, facts: Facts) -> str:
-    from tileproof.sanitizer import sanitize
+    def fate(self, mutant: Any) -> tuple[Fate, str]:
+        from tileproof.verify.field import UnmodelledError
+        from tileproof.verify.mutate import ORDERED
 
-    text = cuda_text(lowered.device_mod, lowered.arch)
-    (report,) = sanitize(replace(lowered, cuda=text), facts=facts, draws=2).kernels
-    return report.findings[0].message if report.findings else ""
+        orders = ("together", "first", "last") if mutant.kind in ORDERED else ("together",)
+        try:
+            difference = self.lowered_values.difference(mutant.lowered, orders)
+        except UnmodelledError as error:
+            return "undecided", str(error)
+        if difference is None:
+            return "equivalent", ""
+        for name, words in self.complaints(mutant.lowered).items():
+            if name not in self.known:
+                return "verify", f"{name}: {words}"
+        other = self.source_values.difference(mutant.lowered) if self.of_source else None
+        if other is not None:
+            return "values", other.message
+        if self.run and (words := self.sanitized(mutant.lowered)):
+            return "sanitize", words
+        return "escaped", f"at {dict(difference.sizes)}: {difference.message}"
+
+    def complaints(self, lowered: Lowered) -> dict[str, str]:
+        """The properties that are refuted or an alarm, each with a reason."""
+        from tileproof.verify import Verdict, prove_lowered
+
+        report = prove_lowered(lowered, facts=self.given(lowered), use_cache=False)
+        bad = (Verdict.REFUTED, Verdict.ALARM)
+        found = {
+            name: next(iter(p.reasons), "")
+            for name, p in report.properties.items()
+            if p.verdict in bad
+        }
+        return {**found, "error": report.error} if report.error else found
+
+    def given(self, lowered: Lowered) -> Facts | None:
+        """Facts to prove with: an op brings its own."""
+        return None if lowered.spec is not None else self.facts
+
+    def sanitized(self, lowered: Lowered) -> str:
+        from tileproof.sanitizer import sanitize
+
+        text = cuda_text(lowered.device_mod, lowered.arch)
+        (report,) = sanitize(replace(lowered, cuda=text), facts=self.facts, draws=2).kernels
+        return report.findings[0].message if report.findings else ""
 
 
 def table(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:

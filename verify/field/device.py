@@ -14,13 +14,12 @@ import numpy as np
 
 from tileproof.codegen.hostir import Launch, evaluate
 
-from .machine import Lanes, Machine, Meeting, Place, arithmetic
-from .memory import Element, FaultError, Memory, UnmodelledError, element
+from .machine import Lanes, Machine, Meeting, Place, Pointer, arithmetic
+from .memory import FaultError, Memory, UnmodelledError, element
 
 WARP = 32
 # All threads of a block in step, or the first or the last warp ahead of the others.
 Order = Literal["together", "first", "last"]
-Pointer = tuple[Place, Any, Element]  # memory, byte, type of what it points to
 
 
 def run_launch(
@@ -39,14 +38,12 @@ def run_launch(
     if not blocks:
         return
     places = {}
-    scalars = {}
+    scalars = _sizes(function, sizes)
     for argument, parameter in zip(launch.args, function.params, strict=True):
         if argument.tensor_map:
             raise UnmodelledError("tensor maps")
         if argument.is_tensor:
             places[parameter] = Place(tensors[argument.name], "global")
-        else:
-            scalars[parameter] = np.int64(sizes[argument.name])
     shared: dict[str, Place] = {}
     warps = []
     most = threads if order == "together" else WARP
@@ -60,6 +57,14 @@ def run_launch(
     if order == "last":
         warps.reverse()
     _together(warps, function.body)
+
+
+def _sizes(function: Any, sizes: Mapping[str, int]) -> dict[Any, Any]:
+    """The sizes a kernel mentions: its scalar parameters, and those only shapes have."""
+    from tilelang import tvm
+
+    mentioned = [*function.params, *tvm.tirx.analysis.undefined_vars(function.body)]
+    return {v: np.int64(sizes[str(v.name)]) for v in mentioned if str(v.name) in sizes}
 
 
 def _together(warps: list[Warp], body: Any) -> None:
@@ -144,11 +149,7 @@ class Warp(Machine):
             place, at, _ = self.pointer(e.args[1])
             kind = element(str(e.args[0].dtype))
             return place, at + self.value(e.args[2]) * kind.bytes, kind
-        if name == "Call" and str(e.op.name) == "tirx.address_of":
-            load = e.args[0]
-            place, at, kind, _ = self.address(load.buffer, self.indices(load.indices))
-            return place, at, kind
-        raise UnmodelledError(f"pointer {e}")
+        return super().pointer(e)
 
     def read(self, pointer: Pointer, count: int, offset: Any = 0) -> Any:
         """`count` elements from `offset` on, a row each."""
@@ -170,10 +171,8 @@ class Warp(Machine):
             method(self, list(call.args))
         elif name == "tirx.tvm_storage_sync" and len(call.args) == 1:
             yield from self.barrier(call)
-        elif name == "tirx.call_extern" and call in self.results:
-            pass
-        else:
-            raise UnmodelledError(str(call.args[0].value) if name == "tirx.call_extern" else name)
+        elif name != "tirx.call_extern" or call not in self.results:
+            yield from super().call(call)
 
     def barrier(self, call: Any) -> Meeting:
         present = self.active.reshape(int(self.lanes.block.max()) + 1, -1)

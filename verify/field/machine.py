@@ -43,6 +43,7 @@ class Place:
 
 
 Meeting = Iterator[Any]
+Pointer = tuple[Place, Any, Element]  # memory, byte, type of what it points to
 
 _COMPARE = {
     "LT": operator.lt,
@@ -159,8 +160,12 @@ class Machine:
 
     def call(self, call: Any) -> Meeting:
         """A call made for its effect."""
-        raise UnmodelledError(_name(call))
-        yield
+        if str(call.op.name) != "tl.atomic_add_elem_op":
+            raise UnmodelledError(_name(call))
+        place, at, kind = self.pointer(call.args[0])
+        value = self.value(call.args[1])
+        place.memory.add(self.owner(place), at, kind, value, self.active)
+        return iter(())
 
     def meet(self, value: Any) -> Meeting:
         """Makes calls within an expression at which threads meet; their `results` are used once."""
@@ -196,6 +201,16 @@ class Machine:
             offset = offset + index * stride
             within = within & (index >= 0) & (index < n)
         return place, place.offset + offset * kind.bytes, kind, within
+
+    def pointer(self, e: Any) -> Pointer:
+        if type(e).__name__ == "Call" and str(e.op.name) in ("tl.access_ptr", "tirx.address_of"):
+            element_of = e.args[0]
+            place, at, kind, within = self.address(
+                element_of.buffer, self.indices(element_of.indices)
+            )
+            self.require(within, element_of.buffer)
+            return place, at, kind
+        raise UnmodelledError(f"pointer {e}")
 
     def load(self, buffer: Any, indices: list[Any]) -> Any:
         place, at, kind, within = self.address(buffer, indices)

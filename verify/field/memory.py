@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .residues import symbol
+from .residues import P, symbol
 
 
 class UnmodelledError(Exception):
@@ -120,3 +120,16 @@ class Memory:
         for byte in range(1, kind.bytes):
             self.code[owner, at + byte] = _INSIDE
         self.code[owner, at] = kind.code
+
+    def add(self, owner: Any, at: Any, kind: Element, value: Any, active: Any) -> None:
+        """Adds to elements, every lane in its turn: to integers, or modulo P to residues."""
+        at = self._inside(at, kind.bytes, active)
+        owner, at, value = (a[active] for a in np.broadcast_arrays(owner, at, value, active)[:3])
+        places = (owner, at)
+        present = self.load(owner, at, kind, np.ones(at.shape, bool))
+        self.store(owner, at, kind, present, np.ones(at.shape, bool))
+        np.add.at(self.value, places, value)
+        low = -(1 << (kind.bits - 1)) if kind.name.startswith("int") else 0
+        size = P if kind.kind == "float" else 1 << kind.bits
+        if size < 1 << 63:
+            self.value[places] = (self.value[places] - low) % size + low

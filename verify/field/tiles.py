@@ -165,6 +165,29 @@ class Source(Machine):
             self.temporary[buffer.data] = Place(found.memory.repeated(1, rows), "lane")
         return self.temporary[buffer.data]
 
+    # What lies beyond a tensor reads as 0 and is not written. TileLang adds such guards to copies
+    # always, to other accesses unless told not to; then the lowered program must not need them.
+
+    def load(self, buffer: Any, indices: list[Any]) -> Any:
+        with self.within(buffer, indices):
+            return super().load(buffer, indices)
+
+    def store(self, buffer: Any, indices: list[Any], value: Any) -> None:
+        with self.within(buffer, indices):
+            super().store(buffer, indices, value)
+
+    @contextlib.contextmanager
+    def within(self, buffer: Any, indices: list[Any]) -> Iterator[None]:
+        """Within, only lanes are active whose indices are those of an element of a tensor."""
+        outer, place = self.active, self.place(buffer)
+        if place.owner == "global":
+            for index, n in zip(indices, buffer.shape, strict=True):
+                self.active = self.active & (index >= 0) & (index < self.value(n))
+        try:
+            yield
+        finally:
+            self.active = outer
+
     # --- tile operations -------------------------------------------------------------------------
 
     def call(self, call: Any) -> Meeting:
@@ -173,7 +196,7 @@ class Source(Machine):
             return iter(())
         method = _OPERATIONS.get(name)
         if method is None:
-            raise UnmodelledError(name)
+            return super().call(call)
         method(self, list(call.args))
         return iter(())
 
@@ -199,26 +222,6 @@ class Source(Machine):
         ]
         return buffer, found
 
-    def within(self, buffer: Any, indices: list[Any]) -> Any:
-        inside: Any = True
-        for index, n in zip(indices, buffer.shape, strict=True):
-            inside = inside & (index >= 0) & (index < self.value(n))
-        return inside
-
-    def read(self, buffer: Any, indices: list[Any]) -> Any:
-        """An element of a tile; what lies beyond the tensor is 0."""
-        outer = self.active
-        self.active = outer & self.within(buffer, indices)
-        value = self.load(buffer, indices)
-        self.active = outer
-        return value
-
-    def write(self, buffer: Any, indices: list[Any], value: Any) -> None:
-        outer = self.active
-        self.active = outer & self.within(buffer, indices)
-        self.store(buffer, indices, value)
-        self.active = outer
-
     def copy(self, args: list[Any]) -> None:
         source, target = self.region(args[0]), self.region(args[1])
         shape = [n for n in target[2] if n != 1]
@@ -227,8 +230,8 @@ class Source(Machine):
         dtypes = str(source[0].dtype), str(target[0].dtype)
 
         def move(where: list[Any]) -> None:
-            value = self.read(*self.at(source, where))
-            self.write(*self.at(target, where), convert(value, *dtypes))
+            value = self.load(*self.at(source, where))
+            self.store(*self.at(target, where), convert(value, *dtypes))
 
         self.each(shape, (source, target), move)
 
@@ -238,7 +241,7 @@ class Source(Machine):
         if np.ndim(value):
             raise UnmodelledError("a fill with the value of a thread")
         shape = [n for n in target[2] if n != 1]
-        self.each(shape, (target,), lambda where: self.write(*self.at(target, where), value))
+        self.each(shape, (target,), lambda where: self.store(*self.at(target, where), value))
 
     def each(self, shape: list[int], regions: tuple[Region, ...], do: Any) -> None:
         """For every element of a tile: at once, or for threads that own it one after another."""
@@ -259,13 +262,13 @@ class Source(Machine):
         clear = bool(self.value(args[9]))
         with self.tile([m, n]) as (i, j):
             place = self.matrix(c, i, j)
-            total = np.int64(0) if clear else self.read(*place)
+            total = np.int64(0) if clear else self.load(*place)
             for step in range(k):
-                left = self.read(*self.matrix(a, *((step, i) if transposed[0] else (i, step))))
-                right = self.read(*self.matrix(b, *((j, step) if transposed[1] else (step, j))))
+                left = self.load(*self.matrix(a, *((step, i) if transposed[0] else (i, step))))
+                right = self.load(*self.matrix(b, *((j, step) if transposed[1] else (step, j))))
                 product = arithmetic("Mul", _wide(kinds[0], kinds[2]), left, right)
                 total = arithmetic("Add", kinds[2], total, product)
-            self.write(*place, total)
+            self.store(*place, total)
 
     def matrix(self, region: Region, row: Any, column: Any) -> tuple[Any, list[Any]]:
         buffer, first, _ = region
@@ -287,13 +290,13 @@ class Source(Machine):
             first = [self.value(n) for n in target[1]]
             into = [*where[:dim], 0, *where[dim:]] if keeps else list(where)
             place = target[0], [a + b for a, b in zip(first, into, strict=True)]
-            total = None if bool(self.value(args[4])) else self.read(*place)
+            total = None if bool(self.value(args[4])) else self.load(*place)
             start = [self.value(n) for n in source[1]]
             for step in range(source[2][dim]):
                 at = [a + b for a, b in zip(start, [*where[:dim], step, *where[dim:]], strict=True)]
-                value = self.read(source[0], at)
+                value = self.load(source[0], at)
                 total = value if total is None else arithmetic(operation, dtype, total, value)
-            self.write(*place, total)
+            self.store(*place, total)
 
 
 def _each(value: Any, count: int) -> Any:
