@@ -9,6 +9,7 @@ from .report import place
 
 _COLOURS = {
     Verdict.PROVED: "#1a7f37",
+    Verdict.TESTED: "#0969da",
     Verdict.NOT_APPLICABLE: "#8c959f",
     Verdict.WAIVED: "#8250df",
     Verdict.UNKNOWN: "#9a6700",
@@ -82,7 +83,7 @@ def _cell(p: PropertyReport | None) -> str:
 
 
 def _is_open(kernel: KernelReport) -> bool:
-    return kernel.verdict not in (Verdict.PROVED, Verdict.NOT_APPLICABLE) or bool(kernel.notes)
+    return not kernel.verdict.passed or bool(kernel.notes)
 
 
 def _anchor(kernel: KernelReport) -> str:
@@ -98,7 +99,7 @@ def _details(kernel: KernelReport) -> str:
     if kernel.error:
         parts.append(f"<p>{escape(kernel.error)}</p>")
     for name, p in kernel.properties.items():
-        if p.verdict not in (Verdict.PROVED, Verdict.NOT_APPLICABLE):
+        if not p.verdict.passed:
             parts.append(_open(name, p))
     for note in kernel.notes:
         parts.append(f"<p><small>{escape(note)}</small></p>")

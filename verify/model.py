@@ -9,22 +9,29 @@ from typing import Any, Literal
 
 SCHEMA = 2
 
-Route = Literal["ir", "ptx"]
+Route = Literal["ir", "ptx", "values"]
 
 
 class Verdict(str, Enum):
     """Outcome of one property, one kernel or one run, as documented in docs/proofs.md.
 
-    A property is never WAIVED itself: it keeps its verdict, and the waiver stands beside it.
+    A property is never WAIVED itself: it keeps its verdict, and the waiver stands beside it. TESTED
+    is what an execution at some sizes can say, less than PROVED.
     """
 
     ERROR = "ERROR"
     WAIVED = "WAIVED"
     PROVED = "PROVED"
+    TESTED = "TESTED"
     REFUTED = "REFUTED"
     ALARM = "ALARM"
     UNKNOWN = "UNKNOWN"
     NOT_APPLICABLE = "N/A"
+
+    @property
+    def passed(self) -> bool:
+        """Whether there is nothing to complain about."""
+        return self in (Verdict.PROVED, Verdict.TESTED, Verdict.NOT_APPLICABLE)
 
 
 # The most serious verdict of a set speaks for the set.
@@ -35,6 +42,7 @@ _SEVERITY = (
     Verdict.UNKNOWN,
     Verdict.WAIVED,
     Verdict.PROVED,
+    Verdict.TESTED,
     Verdict.NOT_APPLICABLE,
 )
 
@@ -157,7 +165,7 @@ class Report:
     def verdict(self) -> Verdict:
         """The most serious verdict of any kernel.
 
-        Where the PTX route knows less than the other one did, the other one's verdict stands.
+        Where another route knows less than the IR's did, the verdict of the IR's stands.
         """
         first = {(k.kernel, k.arch) for k in self.kernels if k.route == "ir"}
         counted = [
@@ -180,7 +188,7 @@ class Report:
             f"the routes disagree: {name} of {kernel} on {arch} is {by['ir'].value} in the IR and "
             f"{by['ptx'].value} in the PTX; one of compiler, prover and contract is wrong"
             for (kernel, arch, name), by in verdicts.items()
-            if set(by.values()) == {Verdict.PROVED, Verdict.REFUTED}
+            if {by.get("ir"), by.get("ptx")} == {Verdict.PROVED, Verdict.REFUTED}
         ]
 
     @property

@@ -21,6 +21,7 @@ from .device import DeviceWalker, shared_sizes
 from .domain import Domain, Given
 from .encode import LONG, Engine
 from .facts import Facts as KernelFacts
+from .field import compare_values
 from .host import HostWalker, launch_checks
 from .model import KernelReport, PropertyReport, Report, Route, Verdict, worst
 from .props import PROPERTIES, Launch, Property
@@ -58,7 +59,8 @@ def prove(
         pass_configs: TileLang compile options of a prim_func.
         rlimit: Z3's budget for one query, in its own steps, so that a verdict repeats anywhere.
         use_cache: whether earlier results may be returned and this one kept.
-        route: what is read, TileLang's device IR or the PTX nvcc makes of it.
+        route: what is read, TileLang's device IR or the PTX nvcc makes of it; or ``"values"``, for
+            the IR to be executed beside the source.
     """
     if not isinstance(kernel, Specialization):
         kernel = as_prim_func(kernel, args)
@@ -106,8 +108,10 @@ def prove_one(
     lower_seconds = time.perf_counter() - start
     if route == "ir":
         report = prove_lowered(lowered, facts=facts, use_cache=use_cache, rlimit=rlimit)
-    else:
+    elif route == "ptx":
         report = prove_ptx(lowered, facts=facts, use_cache=use_cache)
+    else:
+        report = compare_values(lowered, facts=facts, use_cache=use_cache)
     report.lower_seconds = round(lower_seconds, 3)
     if key is not None:
         cache.write(key, report)

@@ -9,6 +9,7 @@ from .model import Counterexample, KernelReport, Report, Step, Verdict
 
 _WIDTH = 80
 _SHOWN = 2
+_ROUTES = {"ptx": "PTX", "values": "execution"}
 
 
 def to_json(report: Report) -> str:
@@ -22,7 +23,8 @@ def to_text(report: Report) -> str:
     for kernel in report.kernels:
         seconds = f"{kernel.seconds + kernel.lower_seconds:.2f} s"
         counts = ", ".join(f"{n} {p.proved}/{p.obligations}" for n, p in kernel.properties.items())
-        route = f" by PTX, {counts}" if kernel.route == "ptx" and not kernel.error else ""
+        route = f" by {_ROUTES[kernel.route]}, {counts}" if kernel.route in _ROUTES else ""
+        route = "" if kernel.error else route
         head = f"{kernel.verdict.value:8} {kernel.kernel} {kernel.arch}{route} ({seconds})"
         lines += textwrap.wrap(head, _WIDTH, subsequent_indent=" " * 9)
         lines += _details(kernel)
@@ -39,7 +41,7 @@ def _details(kernel: KernelReport) -> list[str]:
         return _wrap(kernel.error)
     lines: list[str] = []
     for name, p in kernel.properties.items():
-        if p.verdict in (Verdict.PROVED, Verdict.NOT_APPLICABLE):
+        if p.verdict.passed:
             continue
         waived = ", waived" if p.waived else ""
         lines.append(f"  {name}: {p.verdict.value}{waived} ({p.proved}/{p.obligations} proved)")

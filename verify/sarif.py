@@ -18,6 +18,10 @@ RULES = {
     "alignment": "Every vector access is aligned to its width.",
     "blocks": "No element is touched by two blocks, one of which writes it.",
     "coverage": "Every element of an output is written, by one thread where that is declared.",
+    "races": "No two threads touch the same shared bytes without a barrier between, one writing.",
+    "async": "What is copied asynchronously is waited for before it is read or overwritten.",
+    "barriers": "Every thread of a block reaches the same barriers.",
+    "values": "The lowered program computes what its source says, over a prime field.",
 }
 # A tool that cannot decide says so with a kind and no level (SARIF 2.1.0, 3.27.9 and 3.27.10).
 _WEIGHT = {

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from tileproof.codegen.lower import lower
 from tileproof.dsl import Facts, load_library
-from tileproof.verify.field import Reference, UnmodelledError, residues
+from tileproof.verify import Verdict, prove
+from tileproof.verify.field import Reference, UnmodelledError, compare_values, residues
 from tileproof.verify.field.memory import FaultError, Memory, element
 from tileproof.verify.mutate import mutants
 
@@ -132,3 +133,23 @@ def test_what_is_not_executed_is_named():
     reference = Reference(lowered, Facts(), of_source=True)
     with pytest.raises(UnmodelledError, match="tensor maps"):
         reference.difference(lowered)
+
+
+def test_the_route_says_tested_and_at_which_sizes():
+    spec = load_library()["norm/rmsnorm"].shape_set("tiny")[0][0]
+    (report,) = prove(spec, "sm_80", route="values", use_cache=False).kernels
+    assert report.verdict is Verdict.TESTED and report.properties["values"].proved == 6
+    assert any("M=17" in note for note in report.notes)
+    (unknown,) = prove(product, "sm_90a", route="values", use_cache=False).kernels
+    assert unknown.verdict is Verdict.UNKNOWN and unknown.unmodelled == ["tensor maps"]
+
+
+def test_another_value_is_an_alarm_and_a_fault_is_refuted(pipelined):
+    lowered, _ = pipelined
+    shifted = next(m for m in mutants(lowered, ["cp.async+8"]) if "a" in m.site)
+    report = compare_values(shifted.lowered, use_cache=False)
+    assert report.verdict is Verdict.ALARM
+    (example,) = report.properties["values"].counterexamples
+    assert example.buffer == "c" and example.sizes == {"m": 1}
+    wide = next(mutants(lowered, ["guard-dropped"]))
+    assert compare_values(wide.lowered, use_cache=False).verdict is Verdict.REFUTED

@@ -23,11 +23,19 @@ class Format(str, Enum):
 
 
 class Routes(str, Enum):
-    """What is read: TileLang's device IR, nvcc's PTX, or one after the other."""
+    """What is read: TileLang's device IR, nvcc's PTX, both; or the IR executed for its values."""
 
     ir = "ir"
     ptx = "ptx"
     both = "both"
+    values = "values"
+    all = "all"
+
+    @property
+    def each(self) -> list[str]:
+        """One after the other."""
+        many = {"both": ["ir", "ptx"], "all": ["ir", "ptx", "values"]}
+        return many.get(self.value, [self.value])
 
 
 def run(
@@ -38,7 +46,7 @@ def run(
     arg: targets.Args = None,
     facts: targets.FactsFile = None,
     fact: targets.OneFact = None,
-    route: Annotated[Routes, typer.Option(help="Prove the IR, nvcc's PTX, or both.")] = Routes.ir,
+    route: Annotated[Routes, typer.Option(help="Prove the IR, the PTX; run values.")] = Routes.ir,
     format: Annotated[Format, typer.Option(help="Of the report.")] = Format.text,
     output: Annotated[Path | None, typer.Option("-o", help="Write the report here.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a summary page here, too.")] = None,
@@ -72,8 +80,7 @@ def run(
     for file in files:
         file.resolve()  # what is wrong with it is said before anything is proved
         work += [(file, a) for a in archs]
-    routes: list[verify.Route] = ["ir", "ptx"] if route is Routes.both else [route.value]
-    with bar("proving", len(work) * len(routes)) as advance:
+    with bar("proving", len(work) * len(route.each)) as advance:
         report = verify.prove_many(
             work,
             jobs=jobs or os.cpu_count() or 1,
@@ -81,7 +88,7 @@ def run(
             use_cache=cache,
             facts=user,
             rlimit=rlimit or verify.RLIMIT,
-            routes=routes,
+            routes=route.each,
         )
     targets.meant(user.get("dims", {}), {n for k in report.kernels for n in k.domain})
     stale = waivers.apply(report, waived)

@@ -8,10 +8,12 @@ rounding of floating point are not compared.
 
 ``residues.py`` holds the arithmetic, ``memory.py`` the cells, ``machine.py`` what both levels
 share, ``tiles.py`` the tile operations of the source, ``device.py`` the threads of the lowered
-program, ``equivalence.py`` compares them. Nothing here is used by the prover or uses it.
+program; ``equivalence.py`` compares them and ``prove.py`` reports it. No reasoning is shared with
+the prover.
 """
 
 from .equivalence import Difference, Reference
 from .memory import FaultError, UnmodelledError
+from .prove import compare_values
 
-__all__ = ["Difference", "FaultError", "Reference", "UnmodelledError"]
+__all__ = ["Difference", "FaultError", "Reference", "UnmodelledError", "compare_values"]
