@@ -98,6 +98,15 @@ def _ldmatrix(args: list[Any]) -> Effect:
     )
 
 
+def _stmatrix(args: list[Any]) -> Effect:
+    # The way back: lane i of the first 8*num gives the address of one row of eight.
+    num = _int(args[1], "stmatrix count")
+    shape = str(getattr(args[-1], "value", args[-1]))
+    if num not in (1, 2, 4) or len(args) != 4 + num or shape != "m8n8":
+        raise UnmodelledError(f"ptx_stmatrix {shape} of {num} matrices")
+    return Effect((Touch(args[2], "write", 8, align=16, lane_below=8 * num),), collective="warp")
+
+
 # PTX ISA, "Matrix fragments for mma": a warp holds each of A (m*k), B (k*n) and C (m*n) once.
 _MMA = {
     "m16n8k4": (16, 8, 4),
@@ -173,6 +182,7 @@ _TABLE: dict[str, Callable[[list[Any]], Effect]] = {
     "tirx.ptx_commit_group": lambda _: Effect(sync="commit"),
     "tirx.ptx_wait_group": lambda args: Effect(sync="wait", pending=_int(args[0], "wait_group")),
     "tl.ptx_ldmatrix": _ldmatrix,
+    "tl.ptx_stmatrix": _stmatrix,
     "tirx.ptx_mma": _mma,
     "tirx.tvm_storage_sync": _storage_sync,
     "tirx.call_extern": _extern,
@@ -190,6 +200,7 @@ _PURE = {
     *(f"tl.{n}" for n in ("ieee_add", "ieee_sub", "ieee_mul", "ieee_fmaf", "ieee_frcp")),
     *(f"tl.{n}" for n in ("ieee_fsqrt", "ieee_frsqrt", "ieee_fdiv", "__exp", "__log")),
     "tl.pow_of_int",
+    "tl.pack_b16",
     "tl.infinity",
 }
 
