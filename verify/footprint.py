@@ -27,11 +27,15 @@ _WARP = 32
 
 @dataclass(frozen=True, eq=False)
 class Stamp:
-    """Per byte from `start` on, the least and the greatest thread touching it (none: lo > hi)."""
+    """Per byte from `start` on, the least and the greatest thread touching it (none: lo > hi).
+
+    `twice` says that some byte is touched more than once.
+    """
 
     start: int
     lo: np.ndarray
     hi: np.ndarray
+    twice: bool
 
     @property
     def stop(self) -> int:
@@ -39,6 +43,8 @@ class Stamp:
 
     def meets(self, other: Stamp, who: Who) -> bool:
         """Whether two threads that `who` does not rule out share a byte."""
+        if who == "itself":
+            return self.twice
         start, stop = max(self.start, other.start), min(self.stop, other.stop)
         if start >= stop:
             return False
@@ -192,16 +198,18 @@ class Footprints:
 
 def _stamped(first: np.ndarray, stop: np.ndarray, thread: np.ndarray) -> Stamp:
     if not len(first):
-        return Stamp(0, np.zeros(0, np.int32), np.zeros(0, np.int32))
+        return Stamp(0, np.zeros(0, np.int32), np.zeros(0, np.int32), False)
     start, end = int(first.min()), int(stop.max())
     lo = np.full(end - start, np.iinfo(np.int32).max, np.int32)
     hi = np.full(end - start, -1, np.int32)
+    count = 0
     for i in range(int((stop - first).max())):
         inside = first + i < stop
         at, who = (first + i - start)[inside], thread[inside].astype(np.int32)
         np.minimum.at(lo, at, who)
         np.maximum.at(hi, at, who)
-    return Stamp(start, lo, hi)
+        count += len(at)
+    return Stamp(start, lo, hi, count > int((lo <= hi).sum()))
 
 
 def period(term: Term, s: Symbol) -> int:

@@ -18,8 +18,9 @@ from .intrinsics import UnmodelledError
 from .terms import Symbol, Term, add, apply, const, le, substitute, var
 
 # Whom an access may still meet: a copy under way even its own thread, a finished access the other
-# threads, and after the warp has met only threads of other warps.
-Who = Literal["any", "threads", "warps"]
+# threads, and after the warp has met only threads of other warps. A copy under way meets itself
+# in other iterations of the loops that are not followed.
+Who = Literal["any", "threads", "warps", "itself"]
 _MOST_PATHS = 64
 _PATIENCE = 16  # rounds followed for the sake of a barrier that only some iterations have
 
@@ -67,7 +68,8 @@ class State:
 
 @dataclass(frozen=True)
 class Path:
-    """A way forward: the state reached, under which conditions, `splits` of them on barriers."""
+    """A way forward: the state reached, under which conditions; `splits` counts the barriers and
+    waits that it passed by because of a condition."""
 
     state: State
     given: tuple[Term, ...] = ()
@@ -146,8 +148,7 @@ class Walk:
         stack = self._stack(access)
         where = {loop.symbol: var(loop.symbol) for loop, _ in stack if loop is not None}
         state = State(done=not access.asynchronous)
-        # In the same instance it meets only other threads: it is one access there.
-        self._meet(access, Path(replace(state, done=True)), where)
+        self._meet(access, Path(state), where, "itself" if access.asynchronous else "threads")
         for other in self._beside(access, stack[-1]):
             self._meet(other, Path(state), where)
         paths = [Path(state)]
@@ -189,12 +190,14 @@ class Walk:
             if isinstance(item, Access) and inner & set(item.context.loops):
                 yield item
 
-    def _meet(self, second: Access, path: Path, where: Mapping[Symbol, Term]) -> None:
+    def _meet(
+        self, second: Access, path: Path, where: Mapping[Symbol, Term], who: Who | None = None
+    ) -> None:
         if "write" not in (self.first.mode, second.mode):
             return
         if self.first.buffer.arena != second.buffer.arena:
             return
-        who = path.state.who
+        who = who or path.state.who
         places = {s: where[s] for s in second.context.loops if s in where}
         key = (second, who, *places.values(), path.given)
         self.found.setdefault(key, Meeting(self.first, second, who, places, path.given))
@@ -222,15 +225,19 @@ class Walk:
             after = None if state.done else state
         elif kind == "warp":
             after = replace(state, warp=state.done)
+        elif state.done:  # commits and waits are for copies under way
+            return [path]
         elif kind == "commit":
             after = replace(state, commits=min(state.commits + 1, self.cap))
-        elif kind == "wait" and state.commits > sync.effect.pending:
-            after = replace(state, done=True)
+        elif state.commits > sync.effect.pending:
+            after = State()
         if after == state:
             return [path]
         conditions = [substitute(c, where) for c in sync.context.path]
         if kind in ("barrier", "warp"):  # it orders two threads only if both come
             conditions += [self.twin(c) for c in conditions]
+        if any(c.is_const and not c.value for c in conditions):
+            return [replace(path, splits=path.splits + 1)]
         known = {*path.given, *self.first.context.path}
         missing = [c for c in dict.fromkeys(conditions) if c not in known and not c.is_const]
         out = [] if after is None else [replace(path, state=after).under(*missing)]

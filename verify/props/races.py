@@ -101,16 +101,18 @@ class _Pair:
         view = self._view(meeting)
         start, stop = byte_range(first)
         start2, stop2 = (terms.substitute(t, view) for t in byte_range(second))
-        who = {"any": const(1), "threads": self.differ, "warps": self.other_warp}[meeting.who]
+        who = self._who(meeting, view)
         path = [terms.substitute(c, view) for c in second.context.path]
         overlap = apply("and", apply("lt", start, stop2), apply("lt", start2, stop))
         same = _same_value(first, second, view)
         if same is not None:
             who = apply("and", who, apply("not", same))
         violation = apply("and", who, overlap)
-        loops = [view[s].value for s in second.context.loops if s not in meeting.where]
+        loops = [s for at in meeting.where.values() for s in at.symbols if s.kind == "loop"]
+        loops += [view[s].value for s in second.context.loops if s not in meeting.where]
         context = Context(
-            (*first.context.path, *meeting.given, *path), (*first.context.loops, *loops)
+            (*first.context.path, *meeting.given, *path),
+            tuple(dict.fromkeys((*first.context.loops, *loops))),
         )
         everyone = [*self.launch.facts.symbols.values(), *(t.value for t in self.twins.values())]
         answer = self.launch.engine.never(violation, context, everyone)
@@ -122,6 +124,16 @@ class _Pair:
             unknown = "several threads do, and whether they store the same value is not known"
             return Goal(Verdict.UNKNOWN, f"{first.site}: {unknown}")
         return found(self._example(meeting, view, answer), answer.point, answer.loads)
+
+    def _who(self, meeting: Meeting, view: dict[Symbol, Term]) -> Term:
+        """Which pairs of threads are meant."""
+        if meeting.who != "itself":
+            return {"any": const(1), "threads": self.differ, "warps": self.other_warp}[meeting.who]
+        another = self.differ
+        for s in meeting.first.context.loops:
+            if s not in meeting.where:
+                another = apply("or", another, apply("ne", var(s), view[s]))
+        return another
 
     def _view(self, meeting: Meeting) -> dict[Symbol, Term]:
         """What the symbols of the second access are, seen beside the first."""
@@ -220,7 +232,7 @@ def _message(meeting: Meeting, threads: list[int], byte: int, arena: str) -> str
     first, second = meeting.first, meeting.second
     one = f"thread {threads[0]} {_verb(first)} byte {byte} of {arena}"
     two = f"thread {threads[1]} {_verb(second)} it"
-    if meeting.who == "any":
+    if meeting.who in ("any", "itself"):
         return f"{one}, and {two} before the copy was waited for"
     return f"{one}, and {two} with no barrier in between"
 
