@@ -18,11 +18,12 @@ _COLOURS = {
     Verdict.ERROR: "#cf222e",
 }
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem;
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; overflow-x: auto; padding: 0 1rem;
   color: #1f2328; background: #fff }
 table { border-collapse: collapse; width: 100% }
 th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #d1d9e0 }
 th { font-weight: 600; border-bottom-width: 2px }
+td code { white-space: nowrap }
 td.n { text-align: right; font-variant-numeric: tabular-nums }
 b { font-weight: 600 } code { font: 13px ui-monospace, monospace; overflow-wrap: anywhere }
 section { border-left: 3px solid #d1d9e0; padding: .1rem 1rem; margin: 1rem 0 }
@@ -44,7 +45,7 @@ def to_html(report: Report) -> str:
 <meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>
 <h1>tileproof verify</h1>
 <p>{summary or "nothing to prove"}</p>
-<table><tr><th>kernel</th><th>arch</th><th>verdict</th>{head}
+<table><tr><th>kernel</th><th>arch</th><th>route</th><th>verdict</th>{head}
 <th>seconds</th><th>solver steps</th></tr>
 {rows}</table>
 {details}
@@ -67,7 +68,8 @@ def _row(kernel: KernelReport, names: list[str]) -> str:
         name = f'<a href="#{_anchor(kernel)}">{name}</a>'
     numbers = f'<td class="n">{seconds}</td><td class="n">{steps:,}</td>'
     return (
-        f"<tr><td>{name}</td><td>{escape(kernel.arch)}</td><td>{verdict}</td>{cells}{numbers}</tr>"
+        f"<tr><td>{name}</td><td>{escape(kernel.arch)}</td><td>{kernel.route}</td>"
+        f"<td>{verdict}</td>{cells}{numbers}</tr>"
     )
 
 
@@ -87,7 +89,7 @@ def _is_open(kernel: KernelReport) -> bool:
 
 
 def _anchor(kernel: KernelReport) -> str:
-    return escape(f"{kernel.kernel}-{kernel.arch}", quote=True)
+    return escape(f"{kernel.kernel}-{kernel.arch}-{kernel.route}", quote=True)
 
 
 def _details(kernel: KernelReport) -> str:
