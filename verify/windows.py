@@ -87,6 +87,19 @@ def _alive(paths: Iterable[Path], condition: Term) -> list[Path]:
     return [p.under(condition) for p in paths]
 
 
+def _merged(paths: list[Path]) -> list[Path]:
+    """One path a state, under what all that reached it have in common: more than there is."""
+    by_state: dict[State, list[Path]] = {}
+    for path in paths:
+        by_state.setdefault(path.state, []).append(path)
+    merged = []
+    for state, same in by_state.items():
+        common = set(same[0].given).intersection(*(p.given for p in same))
+        given = tuple(c for c in same[0].given if c in common)
+        merged.append(Path(state, given, max(p.splits for p in same)))
+    return merged
+
+
 def synchronising(facts: Facts) -> set[Symbol]:
     """The loops whose iterations a barrier, a commit or a wait may tell apart."""
     return {loop for s in facts.syncs if s.effect.sync is not None for loop in s.context.loops}
@@ -208,7 +221,7 @@ class Walk:
         for item in items:
             paths = list(dict.fromkeys(paths))
             if len(paths) > _MOST_PATHS:
-                raise UnmodelledError(f"more than {_MOST_PATHS} ways through the barriers")
+                paths = _merged(paths)
             if isinstance(item, Loop):
                 paths = self._enter(item, paths, where)
             elif isinstance(item, Sync):
