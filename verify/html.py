@@ -18,8 +18,8 @@ _COLOURS = {
     Verdict.ERROR: "#cf222e",
 }
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; overflow-x: auto; padding: 0 1rem;
-  color: #1f2328; background: #fff }
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem;
+  overflow-x: auto; padding: 0 1rem; color: #1f2328; background: #fff }
 table { border-collapse: collapse; width: 100% }
 th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #d1d9e0 }
 th { font-weight: 600; border-bottom-width: 2px }
