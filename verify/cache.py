@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -55,8 +55,13 @@ def ir_hash(lowered: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def key(program: str, domain: Domain, sizes: Mapping[str, int], rlimit: int) -> str:
-    """Where the result for a program under a domain lives; `sizes` are its shared buffers'."""
+def key(
+    program: str, domain: Domain, sizes: Mapping[str, int], rlimit: int, limits: Sequence[int]
+) -> str:
+    """Where the result for a program under a domain lives; `sizes` are its shared buffers'.
+
+    `limits` are those of the architecture that make a difference.
+    """
     tensors = [
         (t.name, t.dtype, str(t.shape), t.align, t.written, t.inout)
         for t in domain.tensors.values()
@@ -68,7 +73,10 @@ def key(program: str, domain: Domain, sizes: Mapping[str, int], rlimit: int) -> 
         domain.assumptions(),
         tensors,
         domain.notes,
+        domain.batch,
+        domain.deterministic,
         rlimit,
+        list(limits),
         tools(),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

@@ -6,11 +6,12 @@ A node without a known meaning raises UnmodelledError; nothing is passed over.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from .facts import Check, Context, Facts, integer_range, text
+from .facts import Check, Context, Decision, Facts, integer_range, text
 from .intrinsics import Mode, UnmodelledError
 from .terms import Symbol, Term, apply, const, mul, var
 
@@ -60,6 +61,11 @@ class Converter:
             return visit()
         finally:
             self.context = outer
+
+    def decide(self, what: Any, found: tuple[Term, ...], node: Any) -> None:
+        """Record what a loop, a condition or data hangs on."""
+        if not all(t.is_const for t in found):
+            self.facts.decisions.append(Decision(what, found, self.context, node))
 
     def expr(self, e: Any) -> Term:
         """An integer or boolean scalar expression as a term. Raises UnmodelledError."""
@@ -166,7 +172,14 @@ class Converter:
     def value(self, e: Any) -> None:
         """Visit an expression whose value does not matter here, for the loads inside it."""
         kind = type(e).__name__
-        if kind in ("IntImm", "FloatImm", "StringImm", "Var"):
+        if kind in ("IntImm", "FloatImm", "StringImm"):
+            return
+        if kind == "Var":
+            if e in self.env or str(e.name) in self.dims:
+                self.decide("value", (self.variable(e),), e)
+            return
+        if kind in BINARY and integer_range(e.dtype) is not None and "x" not in str(e.dtype):
+            self.number(e)
             return
         if kind == "BufferLoad":
             self.access(e, e.buffer, list(e.indices), "read")
@@ -182,7 +195,9 @@ class Converter:
             for part in (*e.vectors, *e.indices):
                 self.value(part)
         elif kind == "Select":
-            for part in (e.condition, e.true_value, e.false_value):
+            self.value(e.condition)
+            self.chosen(e)
+            for part in (e.true_value, e.false_value):
                 self.value(part)
         elif kind == "Not":
             self.value(e.a)
@@ -192,6 +207,23 @@ class Converter:
         else:
             raise UnmodelledError(kind)
 
+    def number(self, e: Any) -> None:
+        """An integer that becomes data: machine arithmetic is what it means, so it may wrap."""
+        checks = len(self.facts.checks)
+        try:
+            self.decide("value", (self.expr(e),), e)
+        except UnmodelledError:
+            self.value(e.a)
+            self.value(e.b)
+        del self.facts.checks[checks:]
+
+    def chosen(self, e: Any) -> None:
+        """The condition of a choice between data."""
+        accesses = len(self.facts.accesses)
+        with contextlib.suppress(UnmodelledError):
+            self.decide("condition", (self.expr(e.condition),), e)
+        del self.facts.accesses[accesses:]  # they are recorded as parts of the value
+
     def value_call(self, e: Any) -> None:
         name, args = str(e.op.name), list(e.args)
         if name != "tirx.if_then_else":
@@ -200,6 +232,7 @@ class Converter:
         if "x" in str(args[0].dtype):
             raise UnmodelledError("if_then_else with a vector condition")
         condition = self.expr(args[0])
+        self.decide("condition", (condition,), e)
         self.under(condition, lambda: self.value(args[1]))
         self.under(apply("not", condition), lambda: self.value(args[2]))
 

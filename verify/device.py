@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from . import terms
 from .convert import BINARY, Converter
 from .domain import TensorFacts
-from .facts import Access, Buffer, Check, Facts, Sync, integer_range, scalar_bits, text
+from .facts import Access, Buffer, Check, Claim, Facts, Sync, integer_range, scalar_bits, text
 from .intrinsics import BARRIER, NOTHING, Effect, Mode, Touch, UnmodelledError, effect
 from .terms import Symbol, Term, add, apply, const, mul, sub, var
 
-# Attributes without a meaning of their own at this stage. `tl.assume` is not believed.
+# Attributes without a meaning of their own at this stage.
 _INERT_ATTRS = {
-    "tl.assume",
     "lexical_alloc_scope",
     "storage_alignment",
     "tl.min_blocks_per_sm",
@@ -177,6 +177,7 @@ class DeviceWalker(Converter):
         align: int,
         node: Any,
         asynchronous: bool = False,
+        atomic: str = "",
     ) -> None:
         if buffer.tensor and mode == "write":
             self.written.add(buffer.tensor)
@@ -193,6 +194,7 @@ class DeviceWalker(Converter):
                 node,
                 asynchronous,
                 self.value_of_store if mode == "write" else None,
+                atomic,
             )
         )
 
@@ -231,12 +233,16 @@ class DeviceWalker(Converter):
             return
         if found.threads is not None:
             self.whole_block(found.threads)
+        if found.asserts is not None:
+            self.claim(found.asserts, True)
+            return
         pointers = {id(t.pointer) for t in found.touches}
         for touch in found.touches:
             if touch.after_barrier:
                 self.sync(BARRIER, node)
             self.touch(touch, node)
-        if found is NOTHING or found.collective != "none":
+        atomic = any(t.atomic for t in found.touches)
+        if found is NOTHING or found.collective != "none" or atomic:
             for a in args:
                 if id(a) not in pointers and str(a.dtype) != "handle":
                     self.value(a)
@@ -263,7 +269,9 @@ class DeviceWalker(Converter):
             index = add(offset, self.slot(*touch.slot))
         context = self.context
         if touch.when is not None:
-            context = context.given(self.expr(touch.when))
+            condition = self.expr(touch.when)
+            self.decide("condition", (condition,), node)
+            context = context.given(condition)
         if touch.lane_below is not None:
             lane = apply("mod", self.facts.linear_thread, const(32))
             context = context.given(apply("lt", lane, const(touch.lane_below)))
@@ -272,7 +280,9 @@ class DeviceWalker(Converter):
         width = buffer.bits // 8
         align = touch.align or _vector_alignment(width * touch.count, width)
         outer, self.context = self.context, context
-        self.record(buffer, touch.mode, index, touch.count, align, node, touch.asynchronous)
+        self.record(
+            buffer, touch.mode, index, touch.count, align, node, touch.asynchronous, touch.atomic
+        )
         self.context = outer
 
     def pointer(self, e: Any) -> tuple[Any, Any, Term]:
@@ -306,8 +316,10 @@ class DeviceWalker(Converter):
     def _stmt(self, s: Any) -> None:
         kind = type(s).__name__
         if kind == "SeqStmt":
+            outer = self.context
             for part in s.seq:
                 self.stmt(part)
+            self.context = outer
         elif kind in ("DeclBuffer", "AllocBuffer"):
             pass
         elif kind == "AttrStmt":
@@ -324,6 +336,7 @@ class DeviceWalker(Converter):
             self.loop(s)
         elif kind == "IfThenElse":
             condition = self.expr(s.condition)
+            self.decide("condition", (condition,), s)
             self.under(condition, lambda: self.stmt(s.then_case))
             if s.else_case is not None:
                 self.under(apply("not", condition), lambda: self.stmt(s.else_case))
@@ -344,9 +357,23 @@ class DeviceWalker(Converter):
                 kind: Literal["block", "thread"] = "block" if tag[0] == "b" else "thread"
                 self.facts.symbols[tag] = Symbol(tag, kind, const(0), sub(extent, const(1)))
             self.env[s.node.var] = var(self.facts.symbols[tag])
+        elif key == "tl.assume":
+            outer = self.context
+            self.claim(s.node, False)
+            self.stmt(s.body)
+            self.context = outer
+            return
         elif key not in _INERT_ATTRS:
             self.facts.unmodelled.append(f"attribute {key}")
         self.stmt(s.body)
+
+    def claim(self, condition: Any, traps: bool) -> None:
+        """What the program says of itself; it is known until the enclosing statement ends."""
+        term = self.expr(condition)
+        if not (term.is_const and term.value):
+            claim = Claim(term, traps, self.context, condition)
+            self.facts.claims.append(claim)
+            self.context = replace(self.context, claims=(*self.context.claims, claim))
 
     def bind(self, s: Any) -> None:
         if str(s.var.dtype) == "handle":
@@ -384,6 +411,7 @@ class DeviceWalker(Converter):
         symbol = Symbol(str(s.loop_var.name), "loop", lo, hi, s.loop_var)
         self.env[s.loop_var] = var(symbol)
         outer = self.context
+        self.decide("loop", (lo, hi), s)
         self.context = outer.inside(symbol)
         self.stmt(s.body)
         self.context = outer

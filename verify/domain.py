@@ -58,13 +58,19 @@ class TensorFacts:
 
 @dataclass
 class Domain:
-    """Everything assumed about one kernel. `multiples` maps dims to the number dividing them."""
+    """Everything assumed about one kernel. `multiples` maps dims to the number dividing them.
+
+    `batch` are the dims that may not influence how another is reduced. A kernel that is not
+    `deterministic` may depend on the order of execution: nobody asks it not to.
+    """
 
     dims: dict[str, Symbol] = field(default_factory=dict)
     multiples: dict[str, int] = field(default_factory=dict)
     tensors: dict[str, TensorFacts] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     unmodelled: list[str] = field(default_factory=list)
+    batch: tuple[str, ...] = ()
+    deterministic: bool = True
 
     def describe(self) -> dict[str, str]:
         """The dims and their ranges, for a report."""
@@ -73,6 +79,8 @@ class Domain:
             text = f"{symbol.lo.value}..{symbol.hi.value}"
             if name in self.multiples:
                 text += f", a multiple of {self.multiples[name]}"
+            if name in self.batch:
+                text += ", batch"
             out[name] = text
         return out
 
@@ -129,6 +137,14 @@ def build(source: Any, spec: Specialization | None, facts: Given) -> Domain:
     domain = Domain()
     buffers = [source.buffer_map.get(p) for p in source.params]
     _dims(domain, source, buffers, spec, given)
+    marked = [*given.batch]
+    if spec is not None:
+        marked += [name for name, d in spec.op.dynamic.items() if d.batch]
+    for name in given.batch:
+        expected = f"a size of the kernel ({', '.join(domain.dims)})"
+        check(name in domain.dims, "facts.batch", got=name, expected=expected)
+    domain.batch = tuple(name for name in domain.dims if name in marked)
+    domain.deterministic = given.deterministic
     declared = spec.args if spec is not None else ()
     if spec is not None:
         check(

@@ -196,7 +196,8 @@ class Engine:
 
     def never(self, violation: Term, context: Context, extra: Iterable[Symbol] = ()) -> Answer:
         """Show that `violation` is false wherever `context` is reached, or find where it is not."""
-        key = (violation.id, frozenset(c.id for c in context.path), context.loops, tuple(extra))
+        known = frozenset(c.id for c in (*context.path, *context.known()))
+        key = (violation.id, known, context.loops, tuple(extra))
         if key not in self._answers:
             self._answers[key] = self._never(violation, context, list(extra))
         return self._answers[key]
@@ -241,7 +242,8 @@ class Engine:
         if not extra:  # device code runs in some thread of some block
             symbols.update(dict.fromkeys(self.facts.symbols.values()))
         apart = [m for t in self.domain.tensors.values() for m in t.apart()]
-        stack = [violation, *context.path]
+        given = [*context.path, *context.known()]
+        stack = [violation, *given]
         pending = [*symbols]
         while stack or pending:
             if stack:
@@ -251,7 +253,7 @@ class Engine:
             else:
                 s = pending.pop()
                 stack += (s.lo, s.hi, *(m for m in apart if s in m.symbols))
-        out = [violation, *context.path, *(m for m in apart if m.symbols <= symbols.keys())]
+        out = [violation, *given, *(m for m in apart if m.symbols <= symbols.keys())]
         for s in symbols:
             out += [le(s.lo, var(s)), le(var(s), s.hi)]
             if s.kind == "dim" and s.name in self.domain.multiples:

@@ -5,9 +5,9 @@ Each fact carries the condition under which it happens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from . import terms
 from .digits import Digit, split
@@ -43,6 +43,38 @@ class Buffer:
         return terms.product(self.shape)
 
 
+@dataclass(eq=False)
+class Claim:
+    """What the program says of itself: ``T.device_assert`` (`traps`) or ``T.assume``.
+
+    `held` says that what follows may rely on it: it was proved, or the kernel stops where it fails.
+    """
+
+    term: Term
+    traps: bool
+    context: Context
+    node: Any
+    held: bool = False
+
+    @property
+    def site(self) -> str:
+        return terms.show(self.term)
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """Integers that decide what is computed: a loop's bounds, a condition, a number used as data."""
+
+    what: Literal["loop", "condition", "value"]
+    terms: tuple[Term, ...]
+    context: Context
+    node: Any
+
+    @property
+    def site(self) -> str:
+        return ", ".join(map(terms.show, self.terms))
+
+
 @dataclass(frozen=True, eq=False)
 class Context:
     """When a fact happens: conditions on the way, and the loops around it, outermost first.
@@ -53,12 +85,18 @@ class Context:
     path: tuple[Term, ...] = ()
     loops: tuple[Symbol, ...] = ()
     entered: tuple[int, ...] = ()
+    claims: tuple[Claim, ...] = ()
 
     def given(self, condition: Term) -> Context:
-        return Context((*self.path, *terms.conjuncts(condition)), self.loops, self.entered)
+        return replace(self, path=(*self.path, *terms.conjuncts(condition)))
 
     def inside(self, loop: Symbol) -> Context:
-        return Context(self.path, (*self.loops, loop), (*self.entered, len(self.path)))
+        entered = (*self.entered, len(self.path))
+        return replace(self, loops=(*self.loops, loop), entered=entered)
+
+    def known(self) -> tuple[Term, ...]:
+        """What the program claimed before and may be relied on here."""
+        return tuple(claim.term for claim in self.claims if claim.held)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +105,7 @@ class Access:
 
     `stored` are the terms that, with the statement's text, determine the value a store writes; None
     if registers or shared memory do too.
+    `atomic` names the operation of an atomic read-modify-write, "" for any other access.
     """
 
     buffer: Buffer
@@ -79,6 +118,7 @@ class Access:
     node: Any
     asynchronous: bool = False
     stored: tuple[Term, ...] | None = None
+    atomic: str = ""
 
     @cached_property
     def digits(self) -> list[Digit]:
@@ -132,7 +172,10 @@ class Facts:
     symbols: dict[str, Symbol] = field(default_factory=dict)
     accesses: list[Access] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
+    limits: list[Check] = field(default_factory=list)
     syncs: list[Sync] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
     unmodelled: list[str] = field(default_factory=list)
 
     @property

@@ -107,7 +107,7 @@ class HostWalker(Converter):
 
 
 def launch_checks(launch: Any, facts: Facts, domain: Domain) -> dict[str, Term]:
-    """Extents of a launch as terms; hardware limits become checks of `facts`."""
+    """Extents of a launch as terms; the grid's limits go to `facts`."""
     converter = Converter(facts, domain.dims)
     extents: dict[str, Term] = {}
     for name, values in (("blockIdx", launch.grid), ("threadIdx", launch.block)):
@@ -120,7 +120,7 @@ def launch_checks(launch: Any, facts: Facts, domain: Domain) -> dict[str, Term]:
                 continue
             if tag in _MAX_GRID:
                 limit = _MAX_GRID[tag]
-                converter.facts.checks.append(
-                    Check(extents[tag], 0, limit, f"grid limit of {tag}", converter.context, value)
+                facts.limits.append(
+                    Check(extents[tag], 0, limit, f"the grid's {tag[-1]}", converter.context, value)
                 )
     return extents

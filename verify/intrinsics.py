@@ -30,7 +30,8 @@ class Touch:
     alignment the width implies. `lane_below` says that only lanes below it take part; `when` is a
     TIR condition. `slot` is ``(first thread, half)`` of a reduction workspace: this thread's
     element, or its butterfly partner's when half is not 0. `after_barrier` says that a barrier of
-    the block comes right before it.
+    the block comes right before it. `atomic` names the operation of an atomic read-modify-write,
+    whose mode is "write"; it ends in "_ret" if the old value is used.
     """
 
     pointer: Any
@@ -43,6 +44,7 @@ class Touch:
     asynchronous: bool = False
     slot: tuple[int, int] | None = None
     after_barrier: bool = False
+    atomic: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class Effect:
     """All that a call does. `collective` names the group whose threads must all make the call.
 
     A wait returns once at most `pending` of the thread's newest groups of copies are under way.
-    `threads` is how many threads its barriers wait for, None for all of the block.
+    `threads` is how many threads its barriers wait for, None for all of the block. `asserts` is a
+    condition that ends the kernel where it fails.
     """
 
     touches: tuple[Touch, ...] = ()
@@ -58,6 +61,7 @@ class Effect:
     collective: Literal["none", "warp", "block"] = "none"
     pending: int = 0
     threads: int | None = None
+    asserts: Any = None
 
 
 NOTHING = Effect()
@@ -157,6 +161,18 @@ def _all_reduce(name: str, args: list[Any]) -> Effect:
     return Effect(tuple(touches), collective="block", threads=int(named) if named else None)
 
 
+def _atomic(operation: str) -> Callable[[list[Any]], Effect]:
+    return lambda args: Effect((Touch(args[0], "write", atomic=operation),))
+
+
+def _atomic_vector(count: int) -> Callable[[list[Any]], Effect]:
+    def read(args: list[Any]) -> Effect:
+        # Each element is added atomically; the vector as a whole is not.
+        return Effect((Touch(args[0], "write", count, atomic="add"), Touch(args[1], "read", count)))
+
+    return read
+
+
 def _extern(args: list[Any]) -> Effect:
     name = str(args[0].value)
     if name.startswith("tl::AllReduce<"):
@@ -187,6 +203,14 @@ _TABLE: dict[str, Callable[[list[Any]], Effect]] = {
     "tirx.tvm_storage_sync": _storage_sync,
     "tirx.call_extern": _extern,
     "tl.sync_warp": _sync_warp,
+    "tl.device_assert": lambda args: Effect(asserts=args[0]),
+    "tl.device_assert_with_msg": lambda args: Effect(asserts=args[0]),
+    **{
+        f"tl.atomic_{name}_elem_op": _atomic(name)
+        for name in ("add", "max", "min", "or", "add_ret", "max_ret", "min_ret")
+    },
+    "tl.atomic_addx2_elem_op": _atomic_vector(2),
+    "tl.atomic_addx4_elem_op": _atomic_vector(4),
 }
 
 # Functions of their arguments alone.

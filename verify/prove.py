@@ -24,7 +24,7 @@ from .facts import Facts as KernelFacts
 from .field import compare_values
 from .host import HostWalker, launch_checks
 from .model import KernelReport, PropertyReport, Report, Route, Verdict, worst
-from .props import PROPERTIES, Launch, Property
+from .props import PROPERTIES, Launch, Property, asserts, limits
 from .ptx import prove_ptx
 from .replay import Machine
 from .terms import le
@@ -33,6 +33,9 @@ _MOST_REASONS = 5
 _DOUBTS = {
     "overflow": "integers may wrap: see overflow",
     "barriers": "threads may not meet at the same barrier: see barriers",
+    "blocks": "blocks may meet in memory: see blocks",
+    "races": "threads may race: see races",
+    "async": "copies may be late: see async",
 }
 
 
@@ -147,7 +150,7 @@ def _prove_lowered(
     assumed = domain.build(lowered.source, lowered.spec, facts)
     ir_hash = cache.ir_hash(lowered)
     sizes = shared_sizes(lowered.stages)
-    key = cache.key(ir_hash, assumed, sizes, rlimit)
+    key = cache.key(ir_hash, assumed, sizes, rlimit, limits.decisive(lowered))
     if use_cache and (known := cache.read(key)) is not None:
         known.kernel, known.arch, known.reused = lowered.name, lowered.arch, True
         known.seconds = round(time.perf_counter() - start, 3)
@@ -156,6 +159,7 @@ def _prove_lowered(
     if contradiction := _contradiction(launches, assumed):
         return KernelReport(lowered.name, lowered.arch, ir_hash, error=contradiction)
     vacuous, notes = _vacuity(launches)
+    notes += limits.warnings(launches)
     properties: dict[str, PropertyReport] = {}
     for p in PROPERTIES:
         properties[p.name] = _decide(p, launches, unmodelled, vacuous, properties)
@@ -204,7 +208,9 @@ def launches_of(
         )
         facts = walker.run(function)
         unmodelled += facts.unmodelled
-        parts.append((facts, extents, function, names))
+        engine = Engine(facts, assumed, rlimit)
+        asserts.settle(facts, engine)
+        parts.append((facts, extents, function, names, engine, limits.of(launch, lowered, assumed)))
         for tensor in {a.buffer.tensor for a in facts.accesses if a.mode == "write"}:
             writers[tensor] = writers.get(tensor, 0) + 1
     unmodelled += host.unmodelled
@@ -213,20 +219,21 @@ def launches_of(
     }
     promised = {t.name for t in assumed.tensors.values() if t.written is not None}
     launches = []
-    for i, (facts, extents, function, names) in enumerate(parts):
+    for i, (facts, extents, function, names, engine, resources) in enumerate(parts):
         own = {a.buffer.tensor for a in facts.accesses if a.mode == "write"}
         never = {t for t in promised if t not in writers} if i == 0 else set()
         launches.append(
             Launch(
                 facts=facts,
                 domain=assumed,
-                engine=Engine(facts, assumed, rlimit),
+                engine=engine,
                 machine=Machine(function, layouts, names, sizes),
                 extents=extents,
                 host=host if i == 0 else None,
                 complete=not unmodelled,
                 outputs=frozenset((own & promised) | never),
                 shared=frozenset(t for t in own if writers[t] > 1),
+                resources=resources,
             )
         )
     return launches, list(dict.fromkeys(unmodelled))

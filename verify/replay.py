@@ -6,6 +6,7 @@ known, so a condition that needs one stops the run, and the counterexample stays
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,7 @@ class Touched:
     """An access that really happens; `offset` and `extent` count elements.
 
     `outside` says that some of it lies beyond the memory or, in a strided tensor, between rows.
+    `place` are the indices of its first element in a tensor of the signature.
     """
 
     memory: str
@@ -38,13 +40,18 @@ class Touched:
     extent: int | None
     outside: bool
     node: Any
+    place: tuple[int, ...] = ()
 
 
 @dataclass
 class Trace:
-    """What a thread does at a setting; `overflows` are the nodes whose value does not fit."""
+    """What a thread does at a setting; `overflows` are the nodes whose value does not fit.
+
+    `decided` are the loops (first index and trip count) and conditions it meets, with their values.
+    """
 
     touched: list[Touched] = field(default_factory=list)
+    decided: list[tuple[Any, tuple[int, ...]]] = field(default_factory=list)
     overflows: list[tuple[Any, int]] = field(default_factory=list)
 
 
@@ -118,6 +125,14 @@ class Machine:
                 strides.insert(0, n * strides[0] if strides else 1)
         return shape, strides[: len(shape)]
 
+    def place(self, tensor: str, offset: int) -> tuple[int, ...]:
+        """The indices of an element."""
+        out = []
+        for stride in self.layout(tensor)[1]:
+            step, offset = divmod(offset, stride) if stride else (0, offset)
+            out.append(step)
+        return tuple(out)
+
     def outside(self, tensor: str, offset: int) -> bool:
         """Whether no element of a tensor lies at an offset."""
         shape, strides = self.layout(tensor)
@@ -137,11 +152,13 @@ class Machine:
         elif kind == "AttrStmt":
             if str(s.attr_key) == "thread_extent":
                 self.env[s.node.var] = self.setting.indices.get(str(s.node.thread_tag), 0)
+            elif str(s.attr_key) == "tl.assume":
+                self.condition(s.node, s.node)
             self.stmt(s.body)
         elif kind == "For":
             self.loop(s)
         elif kind == "IfThenElse":
-            taken = self.condition(s.condition)
+            taken = self.condition(s.condition, s)
             if taken is not None:
                 branch = s.then_case if taken else s.else_case
                 if branch is not None:
@@ -163,21 +180,26 @@ class Machine:
 
     def loop(self, s: Any) -> None:
         value = self.setting.loops.get(s.loop_var)
-        if value is None:
-            return
         try:
             lo, extent = self.number(s.min), self.number(s.extent)
         except UndeterminedError:
+            return
+        self.trace.decided.append((s, (lo, extent)))
+        if value is None:
             return
         if lo <= value < lo + extent:
             self.env[s.loop_var] = value
             self.stmt(s.body)
 
-    def condition(self, e: Any) -> bool | None:
+    def condition(self, e: Any, node: Any = None) -> bool | None:
+        """Its truth, noted as a decision of `node`; None where only data decides."""
         try:
-            return bool(self.number(e))
+            taken = bool(self.number(e))
         except UndeterminedError:
             return None
+        if node is not None:
+            self.trace.decided.append((node, (int(taken),)))
+        return taken
 
     # -- expressions -------------------------------------------------------------------------
 
@@ -221,11 +243,14 @@ class Machine:
     def visit(self, e: Any) -> None:
         """Perform the accesses inside a value."""
         kind = type(e).__name__
+        if (kind == "Var" or kind in _ARITHMETIC) and str(e.dtype).startswith(("int", "uint")):
+            self.used(e)
         if kind == "BufferLoad":
             self.index(e, e.buffer, e.indices, "read")
         elif kind == "Call":
             self.call(e)
         elif kind == "Select":
+            self.condition(e.condition, e)
             for part in (e.condition, e.true_value, e.false_value):
                 self.visit(part)
         elif kind == "Shuffle":
@@ -237,10 +262,16 @@ class Machine:
                 if hasattr(part, "dtype"):
                     self.visit(part)
 
+    def used(self, e: Any) -> None:
+        """Note an integer that becomes data."""
+        if "x" not in str(e.dtype):
+            with contextlib.suppress(UndeterminedError):
+                self.trace.decided.append((e, (self.number(e),)))
+
     def call(self, e: Any) -> None:
         name, args = str(e.op.name), list(e.args)
         if name == "tirx.if_then_else":
-            taken = self.condition(args[0])
+            taken = self.condition(args[0], e)
             if taken is not None:
                 self.visit(args[1] if taken else args[2])
             return
@@ -248,6 +279,8 @@ class Machine:
             found = effect(name, args)
         except UnmodelledError:
             return
+        if found.asserts is not None:
+            self.condition(found.asserts, found.asserts)
         for touch in found.touches:
             self.touch(touch, e)
         for a in args:
@@ -255,7 +288,7 @@ class Machine:
                 self.visit(a)
 
     def touch(self, touch: Touch, node: Any) -> None:
-        if touch.when is not None and not self.condition(touch.when):
+        if touch.when is not None and not self.condition(touch.when, node):
             return
         if touch.lane_below is not None and self.lane() % 32 >= touch.lane_below:
             return
@@ -330,7 +363,8 @@ class Machine:
             outside = any(self.outside(name, offset + i) for i in range(lanes))
         else:
             outside = extent is not None and not 0 <= offset <= extent - lanes
-        self.trace.touched.append(Touched(name, mode, offset, lanes, extent, outside, node))
+        place = self.place(name, offset) if data in self.names else ()
+        self.trace.touched.append(Touched(name, mode, offset, lanes, extent, outside, node, place))
 
 
 def _truncate(a: int, b: int) -> int:

@@ -1,11 +1,24 @@
 """The properties, in the order they are proved. A later one adds its file and its line here."""
 
-from . import alignment, barriers, blocks, bounds, coverage, overflow, races
+from . import (
+    alignment,
+    asserts,
+    barriers,
+    blocks,
+    bounds,
+    coverage,
+    determinism,
+    limits,
+    overflow,
+    races,
+)
 from ._run import Goal, Launch, Property
 
 # Overflow first: the others reason over unbounded integers, which is sound only if nothing wraps.
 PROPERTIES: tuple[Property, ...] = (
-    Property("overflow", overflow.goals),
+    Property("overflow", overflow.goals, ()),
+    Property("asserts", asserts.goals),
+    Property("limits", limits.goals),
     Property("bounds", bounds.goals),
     Property("alignment", alignment.goals),
     Property("blocks", blocks.goals),
@@ -14,6 +27,7 @@ PROPERTIES: tuple[Property, ...] = (
     # A race is judged between two barriers, which must be the same two for every thread.
     Property("races", races.races, ("overflow", "barriers")),
     Property("async", races.copies, ("overflow", "barriers")),
+    Property("determinism", determinism.goals, ("overflow", "blocks", "races", "async")),
 )
 
 __all__ = ["PROPERTIES", "Goal", "Launch", "Property"]

@@ -27,6 +27,21 @@ class Goal:
 PROVED = Goal(Verdict.PROVED)
 
 
+@dataclass(frozen=True)
+class Resources:
+    """What a block asks for, in bytes and threads, and the most its architecture gives.
+
+    `local` counts a thread's arrays, which live in registers where their indices are constants.
+    """
+
+    arch: str
+    shared: Term
+    most_shared: int
+    threads: tuple[Term, Term, Term]
+    most_threads: int
+    local: int
+
+
 @dataclass(frozen=True, eq=False)
 class Launch:
     """One kernel launch with everything a property may ask about it.
@@ -46,6 +61,7 @@ class Launch:
     outputs: frozenset[str] = frozenset()
     shared: frozenset[str] = frozenset()
     runs: dict[Any, tuple[list[Moment], dict[Any, int]]] = field(default_factory=dict)
+    resources: Resources | None = None
 
     def writes(self, tensor: str) -> list[Access]:
         """Every store to a global tensor."""

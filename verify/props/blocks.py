@@ -32,7 +32,8 @@ def goals(launch: Launch) -> Iterator[Goal]:
         spreads = {a: _spread(launch, a, blocks) for a in sites}
         for i, first in enumerate(sites):
             for second in sites[i:]:
-                if "write" in (first.mode, second.mode):
+                atomic = first.atomic and second.atomic  # no race; order: see determinism
+                if "write" in (first.mode, second.mode) and not atomic:
                     same = spreads[first] is not None and spreads[first] == spreads[second]
                     yield PROVED if same else _apart(launch, first, second, blocks)
 
@@ -74,12 +75,29 @@ def _below(launch: Launch, access: Access, digit: Digit, tail: Term, coefficient
 
 def _apart(launch: Launch, first: Access, second: Access, blocks: list[Symbol]) -> Goal:
     """The general question, with two of everything: can two different blocks meet?"""
+    verb = "both write" if second.mode == first.mode else "read and write"
+    message = f"blocks {{}} and {{}} {verb} {{}} of {first.buffer.tensor}"
+    return meeting(launch, first, second, blocks, "blocks", message)
+
+
+def meeting(
+    launch: Launch,
+    first: Access,
+    second: Access,
+    apart: list[Symbol],
+    name: str,
+    message: str,
+) -> Goal:
+    """PROVED if threads that differ in one of the indices `apart` never touch the same element.
+
+    `message` has places for both and for the element.
+    """
     twin = _twins(launch, second)
     index = terms.substitute(second.index, twin)
     path = tuple(terms.substitute(c, twin) for c in second.context.path)
     loops = tuple(twin[s].value for s in second.context.loops)
     differ = const(0)
-    for b in blocks:
+    for b in apart:
         differ = apply("or", differ, apply("ne", var(b), twin[b]))
     gap = sub(index, first.index)
     overlap = apply("and", le(const(1 - second.lanes), gap), le(gap, const(first.lanes - 1)))
@@ -89,10 +107,11 @@ def _apart(launch: Launch, first: Access, second: Access, blocks: list[Symbol]) 
     answer = launch.engine.never(apply("and", differ, overlap), context, extra)
     if answer.proved:
         return PROVED
-    what = f"blocks of {first.site} and {second.site}"
+    what = f"{name} of {first.site} and {second.site}"
     if answer.point is None:
         return undecided(answer, what)
-    return found(_example(launch, first, second, twin, answer), answer.point, answer.loads)
+    example = _example(launch, first, second, twin, answer, name, message)
+    return found(example, answer.point, answer.loads)
 
 
 def _twins(launch: Launch, access: Access) -> dict[Symbol, Term]:
@@ -107,7 +126,13 @@ def _twins(launch: Launch, access: Access) -> dict[Symbol, Term]:
 
 
 def _example(
-    launch: Launch, first: Access, second: Access, twin: dict[Symbol, Term], answer: Answer
+    launch: Launch,
+    first: Access,
+    second: Access,
+    twin: dict[Symbol, Term],
+    answer: Answer,
+    name: str,
+    message: str,
 ) -> Counterexample:
     assert answer.point is not None
     values = answer.point.values
@@ -124,18 +149,16 @@ def _example(
             if a.memory == b.memory == tensor and meets and "write" in modes:
                 shared = max(a.offset, b.offset)
     places = [launch.describe(p) for p in (one, two)]
-    b1, b2 = (p["block"] for p in places)
+    who = [p["block"] if name == "blocks" else (p["block"], p["thread"]) for p in places]
     where = "an element" if shared is None else f"element {shared}"
-    verb = "both write" if second.mode == first.mode else "read and write"
-    message = f"blocks {b1} and {b2} {verb} {where} of {tensor}"
     return Counterexample(
-        "blocks",
+        name,
         first.site,
-        message,
+        message.format(*who, where),
         buffer=tensor,
         offset=shared,
         steps=tuple(_step(a, p) for a, p in zip((first, second), places, strict=True)),
-        confirmed=shared is not None and b1 != b2,
+        confirmed=shared is not None and who[0] != who[1],
         **places[0],
     )
 

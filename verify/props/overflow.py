@@ -1,4 +1,4 @@
-"""Every machine integer in an index, a guard or a launch extent holds its mathematical value.
+"""Every machine integer in an index, a guard or the host's arithmetic holds its mathematical value.
 
 On the device and in the host function, at the ends of the domain. The other properties rest on it.
 """
@@ -16,7 +16,7 @@ from ._run import PROVED, Goal, Launch, found, undecided
 
 
 def goals(launch: Launch) -> Iterator[Goal]:
-    """One obligation per arithmetic node and per launch extent."""
+    """One obligation per arithmetic node."""
     for check in launch.facts.checks:
         yield _fits(launch, check, on_host=False)
     if launch.host is not None:

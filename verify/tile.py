@@ -1,0 +1,584 @@
+"""What one block does to the rows of its tile: do they mix, and is each treated like the others?
+
+One block is executed on the IR, all threads in step, on abstract values: a label (the row whose data
+went into a value, if any) and a word that stands for the expression computed, in which every input
+is known by its tensor and columns alone. An element of an output must carry its own row's label,
+and the same word in every row. Lockstep is one of the orders a race-free program may run in.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Collection, Mapping
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import terms
+from .facts import scalar_bits
+from .replay import _ARITHMETIC, _BITWISE, Setting
+from .terms import Symbol
+
+NONE, MIXED = -1, -2
+_WARP = 32
+_ALL_REDUCE = re.compile(r"tl::AllReduce<tl::(\w+), (\d+), (\d+), .*")
+_COMMUTE = {"Add", "Mul", "Max", "Min", "tl.add2", "tl.mul2", "tirx.tvm_add"}
+_MOST_STEPS = 1 << 20
+_MOST_LANES = 1 << 14
+
+
+class UnfollowedError(Exception):
+    """A construct whose flow of data is not followed; says which."""
+
+
+class Flow(NamedTuple):
+    """Abstract data of every thread (and lane of a vector): labels and words."""
+
+    label: Any
+    word: Any
+
+
+def mix(*parts: Any) -> Any:
+    """A word for an ordered list of words."""
+    with np.errstate(over="ignore"):
+        total: Any = np.uint64(0x9E3779B97F4A7C15)
+        for part in parts:
+            x = total * np.uint64(0xD1342543DE82EF95) + np.asarray(part).astype(np.uint64)
+            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            total = x ^ (x >> np.uint64(31))
+        return total
+
+
+@cache
+def name_word(name: str) -> Any:
+    """A word for a name."""
+    return np.uint64(zlib.crc32(name.encode()) + 1)
+
+
+def join(a: Any, b: Any) -> Any:
+    """The label of what two labels flow into."""
+    if np.array_equal(a, b) or (np.ndim(b) == 0 and b == NONE):
+        return a
+    return np.where(a == NONE, b, np.where((a == b) | (b == NONE), a, MIXED))
+
+
+def combine(name: str, parts: list[Flow]) -> Flow:
+    """A function of data; sums and products of two do not care which comes first."""
+    label = parts[0].label if parts else np.int64(NONE)
+    for part in parts[1:]:
+        label = join(label, part.label)
+    words = [p.word for p in parts]
+    if name in _COMMUTE and len(words) == 2:
+        with np.errstate(over="ignore"):
+            words = [words[0] + words[1], words[0] ^ words[1]]
+    return Flow(label, mix(name_word(name), *words))
+
+
+class Memory:
+    """One buffer per owner (thread or block) as labels and words of its units of `unit` bytes."""
+
+    def __init__(self, owners: int, size: int, unit: int) -> None:
+        self.unit = unit
+        self.label = np.full((owners, -(-size // unit)), NONE, np.int64)
+        self.word = np.zeros((owners, -(-size // unit)), np.uint64)
+
+    def read(self, owner: Any, byte: Any, width: int) -> Flow:
+        at = byte // self.unit
+        label, word = self.label[owner, at], self.word[owner, at]
+        for i in range(1, width // self.unit):  # its other parts may come from elsewhere
+            more = self.word[owner, at + i]
+            label = join(label, self.label[owner, at + i])
+            if (more != word).any():
+                word = np.where(more == word, word, mix(word, more))
+        return Flow(label, word)
+
+    def write(self, owner: Any, byte: Any, width: int, flow: Flow, mask: Any) -> None:
+        shape = np.broadcast_shapes(np.shape(owner), np.shape(byte), np.shape(mask))
+        keep = np.broadcast_to(mask, shape)
+        owner, at = np.broadcast_to(owner, shape), np.broadcast_to(byte // self.unit, shape)
+        label, word = (np.broadcast_to(v, shape) for v in flow)
+        if not keep.all():
+            owner, at, label, word = (v[keep] for v in (owner, at, label, word))
+        for i in range(width // self.unit):
+            self.label[owner, at + i] = label
+            self.word[owner, at + i] = word
+
+
+class Tile:
+    """One block of a launch, or several that share no memory, executed abstractly.
+
+    `indices` maps each ``blockIdx.*`` and ``threadIdx.*`` to an array over lanes, `block` numbers the
+    lanes' blocks; `layouts` gives shape and strides of each tensor and `axis` its batch axis.
+    """
+
+    def __init__(
+        self,
+        function: Any,
+        names: Mapping[Any, str],
+        sizes: Mapping[str, int],
+        indices: Mapping[str, Any],
+        block: Any,
+        layouts: Mapping[str, tuple[list[int], list[int]]],
+        axis: Mapping[str, int],
+        shared: Mapping[str, int],
+    ) -> None:
+        self.function, self.names, self.sizes = function, names, sizes
+        self.indices, self.block, self.layouts, self.axis = indices, block, layouts, axis
+        self.shared_sizes = shared
+        self.lanes = np.arange(len(block))
+        self.mask = np.ones(len(block), bool)
+        self.env: dict[Any, Any] = {}
+        self.data: dict[Any, Flow] = {}
+        self.memory: dict[Any, Memory] = {}
+        self.views: dict[Any, tuple[Any, int]] = {}
+        self.steps = 0
+        self.most: dict[Any, int] = {}  # bytes, scope and smallest access of each buffer
+        self.scope: dict[Any, str] = {}
+        self.unit: dict[Any, int] = {}
+        self.written: list[tuple[str, Any, Any, Flow]] = []
+
+    def run(self) -> None:
+        from tilelang import tvm
+
+        def declare(node: Any) -> None:
+            kind = type(node).__name__
+            buffer = getattr(node, "buffer", None)
+            if buffer is not None and buffer.data not in self.names:
+                self.most[buffer.data] = max(self.most.get(buffer.data, 0), _bits(buffer) // 8)
+                self.scope[buffer.data] = str(buffer.scope())
+                if kind in ("BufferLoad", "BufferStore"):
+                    self.smallest(buffer.data, buffer.dtype)
+            elif kind == "Call" and str(node.op.name) == "tirx.tvm_access_ptr":
+                self.smallest(node.args[1], node.args[0].dtype)
+
+        tvm.tirx.stmt_functor.post_order_visit(self.function.body, declare)
+        self.stmt(self.function.body)
+
+    # -- statements --------------------------------------------------------------------------
+
+    def stmt(self, s: Any) -> None:
+        self.steps += 1
+        if self.steps > _MOST_STEPS:
+            raise UnfollowedError("too many statements")
+        kind = type(s).__name__
+        if kind == "SeqStmt":
+            for part in s.seq:
+                self.stmt(part)
+        elif kind == "AttrStmt":
+            if str(s.attr_key) == "thread_extent":
+                self.env[s.node.var] = self.indices[str(s.node.thread_tag)]
+            self.stmt(s.body)
+        elif kind == "For":
+            self.loop(s)
+        elif kind == "IfThenElse":
+            self.branch(self.number(s.condition) != 0, s)
+        elif kind == "BufferStore":
+            self.store(s)
+        elif kind == "Bind":
+            self.bind(s)
+        elif kind == "Evaluate":
+            if type(s.value).__name__ == "Call":
+                self.call(s.value)
+        elif kind not in ("DeclBuffer", "AllocBuffer"):
+            raise UnfollowedError(kind)
+
+    def loop(self, s: Any) -> None:
+        lo, extent = self.number(s.min), self.number(s.extent)
+        outer = self.mask
+        for i in range(int(np.max(np.broadcast_to(extent, outer.shape), initial=0))):
+            self.mask = outer & (i < extent)
+            self.env[s.loop_var] = lo + i
+            if self.mask.any():
+                self.stmt(s.body)
+        self.mask = outer
+
+    def branch(self, taken: Any, s: Any) -> None:
+        outer = self.mask
+        for mask, body in ((outer & taken, s.then_case), (outer & ~taken, s.else_case)):
+            self.mask = mask
+            if body is not None and mask.any():
+                self.stmt(body)
+        self.mask = outer
+
+    def bind(self, s: Any) -> None:
+        if str(s.var.dtype) == "handle":
+            if str(s.value.op.name) != "tirx.handle_add_byte_offset":
+                raise UnfollowedError("a pointer")
+            self.views[s.var] = (s.value.args[0], int(self.number(s.value.args[1])))
+            return
+        try:
+            self.env[s.var] = self.number(s.value)
+        except UnfollowedError:
+            self.data[s.var] = self.value(s.value)
+
+    def store(self, s: Any) -> None:
+        index = self.index(s.indices[0])
+        flow = self.value(s.value)
+        self.put(s.buffer.data, s.buffer.dtype, index, flow)
+
+    # -- memory ------------------------------------------------------------------------------
+
+    def index(self, e: Any) -> Any:
+        """One row per thread; a vector has a column per lane."""
+        return np.asarray(self.number(e))
+
+    def owner(self, data: Any, like: Any) -> tuple[Memory, Any, int]:
+        base, offset = self.views.get(data, (data, 0))
+        local = self.scope.get(base) == "local"
+        if base not in self.memory:
+            size = self.most.get(base) or self.shared_sizes.get(str(base.name), 0)
+            owners = len(self.lanes) if local else int(self.block.max()) + 1
+            # Views of one arena have accesses of several sizes.
+            unit = self.unit[data] if base is data else min(self.unit.values())
+            self.memory[base] = Memory(owners, size, unit)
+        owner = self.lanes if local else self.block
+        return self.memory[base], owner[:, None] if np.ndim(like) == 2 else owner, offset
+
+    def smallest(self, data: Any, dtype: Any) -> None:
+        self.unit[data] = min(self.unit.get(data, 16), max(1, scalar_bits(dtype) // 8))
+
+    def get(self, data: Any, dtype: Any, index: Any) -> Flow:
+        if data in self.names:
+            return self.input(self.names[data], index)
+        width = scalar_bits(dtype) // 8
+        memory, owner, offset = self.owner(data, index)
+        byte = np.broadcast_to(index * width + offset, np.broadcast_shapes(
+            np.shape(index), owner.shape))  # fmt: skip
+        keep = self.mask[:, None] if byte.ndim == 2 else self.mask
+        return memory.read(owner, np.where(keep, byte, 0), width)
+
+    def put(self, data: Any, dtype: Any, index: Any, flow: Flow, mask: Any = None) -> None:
+        mask = self.mask if mask is None else mask
+        vector = np.ndim(index) == 2 or np.ndim(flow.word) == 2
+        keep = mask[:, None] if vector else mask
+        if data in self.names:
+            tensor = self.names[data]
+            row, columns = self.place(tensor, index)
+            shape = np.broadcast_shapes(np.shape(row), keep.shape, np.shape(flow.word))
+            chosen = np.broadcast_to(keep, shape)
+            pick = [np.broadcast_to(v, shape)[chosen] for v in (row, columns, *flow)]
+            self.written.append((tensor, pick[0], pick[1], Flow(pick[2], pick[3])))
+            return
+        width = scalar_bits(dtype) // 8
+        memory, owner, offset = self.owner(data, index if not vector else np.zeros((1, 1)))
+        memory.write(owner, index * width + offset, width, flow, keep)
+
+    def place(self, tensor: str, index: Any) -> tuple[Any, Any]:
+        """Row (NONE without one) and a word for the other indices."""
+        _, strides = self.layouts[tensor]
+        row: Any = np.int64(NONE)
+        word: Any = name_word(tensor)
+        for a, stride in enumerate(strides):
+            digit, index = index // stride, index % stride
+            if a == self.axis.get(tensor):
+                row = digit
+            else:
+                word = mix(word, digit)
+        return row, word
+
+    def input(self, tensor: str, index: Any) -> Flow:
+        row, word = self.place(tensor, index)
+        return Flow(np.broadcast_to(row, np.shape(word) or np.shape(row)), word)
+
+    # -- expressions -------------------------------------------------------------------------
+
+    def number(self, e: Any) -> Any:
+        """An integer of every thread, or a row of them for a vector."""
+        kind = type(e).__name__
+        if kind == "IntImm":
+            return np.int64(e.value)
+        if kind == "Var":
+            if e in self.env:
+                return self.env[e]
+            if str(e.name) in self.sizes:
+                return np.int64(self.sizes[str(e.name)])
+            raise UnfollowedError(f"the value of {e.name}")
+        if kind == "Cast" and str(e.value.dtype).startswith(("int", "uint", "bool")):
+            return self.number(e.value)
+        if kind in _NUMPY and not str(e.a.dtype).startswith(("float", "bfloat")):
+            a, b = self.number(e.a), self.number(e.b)
+            if "x" in str(e.dtype):
+                a, b = (v[:, None] if np.ndim(v) == 1 else v for v in (a, b))
+            return _NUMPY[kind](a, b)
+        if kind == "Not":
+            return 1 - (self.number(e.a) != 0)
+        if kind == "Ramp":
+            base, stride = (np.reshape(self.number(v), (-1, 1)) for v in (e.base, e.stride))
+            return base + stride * np.arange(int(e.lanes))
+        if kind == "Broadcast":
+            return np.reshape(self.number(e.value), (-1, 1)) + np.zeros(int(e.lanes), np.int64)
+        if kind == "Call" and str(e.op.name) in _BITWISE:
+            return _BITWISE[str(e.op.name)](*(np.asarray(self.number(a)) + 0 for a in e.args))
+        if kind == "Call" and str(e.op.name) == "tirx.if_then_else":
+            condition, yes, no = (self.number(a) for a in e.args)
+            return np.where(condition != 0, yes, no)
+        if kind == "Select":
+            condition = self.number(e.condition)
+            return np.where(condition != 0, self.number(e.true_value), self.number(e.false_value))
+        raise UnfollowedError(f"{kind} as an integer")
+
+    def value(self, e: Any) -> Flow:
+        """The data of an expression."""
+        kind = type(e).__name__
+        if kind in ("FloatImm", "IntImm", "StringImm"):
+            return Flow(np.int64(NONE), mix(name_word(f"{e.dtype} {e.value}")))
+        if kind == "Var" and e in self.data:
+            return self.data[e]
+        if kind == "BufferLoad":
+            return self.get(e.buffer.data, e.buffer.dtype, self.index(e.indices[0]))
+        if kind == "Cast":
+            return combine(f"to {str(e.dtype).split('x')[0]}", [self.value(e.value)])
+        if kind == "Broadcast":
+            flow = self.value(e.value)
+            return Flow(*(np.reshape(v, (-1, 1)) + np.zeros(int(e.lanes), v.dtype) for v in flow))
+        if kind == "Select":
+            return self.choose(e.condition, e.true_value, e.false_value)
+        if kind == "Call":
+            return self.call(e)
+        if kind == "Not":
+            return combine(kind, [self.value(e.a)])
+        if hasattr(e, "a") and hasattr(e, "b"):
+            try:
+                return self.known(self.number(e))
+            except UnfollowedError:
+                return combine(kind, [self.value(e.a), self.value(e.b)])
+        return self.known(self.number(e))
+
+    def known(self, number: Any) -> Flow:
+        return Flow(np.full(np.shape(number), NONE, np.int64), mix(np.asarray(number)))
+
+    def choose(self, condition: Any, yes: Any, no: Any) -> Flow:
+        try:
+            taken = np.broadcast_to(self.number(condition) != 0, self.mask.shape)
+        except UnfollowedError:
+            parts = [self.value(condition), self.value(yes), self.value(no)]
+            return combine("choose", parts)
+        outer = self.mask
+        self.mask = outer & taken
+        a = self.value(yes)
+        self.mask = outer & ~taken
+        b = self.value(no)
+        self.mask = outer
+        vector = max(np.ndim(a.word), np.ndim(b.word)) == 2
+        pick = taken[:, None] if vector else taken
+        return Flow(*(np.where(pick, x, y) for x, y in zip(a, b, strict=True)))
+
+    # -- calls -------------------------------------------------------------------------------
+
+    def call(self, e: Any) -> Flow:
+        name, args = str(e.op.name), list(e.args)
+        nothing = Flow(np.int64(NONE), np.uint64(0))
+        if name == "tirx.if_then_else":
+            return self.choose(*args)
+        if name in ("tirx.tvm_storage_sync", "tl.sync_warp", "tirx.ptx_commit_group",
+                    "tirx.ptx_wait_group", "tl.device_assert", "tl.device_assert_with_msg"):  # fmt: skip
+            return nothing
+        if name == "tl.ptx_cp_async":
+            self.copy(args)
+            return nothing
+        if name == "tl.ptx_ldmatrix":
+            self.load_matrix(args)
+            return nothing
+        if name == "tirx.ptx_mma":
+            self.multiply(args)
+            return nothing
+        if name == "tirx.call_extern":
+            match = _ALL_REDUCE.match(str(args[0].value))
+            if match is None:
+                raise UnfollowedError(str(args[0].value))
+            return self.reduce(self.value(args[1]), match)
+        if name.startswith(("tirx.", "tl.")) and all(str(a.dtype) != "handle" for a in args):
+            from .intrinsics import effect
+
+            if effect(name, args).touches or effect(name, args).sync:
+                raise UnfollowedError(name)
+            return combine(name, [self.value(a) for a in args])
+        raise UnfollowedError(name)
+
+    def pointer(self, e: Any, extra: Any = 0) -> tuple[Any, Any, Any]:
+        if type(e).__name__ == "Call" and str(e.op.name) == "tirx.tvm_access_ptr":
+            return e.args[1], e.args[0].dtype, self.per_lane(self.number(e.args[2]) + extra)
+        raise UnfollowedError("a pointer")
+
+    def per_lane(self, v: Any) -> Any:
+        return np.broadcast_to(v, self.mask.shape)
+
+    def copy(self, args: list[Any]) -> None:
+        count = int(args[2].value)
+        here = self.per_lane(self.number(args[3]) != 0) if len(args) > 3 else self.mask
+        to, kind, target = self.pointer(args[0])
+        source, _, start = self.pointer(args[1])
+        steps = np.arange(count)
+        outer, self.mask = self.mask, self.mask & here
+        flow = self.get(source, kind, start[:, None] + steps)
+        self.mask = outer
+        zero = mix(name_word("zero"))
+        flow = Flow(
+            np.where(here[:, None], flow.label, NONE), np.where(here[:, None], flow.word, zero)
+        )
+        self.put(to, kind, target[:, None] + steps, flow)
+
+    def load_matrix(self, args: list[Any]) -> None:
+        transposed, count = bool(args[0].value), int(args[1].value)
+        source, kind, row = self.pointer(args[2])
+        target, _, start = self.pointer(args[3])
+        warps = self.lanes // _WARP * _WARP
+        lane = self.lanes % _WARP
+        for i in range(count):
+            for half in range(2):
+                across, down = lane % 4 * 2 + half, lane // 4
+                r, c = (across, down) if transposed else (down, across)
+                index = row[warps + 8 * i + r] + c
+                self.put(target, kind, start + 2 * i + half, self.get(source, kind, index))
+
+    def multiply(self, args: list[Any]) -> None:
+        """C[i, j] ← C[i, j], and A[i, k] with B[k, j] for each k in a hardware order of its own."""
+        from .intrinsics import _MMA
+
+        m, n, k = _MMA[str(args[0].value)]
+        width = {"fp16": 2, "bf16": 2, "tf32": 4, "fp32": 4, "float16": 2, "bfloat16": 2}.get(
+            str(args[3].value), 0
+        )
+        if str(args[1].value) != "row" or str(args[2].value) != "col" or not width:
+            raise UnfollowedError(f"mma {args[3].value}")
+        types = {2: "bfloat16", 4: "float32"}
+        group, place = self.lanes % _WARP // 4, self.lanes % 4
+        warp = self.lanes // _WARP
+        per = 4 // width
+        warps = int(warp.max()) + 1
+        sides = []
+        for data, base, count, extent in (
+            (args[6], args[7], m * k // _WARP, m),
+            (args[8], args[9], k * n // _WARP, n),
+        ):
+            label = np.full((warps, extent, k), NONE, np.int64)
+            word = np.zeros((warps, extent, k), np.uint64)
+            for e in range(count):
+                register, part = divmod(e, per)
+                halves = extent // 8  # registers alternate between rows g and g + 8
+                i = group + 8 * (register % halves)
+                at = place * per + part + 4 * per * (register // halves)
+                flow = self.get(data, types[width], self.per_lane(self.number(base) + e))
+                label[warp, i, at], word[warp, i, at] = flow
+            sides.append((label, word))
+        (la, wa), (lb, wb) = sides
+        pairs = mix(wa[:, :, None, :], wb[:, None, :, :])
+        with np.errstate(over="ignore"):
+            words = pairs.sum(axis=3, dtype=np.uint64)
+        labels = join(_all(la)[:, :, None], _all(lb)[:, None, :])
+        for e in range(m * n // _WARP):
+            i, j = group + 8 * (e // 2), place * 2 + e % 2
+            index = self.per_lane(self.number(args[11]) + e)
+            before = self.get(args[10], "float32", index)
+            flow = Flow(
+                join(before.label, labels[warp, i, j]), mix(before.word, words[warp, i, j])
+            )
+            self.put(args[10], "float32", index, flow)
+
+    def reduce(self, flow: Flow, match: Any) -> Flow:
+        operation, threads, scale = match.group(1), int(match.group(2)), int(match.group(3))
+        label, word = (np.broadcast_to(v, self.mask.shape) for v in flow)
+        half = threads // 2
+        while half >= scale:
+            partner = self.lanes ^ half
+            with np.errstate(over="ignore"):
+                word = mix(name_word(operation), word + word[partner], word ^ word[partner])
+            label = join(label, label[partner])
+            half //= 2
+        return Flow(label, word)
+
+
+def run_tile(launch: Any, batch: Symbol, count: int, alone: Collection[Symbol]) -> str:
+    """Execute one tile at batch size `count`: what is wrong with its rows, "" if nothing is.
+
+    Of the blocks `alone` only the first is run, of others that share the tile's rows all are.
+    """
+    domain, facts = launch.domain, launch.facts
+    point = domain.complete({batch: count})
+    sizes = {s.name: v for s, v in point.items()}
+    axes: dict[str, int] = {}
+    for tag, s in facts.symbols.items():
+        extent = 1 if s in alone else 1 + int(terms.evaluate(s.hi, point))
+        axes[tag] = extent
+    order = [f"threadIdx.{a}" for a in "xyz"] + [f"blockIdx.{a}" for a in "xyz"]
+    lanes = 1
+    for tag in order:
+        lanes *= axes.get(tag, 1)
+    if lanes > _MOST_LANES:
+        raise UnfollowedError(f"{lanes} threads at once")
+    rest = np.arange(lanes)
+    indices, threads = {}, 1
+    for tag in order:
+        indices[tag] = rest % axes.get(tag, 1)
+        rest = rest // axes.get(tag, 1)
+        threads *= axes.get(tag, 1) if tag.startswith("thread") else 1
+    machine = launch.machine
+    machine.setting = Setting(sizes, {}, {})
+    layouts = {tensor: machine.layout(tensor) for tensor in domain.tensors}
+    axis = {
+        t.name: a for t in domain.tensors.values() for a, n in enumerate(t.shape)
+        if batch in n.symbols
+    }
+    tile = Tile(
+        machine.function, machine.names, sizes, indices, np.arange(lanes) // threads,
+        layouts, axis, machine.sizes,
+    )
+    tile.run()
+    return _verdict(tile, count)
+
+
+def _verdict(tile: Tile, count: int) -> str:
+    outputs = {tensor for tensor, *_ in tile.written}
+    for tensor in sorted(outputs):
+        parts = [w for w in tile.written if w[0] == tensor]
+        row, columns = (np.concatenate([p[i] for p in parts]) for i in (1, 2))
+        label, word = (np.concatenate([p[3][i] for p in parts]) for i in (0, 1))
+        if tensor not in tile.axis:
+            if (label != NONE).any():
+                return f"{tensor} has no rows, but data of rows flows into it"
+            continue
+        wrong = (label != NONE) & (label != row)
+        if wrong.any():
+            r, other = int(row[wrong][0]), int(label[wrong][0])
+            source = "several rows" if other == MIXED else f"row {other}"
+            return f"row {r} of {tensor} depends on {source} of its tile"
+        seen = np.zeros(count, np.uint64)
+        np.add.at(seen, row.astype(np.int64), mix(columns, word))
+        if (seen != seen[0]).any():
+            r = int(np.argmax(seen != seen[0]))
+            return f"row {r} of {tensor} is not computed as row 0 of its tile is"
+    return ""
+
+
+def _all(label: Any) -> Any:
+    total = label[..., 0]
+    for i in range(1, label.shape[-1]):
+        total = join(total, label[..., i])
+    return total
+
+
+def _bits(buffer: Any) -> int:
+    total = scalar_bits(buffer.dtype)
+    for n in buffer.shape:
+        total *= int(getattr(n, "value", 0))
+    return total
+
+
+_NUMPY = {
+    **_ARITHMETIC,
+    "Div": lambda a, b: np.sign(a) * np.sign(b) * (abs(a) // abs(b)),
+    "Mod": lambda a, b: a - b * (np.sign(a) * np.sign(b) * (abs(a) // abs(b))),
+    "Min": np.minimum,
+    "Max": np.maximum,
+    "LT": np.less,
+    "LE": np.less_equal,
+    "GT": np.greater,
+    "GE": np.greater_equal,
+    "EQ": np.equal,
+    "NE": np.not_equal,
+    "And": lambda a, b: (a != 0) & (b != 0),
+    "Or": lambda a, b: (a != 0) | (b != 0),
+}
