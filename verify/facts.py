@@ -63,7 +63,7 @@ class Claim:
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """Integers that decide what is computed: a loop's bounds, a condition, a number used as data."""
+    """Integers that decide what is computed: bounds of a loop, a condition, a number as data."""
 
     what: Literal["loop", "condition", "value"]
     terms: tuple[Term, ...]

@@ -153,12 +153,12 @@ class Machine:
             if str(s.attr_key) == "thread_extent":
                 self.env[s.node.var] = self.setting.indices.get(str(s.node.thread_tag), 0)
             elif str(s.attr_key) == "tl.assume":
-                self.condition(s.node, s.node)
+                self.decide(s.node, s.node)
             self.stmt(s.body)
         elif kind == "For":
             self.loop(s)
         elif kind == "IfThenElse":
-            taken = self.condition(s.condition, s)
+            taken = self.decide(s.condition, s)
             if taken is not None:
                 branch = s.then_case if taken else s.else_case
                 if branch is not None:
@@ -191,13 +191,17 @@ class Machine:
             self.env[s.loop_var] = value
             self.stmt(s.body)
 
-    def condition(self, e: Any, node: Any = None) -> bool | None:
-        """Its truth, noted as a decision of `node`; None where only data decides."""
+    def condition(self, e: Any) -> bool | None:
+        """Its truth; None where only data decides."""
         try:
-            taken = bool(self.number(e))
+            return bool(self.number(e))
         except UndeterminedError:
             return None
-        if node is not None:
+
+    def decide(self, e: Any, node: Any) -> bool | None:
+        """The truth of a condition, noted as a decision of `node`."""
+        taken = self.condition(e)
+        if taken is not None:
             self.trace.decided.append((node, (int(taken),)))
         return taken
 
@@ -250,7 +254,7 @@ class Machine:
         elif kind == "Call":
             self.call(e)
         elif kind == "Select":
-            self.condition(e.condition, e)
+            self.decide(e.condition, e)
             for part in (e.condition, e.true_value, e.false_value):
                 self.visit(part)
         elif kind == "Shuffle":
@@ -271,7 +275,7 @@ class Machine:
     def call(self, e: Any) -> None:
         name, args = str(e.op.name), list(e.args)
         if name == "tirx.if_then_else":
-            taken = self.condition(args[0], e)
+            taken = self.decide(args[0], e)
             if taken is not None:
                 self.visit(args[1] if taken else args[2])
             return
@@ -280,7 +284,7 @@ class Machine:
         except UnmodelledError:
             return
         if found.asserts is not None:
-            self.condition(found.asserts, found.asserts)
+            self.decide(found.asserts, found.asserts)
         for touch in found.touches:
             self.touch(touch, e)
         for a in args:
@@ -288,7 +292,7 @@ class Machine:
                 self.visit(a)
 
     def touch(self, touch: Touch, node: Any) -> None:
-        if touch.when is not None and not self.condition(touch.when, node):
+        if touch.when is not None and not self.decide(touch.when, node):
             return
         if touch.lane_below is not None and self.lane() % 32 >= touch.lane_below:
             return

@@ -1,7 +1,7 @@
 """Which row of a batch an access belongs to, and which indices walk from row to row.
 
-A tensor of shape ``[S, M, D]`` with batch dim M has rows ``[:, m, :]``; an access splits into its row
-``m`` and its columns ``(s, d)``.
+A tensor of shape ``[S, M, D]`` with batch dim M has rows ``[:, m, :]``; an access splits into its
+row ``m`` and its columns ``(s, d)``.
 """
 
 from __future__ import annotations
@@ -125,9 +125,7 @@ def both(context: Context, twin: dict[Symbol, Term], memo: dict[int, Term]) -> C
     for s in context.loops:
         for bound in (s.lo, s.hi):
             other = terms.substitute(same_data(bound, memo), twin)
-            path.append(
-                terms.le(other, var(s)) if bound is s.lo else terms.le(var(s), other)
-            )
+            path.append(terms.le(other, var(s)) if bound is s.lo else terms.le(var(s), other))
     second = [terms.substitute(c, twin) for c in path[: len(context.path)]]
     return Context((*path, *second), context.loops)
 
@@ -161,5 +159,3 @@ def rows_of_a_block(
         if c.symbols <= point.keys() and not any(True for _ in c.loads()):
             keep = keep & np.asarray(evaluate(c, point)).astype(bool)
     return coefficients, np.unique(np.broadcast_to(values, keep.shape)[keep])
-
-

@@ -1,9 +1,9 @@
 """What one block does to the rows of its tile: do they mix, and is each treated like the others?
 
-One block is executed on the IR, all threads in step, on abstract values: a label (the row whose data
-went into a value, if any) and a word that stands for the expression computed, in which every input
-is known by its tensor and columns alone. An element of an output must carry its own row's label,
-and the same word in every row. Lockstep is one of the orders a race-free program may run in.
+One block is executed on the IR, all threads in step, on abstract values: a label (the row whose
+data went into a value, if any) and a word that stands for the expression computed, in which every
+input is known by its tensor and columns alone. An element of an output must carry its own row's
+label, and the same word in every row. Lockstep is one of the orders a race-free program may run in.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ NONE, MIXED = -1, -2
 _WARP = 32
 _ALL_REDUCE = re.compile(r"tl::AllReduce<tl::(\w+), (\d+), (\d+), .*")
 _COMMUTE = {"Add", "Mul", "Max", "Min", "tl.add2", "tl.mul2", "tirx.tvm_add"}
+# Calls that mean nothing to threads in step.
+_IN_STEP = {
+    *("tirx.tvm_storage_sync", "tl.sync_warp", "tirx.ptx_commit_group", "tirx.ptx_wait_group"),
+    *("tl.device_assert", "tl.device_assert_with_msg"),
+}
 _MOST_STEPS = 1 << 20
 _MOST_LANES = 1 << 14
 
@@ -110,8 +115,8 @@ class Memory:
 class Tile:
     """One block of a launch, or several that share no memory, executed abstractly.
 
-    `indices` maps each ``blockIdx.*`` and ``threadIdx.*`` to an array over lanes, `block` numbers the
-    lanes' blocks; `layouts` gives shape and strides of each tensor and `axis` its batch axis.
+    `indices` maps each ``blockIdx.*`` and ``threadIdx.*`` to an array over lanes, `block` numbers
+    the lanes' blocks; `layouts` gives shape and strides of each tensor and `axis` its batch axis.
     """
 
     def __init__(
@@ -302,7 +307,7 @@ class Tile:
             a, b = self.number(e.a), self.number(e.b)
             if "x" in str(e.dtype):
                 a, b = (v[:, None] if np.ndim(v) == 1 else v for v in (a, b))
-            return _NUMPY[kind](a, b)
+            return _NUMPY[kind](a, b)  # type: ignore[operator]
         if kind == "Not":
             return 1 - (self.number(e.a) != 0)
         if kind == "Ramp":
@@ -373,8 +378,7 @@ class Tile:
         nothing = Flow(np.int64(NONE), np.uint64(0))
         if name == "tirx.if_then_else":
             return self.choose(*args)
-        if name in ("tirx.tvm_storage_sync", "tl.sync_warp", "tirx.ptx_commit_group",
-                    "tirx.ptx_wait_group", "tl.device_assert", "tl.device_assert_with_msg"):  # fmt: skip
+        if name in _IN_STEP:
             return nothing
         if name == "tl.ptx_cp_async":
             self.copy(args)
@@ -473,9 +477,7 @@ class Tile:
             i, j = group + 8 * (e // 2), place * 2 + e % 2
             index = self.per_lane(self.number(args[11]) + e)
             before = self.get(args[10], "float32", index)
-            flow = Flow(
-                join(before.label, labels[warp, i, j]), mix(before.word, words[warp, i, j])
-            )
+            flow = Flow(join(before.label, labels[warp, i, j]), mix(before.word, words[warp, i, j]))
             self.put(args[10], "float32", index, flow)
 
     def reduce(self, flow: Flow, match: Any) -> Flow:
@@ -519,12 +521,20 @@ def run_tile(launch: Any, batch: Symbol, count: int, alone: Collection[Symbol]) 
     machine.setting = Setting(sizes, {}, {})
     layouts = {tensor: machine.layout(tensor) for tensor in domain.tensors}
     axis = {
-        t.name: a for t in domain.tensors.values() for a, n in enumerate(t.shape)
+        t.name: a
+        for t in domain.tensors.values()
+        for a, n in enumerate(t.shape)
         if batch in n.symbols
     }
     tile = Tile(
-        machine.function, machine.names, sizes, indices, np.arange(lanes) // threads,
-        layouts, axis, machine.sizes,
+        machine.function,
+        machine.names,
+        sizes,
+        indices,
+        np.arange(lanes) // threads,
+        layouts,
+        axis,
+        machine.sizes,
     )
     tile.run()
     return _verdict(tile, count)

@@ -1,4 +1,4 @@
-"""What a program says of itself is true: every ``T.device_assert`` holds, every ``T.assume`` follows.
+"""What a program says of itself: every ``T.device_assert`` holds, every ``T.assume`` follows.
 
 TileLang simplifies guards by what it is told to assume, so an assumption that the contracts do not
 imply may have removed the very check that would have caught its failure.

@@ -3,15 +3,15 @@
 Determinism: no atomic operation whose order reaches a result. Blocks that write apart (property
 ``blocks``) then leave nothing to luck.
 
-Batch invariance, where the contract names batch dims. Take two runs of a block for the same place in
-its tile, with other batch sizes and other block indices, on equal data. By induction over the
+Batch invariance, where the contract names batch dims. Take two runs of a block for the same place
+in its tile, with other batch sizes and other block indices, on equal data. By induction over the
 program they do the same, row for row, if
   1. no bound of a loop, condition or integer used as data differs between them, except a guard that
      holds for every row that exists;
   2. every access has the same columns in both;
   3. a block reads no row it does not write;
-  4. rows of one tile do not mix and are treated alike, which executing one tile shows (``tile.py``):
-     by 1 to 3 every other tile does the same.
+  4. rows of one tile do not mix and are treated alike, which executing one tile shows
+     (``tile.py``): by 1 to 3 every other tile does the same.
 """
 
 from __future__ import annotations
@@ -37,10 +37,12 @@ _COMMUTE = {"add", "max", "min", "or"}
 
 
 def goals(launch: Launch) -> Iterator[Goal]:
-    """Obligations of determinism per written tensor, of batch invariance per decision and access."""
+    """Obligations of determinism per tensor written, of batch invariance per decision, access."""
     if not launch.domain.deterministic:
         return
-    for tensor in dict.fromkeys(a.buffer.tensor for a in launch.facts.accesses if a.mode == "write"):
+    for tensor in dict.fromkeys(
+        a.buffer.tensor for a in launch.facts.accesses if a.mode == "write"
+    ):
         if tensor:
             yield _ordered(launch, tensor)
     if launch.domain.batch and any(a.buffer.tensor for a in launch.facts.accesses):

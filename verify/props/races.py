@@ -85,6 +85,8 @@ class _Pair:
         doubt = PROVED
         try:
             for meeting in self.walk.from_(access):
+                if meeting.first.atomic and meeting.second.atomic:
+                    continue  # no race; whether their order shows is determinism's question
                 if self.footprints.apart(meeting):
                     continue
                 goal = self._apart(meeting)

@@ -1,0 +1,142 @@
+"""The same bits every time, whatever lies beside a row: kernels inside the rule and outside."""
+
+import pytest
+import tilelang.language as T
+
+from tileproof.codegen.lower import lower
+from tileproof.verify import Verdict, prove_lowered
+
+CONFIGS = {
+    "tl.disable_safe_memory_legalize": True,
+    "tl.disable_tma_lower": True,
+    "tl.disable_warp_specialized": True,
+}
+
+
+def totals(dtype="float32", operation="add", parts=4, columns=False):
+    """`parts` blocks add their sums of a row to one element, or each to its own."""
+    M = T.dynamic("M")
+    atomic = {"add": T.atomic_add, "max": T.atomic_max}[operation]
+
+    @T.prim_func
+    def kernel(x: T.Tensor((M, parts), dtype), y: T.Tensor((M, parts), dtype)):
+        with T.Kernel(M, parts, threads=1) as (m, part):
+            atomic(y[m, part if columns else 0], x[m, part])
+
+    return kernel
+
+
+def summed(trips, dtype="float32"):
+    """A thread per row sums the row; ``trips(M, row)`` says in how many strides."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def kernel(x: T.Tensor((M, 64), dtype), y: T.Tensor((M,), dtype)):
+        with T.Kernel(M, threads=1) as m:
+            total = T.alloc_local((1,), dtype)
+            total[0] = 0
+            for i in T.serial(trips(M, m)):
+                for j in T.serial(T.ceildiv(64, trips(M, m))):
+                    if j * trips(M, m) + i < 64:
+                        total[0] += x[m, j * trips(M, m) + i]
+            y[m] = total[0]
+
+    return kernel
+
+
+def read(row, column=lambda m, i: i, scale=None):
+    """Each block sums row ``row(m)`` of x over ``column(m, i)``."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def kernel(x: T.Tensor((M, 8), "float32"), y: T.Tensor((M,), "float32")):
+        with T.Kernel(M, threads=1) as m:
+            total = T.alloc_local((1,), "float32")
+            total[0] = 0.0
+            for i in T.serial(8):
+                if row(m) < M:
+                    total[0] += x[row(m), column(m, i)]
+            y[m] = total[0] if scale is None else total[0] * T.cast(scale(M, m), "float32")
+
+    return kernel
+
+
+def tiled(partner=0, start=lambda row: 0, guard=lambda row, M: row < M):
+    """Eight rows a block, one a thread, passed through shared memory; `partner` takes another's."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def kernel(x: T.Tensor((M, 8), "float32"), y: T.Tensor((M,), "float32")):
+        with T.Kernel(T.ceildiv(M, 8), threads=8) as block:
+            values = T.alloc_shared((8, 8), "float32")
+            total = T.alloc_local((1,), "float32")
+            thread = T.get_thread_binding()
+            if guard(block * 8 + thread, M):
+                for i in T.serial(8):
+                    values[thread, i] = x[block * 8 + thread, i]
+            T.sync_threads()
+            total[0] = 0.0
+            for i in T.serial(8):
+                total[0] += values[thread ^ partner, (i + start(thread)) % 8]
+            if block * 8 + thread < M:
+                y[block * 8 + thread] = total[0]
+
+    return kernel
+
+
+def verdict(kernel, **facts):
+    lowered = lower(kernel, "sm_80", pass_configs=CONFIGS, keep_stages=True)
+    return prove_lowered(lowered, facts=facts, use_cache=False).properties["determinism"]
+
+
+CLEAN = {
+    "own element": totals(columns=True),
+    "integer sum": totals("int32"),
+    "integer maximum": totals("int32", "max"),
+    "fixed split": summed(lambda M, m: 4),
+    "own row": read(lambda m: m),
+    "fixed column order": read(lambda m: m, lambda m, i: 7 - i),
+    "fixed scale": read(lambda m: m, scale=lambda M, m: 3),
+    "tile": tiled(),
+}
+BATCH = {
+    "trips by batch size": summed(lambda M, m: T.if_then_else(M < 8, 4, 8)),
+    "trips by row": summed(lambda M, m: T.if_then_else(m < 8, 4, 8)),
+    "columns by row": read(lambda m: m, lambda m, i: (i + m) % 8),
+    "neighbour": read(lambda m: m + 1),
+    "size as data": read(lambda m: m, scale=lambda M, m: M),
+    "row as data": read(lambda m: m, scale=lambda M, m: m),
+    "guard by neighbour": tiled(guard=lambda row, M: row + 1 < M),
+    "other row of the tile": tiled(partner=1),
+    "order by place in the tile": tiled(start=lambda row: row),
+}
+
+
+@pytest.mark.parametrize("name", CLEAN)
+def test_clean(name):
+    found = verdict(CLEAN[name], batch=["M"])
+    assert found.verdict is Verdict.PROVED, found
+
+
+@pytest.mark.parametrize("name", BATCH)
+def test_a_row_depends_on_its_batch(name):
+    found = verdict(BATCH[name], batch=["M"])
+    assert found.verdict in (Verdict.REFUTED, Verdict.ALARM), found
+    assert verdict(BATCH[name]).verdict is Verdict.PROVED  # nobody asked for more than that
+
+
+@pytest.mark.parametrize("kernel", [totals(), totals("float32", "max")])
+def test_order_of_float_atomics_shows(kernel):
+    found = verdict(kernel)
+    assert found.verdict is Verdict.REFUTED, found
+    (example,) = found.counterexamples
+    assert example.confirmed and example.sizes == {"M": 1}
+    assert {s.block for s in example.steps} == {(0, 0, 0), (0, 1, 0)}
+    assert verdict(kernel, deterministic=False).verdict is Verdict.NOT_APPLICABLE
+
+
+def test_two_runs_of_one_row_are_shown():
+    found = verdict(BATCH["trips by row"], batch=["M"])
+    assert found.verdict is Verdict.REFUTED
+    message = found.counterexamples[0].message
+    assert "4 times" in message and "8 times" in message
