@@ -9,107 +9,31 @@ label, and the same word in every row. Lockstep is one of the orders a race-free
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Collection, Mapping
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from . import terms
 from .facts import scalar_bits
+from .flow import MIXED, NONE, Flow, Memory, combine, join, mix, name_word
 from .replay import _ARITHMETIC, _BITWISE, Setting
 from .terms import Symbol
 
-NONE, MIXED = -1, -2
 _WARP = 32
 _ALL_REDUCE = re.compile(r"tl::AllReduce<tl::(\w+), (\d+), (\d+), .*")
-_COMMUTE = {"Add", "Mul", "Max", "Min", "tl.add2", "tl.mul2", "tirx.tvm_add"}
 # Calls that mean nothing to threads in step.
 _IN_STEP = {
     *("tirx.tvm_storage_sync", "tl.sync_warp", "tirx.ptx_commit_group", "tirx.ptx_wait_group"),
     *("tl.device_assert", "tl.device_assert_with_msg"),
 }
+_LANES = re.compile(r"x(\d+)$")
 _MOST_STEPS = 1 << 20
 _MOST_LANES = 1 << 14
 
 
 class UnfollowedError(Exception):
     """A construct whose flow of data is not followed; says which."""
-
-
-class Flow(NamedTuple):
-    """Abstract data of every thread (and lane of a vector): labels and words."""
-
-    label: Any
-    word: Any
-
-
-def mix(*parts: Any) -> Any:
-    """A word for an ordered list of words."""
-    with np.errstate(over="ignore"):
-        total: Any = np.uint64(0x9E3779B97F4A7C15)
-        for part in parts:
-            x = total * np.uint64(0xD1342543DE82EF95) + np.asarray(part).astype(np.uint64)
-            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            total = x ^ (x >> np.uint64(31))
-        return total
-
-
-@cache
-def name_word(name: str) -> Any:
-    """A word for a name."""
-    return np.uint64(zlib.crc32(name.encode()) + 1)
-
-
-def join(a: Any, b: Any) -> Any:
-    """The label of what two labels flow into."""
-    if np.array_equal(a, b) or (np.ndim(b) == 0 and b == NONE):
-        return a
-    return np.where(a == NONE, b, np.where((a == b) | (b == NONE), a, MIXED))
-
-
-def combine(name: str, parts: list[Flow]) -> Flow:
-    """A function of data; sums and products of two do not care which comes first."""
-    label = parts[0].label if parts else np.int64(NONE)
-    for part in parts[1:]:
-        label = join(label, part.label)
-    words = [p.word for p in parts]
-    if name in _COMMUTE and len(words) == 2:
-        with np.errstate(over="ignore"):
-            words = [words[0] + words[1], words[0] ^ words[1]]
-    return Flow(label, mix(name_word(name), *words))
-
-
-class Memory:
-    """One buffer per owner (thread or block) as labels and words of its units of `unit` bytes."""
-
-    def __init__(self, owners: int, size: int, unit: int) -> None:
-        self.unit = unit
-        self.label = np.full((owners, -(-size // unit)), NONE, np.int64)
-        self.word = np.zeros((owners, -(-size // unit)), np.uint64)
-
-    def read(self, owner: Any, byte: Any, width: int) -> Flow:
-        at = byte // self.unit
-        label, word = self.label[owner, at], self.word[owner, at]
-        for i in range(1, width // self.unit):  # its other parts may come from elsewhere
-            more = self.word[owner, at + i]
-            label = join(label, self.label[owner, at + i])
-            if (more != word).any():
-                word = np.where(more == word, word, mix(word, more))
-        return Flow(label, word)
-
-    def write(self, owner: Any, byte: Any, width: int, flow: Flow, mask: Any) -> None:
-        shape = np.broadcast_shapes(np.shape(owner), np.shape(byte), np.shape(mask))
-        keep = np.broadcast_to(mask, shape)
-        owner, at = np.broadcast_to(owner, shape), np.broadcast_to(byte // self.unit, shape)
-        label, word = (np.broadcast_to(v, shape) for v in flow)
-        if not keep.all():
-            owner, at, label, word = (v[keep] for v in (owner, at, label, word))
-        for i in range(width // self.unit):
-            self.label[owner, at + i] = label
-            self.word[owner, at + i] = word
 
 
 class Tile:
@@ -220,15 +144,19 @@ class Tile:
             self.data[s.var] = self.value(s.value)
 
     def store(self, s: Any) -> None:
-        index = self.index(s.indices[0])
+        index = self.index(s.indices[0], s.buffer.dtype)
         flow = self.value(s.value)
         self.put(s.buffer.data, s.buffer.dtype, index, flow)
 
     # -- memory ------------------------------------------------------------------------------
 
-    def index(self, e: Any) -> Any:
-        """One row per thread; a vector has a column per lane."""
-        return np.asarray(self.number(e))
+    def index(self, e: Any, dtype: Any) -> Any:
+        """One row per thread; a vector, or an element that is one, has a column per lane."""
+        index = np.asarray(self.number(e))
+        lanes = _LANES.search(str(dtype))
+        if lanes is None:
+            return index
+        return np.reshape(index, (-1, 1)) * int(lanes[1]) + np.arange(int(lanes[1]))
 
     def owner(self, data: Any, like: Any) -> tuple[Memory, Any, int]:
         base, offset = self.views.get(data, (data, 0))
@@ -333,12 +261,15 @@ class Tile:
         if kind == "Var" and e in self.data:
             return self.data[e]
         if kind == "BufferLoad":
-            return self.get(e.buffer.data, e.buffer.dtype, self.index(e.indices[0]))
+            return self.get(e.buffer.data, e.buffer.dtype, self.index(e.indices[0], e.buffer.dtype))
         if kind == "Cast":
             return combine(f"to {str(e.dtype).split('x')[0]}", [self.value(e.value)])
         if kind == "Broadcast":
             flow = self.value(e.value)
             return Flow(*(np.reshape(v, (-1, 1)) + np.zeros(int(e.lanes), v.dtype) for v in flow))
+        if kind == "Shuffle" and len(e.vectors) == 1 and len(e.indices) == 1:
+            vector, lane = self.value(e.vectors[0]), int(e.indices[0].value)
+            return Flow(*(v[:, lane] for v in vector))
         if kind == "Select":
             return self.choose(e.condition, e.true_value, e.false_value)
         if kind == "Call":
@@ -571,7 +502,8 @@ def _all(label: Any) -> Any:
 
 
 def _bits(buffer: Any) -> int:
-    total = scalar_bits(buffer.dtype)
+    lanes = _LANES.search(str(buffer.dtype))
+    total = scalar_bits(buffer.dtype) * (int(lanes[1]) if lanes else 1)
     for n in buffer.shape:
         total *= int(getattr(n, "value", 0))
     return total
