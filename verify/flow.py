@@ -12,6 +12,10 @@ NONE, MIXED = -1, -2  # labels: of no row, of several
 _COMMUTE = {"Add", "Mul", "Max", "Min", "tl.add2", "tl.mul2", "tirx.tvm_add"}
 
 
+class UnfollowedError(Exception):
+    """A construct whose flow of data is not followed; says which."""
+
+
 class Flow(NamedTuple):
     """Abstract data of every thread (and lane of a vector): labels and words."""
 
@@ -64,8 +68,14 @@ class Memory:
         self.label = np.full((owners, -(-size // unit)), NONE, np.int64)
         self.word = np.zeros((owners, -(-size // unit)), np.uint64)
 
+    def _inside(self, at: Any, width: int) -> Any:
+        last = self.word.shape[1] - width // self.unit
+        if np.size(at) and (np.min(at) < 0 or np.max(at) > last):
+            raise UnfollowedError("an access outside its buffer")
+        return at
+
     def read(self, owner: Any, byte: Any, width: int) -> Flow:
-        at = byte // self.unit
+        at = self._inside(byte // self.unit, width)
         label, word = self.label[owner, at], self.word[owner, at]
         for i in range(1, width // self.unit):  # its other parts may come from elsewhere
             more = self.word[owner, at + i]
@@ -81,6 +91,7 @@ class Memory:
         label, word = (np.broadcast_to(v, shape) for v in flow)
         if not keep.all():
             owner, at, label, word = (v[keep] for v in (owner, at, label, word))
+        self._inside(at, width)
         for i in range(width // self.unit):
             self.label[owner, at + i] = label
             self.word[owner, at + i] = word

@@ -16,7 +16,17 @@ import numpy as np
 
 from . import terms
 from .facts import scalar_bits
-from .flow import MIXED, NONE, Flow, Memory, combine, join, mix, name_word
+from .flow import (
+    MIXED,
+    NONE,
+    Flow,
+    Memory,
+    UnfollowedError,
+    combine,
+    join,
+    mix,
+    name_word,
+)
 from .replay import _ARITHMETIC, _BITWISE, Setting
 from .terms import Symbol
 
@@ -30,10 +40,6 @@ _IN_STEP = {
 _LANES = re.compile(r"x(\d+)$")
 _MOST_STEPS = 1 << 20
 _MOST_LANES = 1 << 14
-
-
-class UnfollowedError(Exception):
-    """A construct whose flow of data is not followed; says which."""
 
 
 class Tile:

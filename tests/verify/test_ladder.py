@@ -208,7 +208,7 @@ LADDER = {
         (one_row, {}, {"change": without_int64, **dims(M=(1 << 19) + 1)}),
     ),
     "host cast": ("overflow", (flat, {}, dims(M=299593)), (flat, {}, dims(M=299594))),
-    "grid limit": ("overflow", (tall, {}, dims(M=65535)), (tall, {}, dims(M=65536))),
+    "grid limit": ("limits", (tall, {}, dims(M=65535)), (tall, {}, dims(M=65536))),
     "row step": ("blocks", (rows, {"step": 4}, {}), (rows, {"step": 3}, {})),
     "missing": (
         "coverage",

@@ -23,11 +23,12 @@ from typing import Any
 from tileproof.verify import rows, terms
 from tileproof.verify.encode import Answer
 from tileproof.verify.facts import Access, Context, Decision
+from tileproof.verify.flow import UnfollowedError
 from tileproof.verify.intrinsics import UnmodelledError
 from tileproof.verify.model import Counterexample, Step, Verdict
 from tileproof.verify.rows import Place, RowlessError
 from tileproof.verify.terms import Symbol, Term, apply, const, le
-from tileproof.verify.tile import UnfollowedError, run_tile
+from tileproof.verify.tile import run_tile
 
 from ._run import PROVED, Goal, Launch, undecided
 from .blocks import meeting
