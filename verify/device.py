@@ -369,11 +369,24 @@ class DeviceWalker(Converter):
 
     def claim(self, condition: Any, traps: bool) -> None:
         """What the program says of itself; it is known until the enclosing statement ends."""
+        self.parameters_of_host(condition)
         term = self.expr(condition)
         if not (term.is_const and term.value):
             claim = Claim(term, traps, self.context, condition)
             self.facts.claims.append(claim)
             self.context = replace(self.context, claims=(*self.context.claims, claim))
+
+    def parameters_of_host(self, condition: Any) -> None:
+        """TileLang leaves the host's names of tensors in an assumption: those of the signature."""
+        from tilelang import tvm
+
+        def visit(node: Any) -> None:
+            if type(node).__name__ == "BufferLoad" and node.buffer.data not in self.params:
+                name = str(node.buffer.data.name)
+                if name in self.tensors and node.buffer.scope() == "global":
+                    self.params = {**self.params, node.buffer.data: name}
+
+        tvm.tirx.stmt_functor.post_order_visit(tvm.tirx.Evaluate(condition), visit)
 
     def bind(self, s: Any) -> None:
         if str(s.var.dtype) == "handle":

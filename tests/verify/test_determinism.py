@@ -84,6 +84,26 @@ def tiled(partner=0, start=lambda row: 0, guard=lambda row, M: row < M):
     return kernel
 
 
+def persistent(trips):
+    """Two blocks walk over all rows; each row is summed in ``trips(M)`` strides."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def kernel(x: T.Tensor((M, 64), "float32"), y: T.Tensor((M,), "float32")):
+        with T.Kernel(2, threads=1) as block:
+            total = T.alloc_local((1,), "float32")
+            for step in T.serial(T.ceildiv(M, 2)):
+                if step * 2 + block < M:
+                    total[0] = 0.0
+                    for i in T.serial(trips(M)):
+                        for j in T.serial(T.ceildiv(64, trips(M))):
+                            if j * trips(M) + i < 64:
+                                total[0] += x[step * 2 + block, j * trips(M) + i]
+                    y[step * 2 + block] = total[0]
+
+    return kernel
+
+
 def verdict(kernel, **facts):
     lowered = lower(kernel, "sm_80", pass_configs=CONFIGS, keep_stages=True)
     return prove_lowered(lowered, facts=facts, use_cache=False).properties["determinism"]
@@ -140,3 +160,12 @@ def test_two_runs_of_one_row_are_shown():
     assert found.verdict is Verdict.REFUTED
     message = found.counterexamples[0].message
     assert "4 times" in message and "8 times" in message
+
+
+def test_a_persistent_kernel_is_not_refuted_for_its_rows_but_for_its_sums():
+    """More rows are more trips, which is no defect; that nothing is carried along is not shown."""
+    found = verdict(persistent(lambda M: 4), batch=["M"])
+    assert found.verdict is Verdict.UNKNOWN, found
+    assert any("loop step goes from row to row" in r for r in found.reasons)
+    found = verdict(persistent(lambda M: T.if_then_else(M < 8, 4, 8)), batch=["M"])
+    assert found.verdict is Verdict.REFUTED, found

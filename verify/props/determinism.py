@@ -99,13 +99,26 @@ class _Batch:
         """Each part of a condition, the bounds of a loop, or a value."""
         if decision.what != "condition":
             message = _loop_message if decision.what == "loop" else _value_message
-            yield self.same(decision.terms, decision.context, decision, message)
+            goal = self.same(decision.terms, decision.context, decision, message)
+            if goal is not PROVED and self.walks_rows(decision):
+                name = decision.node.loop_var.name
+                why = f"loop {name} goes from row to row: what it carries along is not followed"
+                goal = Goal(Verdict.UNKNOWN, why)
+            yield goal
             return
         context = decision.context
         for part in terms.conjuncts(decision.terms[0]):
             if not self.row_exists(part):
                 yield self.same((part,), context, decision, _condition_message)
             context = context.given(part)
+
+    def walks_rows(self, decision: Decision) -> bool:
+        """Whether a loop's index steps through the rows of an access: more trips are more rows."""
+        if decision.what != "loop":
+            return False
+        sums = [terms.poly(p.row).atoms for p in self.places.values() if p.row is not None]
+        steps = [a.value for atoms in sums for a in atoms.values() if a.op == "var"]
+        return any(s.kind == "loop" and s.origin.same_as(decision.node.loop_var) for s in steps)
 
     def row_exists(self, condition: Term) -> bool:
         """Whether a condition holds wherever the row it guards is one of the tensor's."""
