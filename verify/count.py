@@ -5,7 +5,7 @@ No solver is involved: this is how a failed coverage proof becomes a concrete de
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from .domain import TensorFacts, contiguous
 from .facts import Access
-from .terms import Symbol, const, evaluate
+from .terms import Symbol, Term, const, evaluate
 
 if TYPE_CHECKING:
     from .props import Launch
@@ -97,6 +97,19 @@ def _candidates(launch: Launch) -> Iterator[dict[Symbol, int]]:
             yield point
 
 
+def choices(
+    s: Symbol, conditions: Iterable[Term], point: Mapping[Symbol, Any] | None = None
+) -> np.ndarray:
+    """Every value of an index, without those that a condition on it alone rules out: of the threads
+    that a copy's election is open to, one is left."""
+    lo, hi = (int(np.max(evaluate(e, point or {}))) for e in (s.lo, s.hi))
+    values = np.arange(lo, hi + 1)
+    for c in conditions:
+        if c.symbols == {s} and not any(True for _ in c.loads()):
+            values = values[np.broadcast_to(evaluate(c, {s: values}), values.shape).astype(bool)]
+    return values
+
+
 def _elements(
     launch: Launch, access: Access, sizes: Mapping[Symbol, int]
 ) -> tuple[np.ndarray, list[tuple[Symbol, np.ndarray]]]:
@@ -107,13 +120,13 @@ def _elements(
     axes = []
     total = 1
     for i, s in enumerate(symbols):
-        lo, hi = (int(np.max(evaluate(e, point))) for e in (s.lo, s.hi))
-        total *= max(0, hi - lo + 1)
+        values = choices(s, access.context.path, point)
+        total *= len(values)
         if total > _MOST_POINTS:
             raise _TooManyError
         shape = [1] * len(symbols)
         shape[i] = -1
-        point[s] = np.arange(lo, hi + 1).reshape(shape)
+        point[s] = values.reshape(shape)
         axes.append(point[s])
     grid = np.broadcast_shapes(*(a.shape for a in axes))
     keep = np.broadcast_to(True, grid)

@@ -10,8 +10,10 @@ from . import terms
 from .convert import BINARY, Converter
 from .domain import TensorFacts
 from .facts import Access, Buffer, Check, Claim, Facts, Sync, integer_range, scalar_bits, text
-from .intrinsics import BARRIER, NOTHING, Effect, Mode, Touch, UnmodelledError, effect
-from .terms import Symbol, Term, add, apply, const, mul, sub, var
+from .intrinsics import BARRIER, NOTHING, Effect, Mode, Tile, Touch, UnmodelledError, effect
+from .operands import Operands
+from .terms import Symbol, Term, add, apply, const, mul, product, sub, var
+from .tma import SHARED_ALIGN, Map
 
 # Attributes without a meaning of their own at this stage.
 _INERT_ATTRS = {
@@ -20,6 +22,7 @@ _INERT_ATTRS = {
     "tl.min_blocks_per_sm",
     "pragma_unroll_explicit",
     "pragma_auto_unroll_max_step",
+    "kWarpSpecializationScope",
 }
 _THREAD_BINDING = 4  # TVM's ForKind
 
@@ -35,8 +38,12 @@ class DeviceWalker(Converter):
         param_names: Mapping[Any, str],
         extents: Mapping[str, Term],
         sizes: Mapping[str, int],
+        maps: Mapping[Any, Map],
     ) -> None:
         super().__init__(facts, dims)
+        self.maps = maps
+        self.elected: set[Term] = set()
+        self.operands = Operands()
         self.tensors = tensors
         self.params = param_names
         self.extents = extents
@@ -181,6 +188,7 @@ class DeviceWalker(Converter):
     ) -> None:
         if buffer.tensor and mode == "write":
             self.written.add(buffer.tensor)
+        self.not_of_elected(index)
         order = next(self._order)
         self.facts.accesses.append(
             Access(
@@ -226,7 +234,14 @@ class DeviceWalker(Converter):
 
     def call(self, node: Any) -> None:
         name, args = str(node.op.name), list(node.args)
+        if self.operands.call(self, name, args, node):
+            return
         found = effect(name, args)
+        if found.unordered and found.unordered not in self.facts.unordered:
+            self.facts.unordered.append(found.unordered)
+        if found.tile is not None:
+            self.tile(found.tile, node)
+            args = list(found.tile.coordinates)
         if found.sync is not None or found.collective == "warp":
             self.sync(found, node)
         if found.sync is not None:
@@ -242,7 +257,7 @@ class DeviceWalker(Converter):
                 self.sync(BARRIER, node)
             self.touch(touch, node)
         atomic = any(t.atomic for t in found.touches)
-        if found is NOTHING or found.collective != "none" or atomic:
+        if found is NOTHING or found.collective != "none" or found.unordered or atomic:
             for a in args:
                 if id(a) not in pointers and str(a.dtype) != "handle":
                     self.value(a)
@@ -255,8 +270,7 @@ class DeviceWalker(Converter):
         else."""
         size = terms.product(add(s.hi, const(1)) for s in self.facts.threads)
         if not size.is_const or size.value != threads:
-            have = terms.show(size)
-            raise UnmodelledError(f"a named barrier of {threads} of a block's {have} threads")
+            self.facts.unordered.append("named barriers")
 
     def touch(self, touch: Touch, node: Any) -> None:
         data, dtype, offset = self.pointer(touch.pointer)
@@ -285,6 +299,69 @@ class DeviceWalker(Converter):
         )
         self.context = outer
 
+    def tile(self, tile: Tile, node: Any) -> None:
+        """A tiled copy: all of the tile in shared memory, and the elements of its box that exist
+        as one access each."""
+        if tile.tensor_map not in self.maps:
+            raise UnmodelledError(f"a copy by tensor map {tile.tensor_map.name}")
+        known = self.maps[tile.tensor_map]
+        data, dtype, offset = self.pointer(tile.pointer)
+        width = scalar_bits(dtype) // 8
+        other: Mode = "read" if tile.mode == "write" else "write"
+        start = mul(offset, const(width))
+        near = self.buffer(data, "uint8")
+        self.record(near, other, start, known.tile_bytes, SHARED_ALIGN, node, asynchronous=True)
+        index, exists, loops = known.element([self.expr(c) for c in tile.coordinates])
+        tensor = self.tensors[known.tensor]
+        far = Buffer(
+            tensor.name,
+            "global",
+            known.bits,
+            tensor.shape,
+            tensor=tensor.name,
+            strides=tensor.strides,
+        )
+        outer = self.context
+        for loop in loops:
+            self.context = self.context.inside(loop)
+        self.context = self.context.given(exists)
+        self.record(far, tile.mode, index, 1, known.bits // 8, node, asynchronous=True)
+        self.context = outer
+
+    def integer_call(self, e: Any) -> Term:
+        if str(e.op.name) != "tl.tl_shuffle_elect":
+            return super().integer_call(e)
+        if any(not _is_const(s.hi, 0) for s in self.facts.threads if s.name != "threadIdx.x"):
+            raise UnmodelledError("tl_shuffle_elect in a block of several dimensions")
+        # elect.sync picks one lane of a warp; which one must not matter, see `not_of_elected`.
+        own, extent = var(self.facts.symbols["threadIdx.x"]), int(e.args[0].value)
+        if extent:
+            own = apply("mod", own, const(-(-extent // 32) * 32))
+        term = apply("eq", own, const(0))
+        self.elected.add(term)
+        return term
+
+    def not_of_elected(self, term: Term) -> None:
+        """What an elected thread computes is followed for lane 0, so it must be the same for all
+        lanes; what is not elected likewise."""
+        path = self.context.path
+        first = next((i for i, c in enumerate(path) if self.elects(c)), len(path))
+        if first < len(path) and any(
+            s.kind == "thread"
+            for t in (term, *path[first:])
+            if t not in self.elected
+            for s in t.symbols
+        ):
+            raise UnmodelledError("an elected thread that uses its own number")
+
+    def elects(self, condition: Term) -> bool:
+        """Whether a condition has to do with an election."""
+        return condition in self.elected or any(map(self.elects, condition.args))
+
+    def check(self, term: Term, dtype: Any, what: str, node: Any) -> Term:
+        self.not_of_elected(term)
+        return super().check(term, dtype, what, node)
+
     def pointer(self, e: Any) -> tuple[Any, Any, Term]:
         """A pointer argument as (data variable, element type or None, element offset)."""
         kind = type(e).__name__
@@ -293,6 +370,8 @@ class DeviceWalker(Converter):
         if kind == "Call" and str(e.op.name) == "tirx.tvm_access_ptr":
             dtype = e.args[0].dtype
             return e.args[1], dtype, self.expr(e.args[2])
+        if kind == "BufferLoad" and len(e.indices) == 1:  # by reference
+            return e.buffer.data, e.buffer.dtype, self.expr(e.indices[0])
         raise UnmodelledError(f"pointer {text(e, 40)}")
 
     def slot(self, first: int, half: int) -> Term:
@@ -363,6 +442,8 @@ class DeviceWalker(Converter):
             self.stmt(s.body)
             self.context = outer
             return
+        elif key == "threadblock_swizzle_pattern":
+            self.rasterization(s)
         elif key not in _INERT_ATTRS:
             self.facts.unmodelled.append(f"attribute {key}")
         self.stmt(s.body)
@@ -371,6 +452,7 @@ class DeviceWalker(Converter):
         """What the program says of itself; it is known until the enclosing statement ends."""
         self.parameters_of_host(condition)
         term = self.expr(condition)
+        self.not_of_elected(term)
         if not (term.is_const and term.value):
             claim = Claim(term, traps, self.context, condition)
             self.facts.claims.append(claim)
@@ -387,6 +469,20 @@ class DeviceWalker(Converter):
                     self.params = {**self.params, node.buffer.data: name}
 
         tvm.tirx.stmt_functor.post_order_visit(tvm.tirx.Evaluate(condition), visit)
+
+    def rasterization(self, s: Any) -> None:
+        """From here on blocks are numbered another way: some order of the grid's first two axes,
+        which no property can tell from another unless blocks were numbered before."""
+        name = str(s.value.args[0].value)
+        if name not in ("rasterization2DRow", "rasterization2DColumn"):
+            raise UnmodelledError(f"threadblock_swizzle_pattern {name}")
+        terms_ = [a.index for a in self.facts.accesses] + [c.term for c in self.facts.checks]
+        if any(b.kind == "block" for t in terms_ for b in t.symbols):
+            raise UnmodelledError(f"{name} after blocks were numbered otherwise")
+        tags = ("blockIdx.x", "blockIdx.y")
+        size = product(self.extents[tag] for tag in tags if tag in self.extents)
+        what = f"{name}'s uint32 number of a block"
+        self.facts.checks.append(Check(size, 0, (1 << 32) - 1, what, self.context, s))
 
     def bind(self, s: Any) -> None:
         if str(s.var.dtype) == "handle":
@@ -454,6 +550,10 @@ def shared_sizes(stages: Mapping[str, Any]) -> dict[str, int]:
         if isinstance(function, tvm.tirx.PrimFunc):
             tvm.tirx.stmt_functor.post_order_visit(function.body, visit)
     return {name: sizes.pop() for name, sizes in found.items() if len(sizes) == 1}
+
+
+def _is_const(t: Term, value: int) -> bool:
+    return t.is_const and t.value == value
 
 
 def _is_one(e: Any) -> bool:

@@ -166,7 +166,11 @@ class Sync:
 
 @dataclass
 class Facts:
-    """Everything the properties look at, for one launch (or for the host function)."""
+    """Everything the properties look at, for one launch (or for the host function).
+
+    `unordered` names what orders threads and copies in a way that is not modelled: whatever rests
+    on who comes first is unknown, while what each thread touches is not.
+    """
 
     name: str
     symbols: dict[str, Symbol] = field(default_factory=dict)
@@ -177,6 +181,7 @@ class Facts:
     claims: list[Claim] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
     unmodelled: list[str] = field(default_factory=list)
+    unordered: list[str] = field(default_factory=list)
 
     @property
     def blocks(self) -> list[Symbol]:

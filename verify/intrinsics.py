@@ -48,12 +48,24 @@ class Touch:
 
 
 @dataclass(frozen=True)
+class Tile:
+    """A copy of the box of a tensor map at `coordinates`, innermost first, from or to `pointer` in
+    shared memory. `mode` is what it does to the tensor."""
+
+    tensor_map: Any
+    coordinates: tuple[Any, ...]
+    pointer: Any
+    mode: Mode
+
+
+@dataclass(frozen=True)
 class Effect:
     """All that a call does. `collective` names the group whose threads must all make the call.
 
     A wait returns once at most `pending` of the thread's newest groups of copies are under way.
     `threads` is how many threads its barriers wait for, None for all of the block. `asserts` is a
-    condition that ends the kernel where it fails.
+    condition that ends the kernel where it fails. `unordered` names what orders threads or copies
+    here in a way that is not modelled, "" if nothing does.
     """
 
     touches: tuple[Touch, ...] = ()
@@ -62,6 +74,8 @@ class Effect:
     pending: int = 0
     threads: int | None = None
     asserts: Any = None
+    tile: Tile | None = None
+    unordered: str = ""
 
 
 NOTHING = Effect()
@@ -180,8 +194,31 @@ def _extern(args: list[Any]) -> Effect:
     raise UnmodelledError(name)
 
 
+def _mbarrier(args: list[Any]) -> Effect:
+    return Effect((Touch(args[0], "write"),), unordered="mbarriers")
+
+
+def _tma_load(args: list[Any]) -> Effect:
+    # (map, mbarrier, shared, coordinates…, cache hint); the rank of the map is the coordinates'.
+    if type(args[0]).__name__ != "Var":
+        raise UnmodelledError("a bulk copy without a tensor map")
+    tile = Tile(args[0], tuple(args[3:-1]), args[2], "read")
+    return Effect((Touch(args[1], "write"),), tile=tile, unordered="mbarriers")
+
+
+def _tma_store(args: list[Any]) -> Effect:
+    # (map, shared, coordinates…, reduction, cache hint).
+    if type(args[0]).__name__ != "Var":
+        raise UnmodelledError("a bulk copy without a tensor map")
+    if _int(args[-2], "tma_store reduction"):
+        raise UnmodelledError("tma_store with a reduction")
+    return Effect(tile=Tile(args[0], tuple(args[2:-2]), args[1], "write"), unordered="TMA stores")
+
+
 def _storage_sync(args: list[Any]) -> Effect:
     scope = str(args[0].value)
+    if scope in ("shared", "shared.dyn") and len(args) == 3:
+        return Effect(unordered="named barriers")
     if scope not in ("shared", "shared.dyn") or len(args) != 1:
         raise UnmodelledError(f"tvm_storage_sync({scope}, …)")
     return BARRIER
@@ -199,6 +236,25 @@ _TABLE: dict[str, Callable[[list[Any]], Effect]] = {
     "tirx.ptx_wait_group": lambda args: Effect(sync="wait", pending=_int(args[0], "wait_group")),
     "tl.ptx_ldmatrix": _ldmatrix,
     "tl.ptx_stmatrix": _stmatrix,
+    "tl.tma_load": _tma_load,
+    "tl.tma_store": _tma_store,
+    "tl.tma_store_arrive": lambda _: Effect(unordered="TMA stores"),
+    "tl.tma_store_wait": lambda _: Effect(unordered="TMA stores"),
+    "tirx.ptx_init_barrier_thread_count": _mbarrier,
+    "tirx.ptx_arrive_barrier": _mbarrier,
+    "tirx.ptx_arrive_barrier_expect_tx": _mbarrier,
+    "tl.mbarrier_expect_tx": _mbarrier,
+    "tl.mbarrier_wait_parity": _mbarrier,
+    "tl.ptx_cp_async_barrier_noinc": _mbarrier,
+    # These move no bytes, and order nothing that the other properties rest on.
+    "tl.ptx_fence_barrier_init": lambda _: NOTHING,
+    "tl.fence_proxy_async": lambda _: NOTHING,
+    "tl.prefetch_tma_descriptor": lambda _: NOTHING,
+    "tl.set_max_nreg": lambda _: NOTHING,
+    "tl.warpgroup_fence_operand": lambda _: NOTHING,
+    "tl.warpgroup_arrive": lambda _: Effect(unordered="wgmma"),
+    "tl.warpgroup_commit_batch": lambda _: Effect(unordered="wgmma"),
+    "tl.warpgroup_wait": lambda _: Effect(unordered="wgmma"),
     "tirx.ptx_mma": _mma,
     "tirx.tvm_storage_sync": _storage_sync,
     "tirx.call_extern": _extern,

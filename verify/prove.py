@@ -23,11 +23,13 @@ from .encode import LONG, Engine
 from .facts import Facts as KernelFacts
 from .field import compare_values
 from .host import HostWalker, launch_checks
+from .intrinsics import UnmodelledError
 from .model import KernelReport, PropertyReport, Report, Route, Verdict, worst
 from .props import PROPERTIES, Launch, Property, asserts, limits
 from .ptx import prove_ptx
 from .replay import Machine
 from .terms import le
+from .tma import Map, read
 
 _MOST_REASONS = 5
 _DOUBTS = {
@@ -187,13 +189,16 @@ def launches_of(
     host = HostWalker(KernelFacts("host"), assumed).run(hosts[0])
     unmodelled = list(assumed.unmodelled)
     functions = {g.name_hint: f for g, f in lowered.device_mod.functions_items()}
+    layouts = {
+        str(b.name): (list(b.shape), list(b.strides)) for b in lowered.source.buffer_map.values()
+    }
     parts = []
     writers: dict[str, int] = {}
     try:
         calls = lowered.launches
         for launch in calls:
-            launch.require_plain()
-    except ContractError as error:  # tensor maps, clusters, conditional launches
+            launch.require_single_blocks()
+    except ContractError as error:  # clusters, conditional launches
         calls = ()
         unmodelled.append(f"host: {error}")
     for launch in calls:
@@ -203,23 +208,34 @@ def launches_of(
         names = {
             p: a.name for p, a in zip(function.params, launch.args, strict=True) if a.is_tensor
         }
+        encoded = {
+            p: a.tensor_map
+            for p, a in zip(function.params, launch.args, strict=True)
+            if a.tensor_map is not None
+        }
+        maps: dict[Any, Map] = {}
+        for p, tensor_map in encoded.items():
+            try:
+                maps[p] = read(tensor_map, assumed)
+            except UnmodelledError as missing:
+                unmodelled.append(f"host: {missing}")
         walker = DeviceWalker(
-            KernelFacts(launch.kernel), assumed.dims, assumed.tensors, names, extents, sizes
+            KernelFacts(launch.kernel), assumed.dims, assumed.tensors, names, extents, sizes, maps
         )
         facts = walker.run(function)
         unmodelled += facts.unmodelled
         engine = Engine(facts, assumed, rlimit)
         asserts.settle(facts, engine)
-        parts.append((facts, extents, function, names, engine, limits.of(launch, lowered, assumed)))
+        machine = Machine(function, layouts, names, sizes, encoded)
+        tensor_maps = {str(p.name): m for p, m in maps.items()}
+        resources = limits.of(launch, lowered, assumed)
+        parts.append((facts, extents, machine, engine, resources, tensor_maps))
         for tensor in {a.buffer.tensor for a in facts.accesses if a.mode == "write"}:
             writers[tensor] = writers.get(tensor, 0) + 1
     unmodelled += host.unmodelled
-    layouts = {
-        str(b.name): (list(b.shape), list(b.strides)) for b in lowered.source.buffer_map.values()
-    }
     promised = {t.name for t in assumed.tensors.values() if t.written is not None}
     launches = []
-    for i, (facts, extents, function, names, engine, resources) in enumerate(parts):
+    for i, (facts, extents, machine, engine, resources, tensor_maps) in enumerate(parts):
         own = {a.buffer.tensor for a in facts.accesses if a.mode == "write"}
         never = {t for t in promised if t not in writers} if i == 0 else set()
         launches.append(
@@ -227,13 +243,14 @@ def launches_of(
                 facts=facts,
                 domain=assumed,
                 engine=engine,
-                machine=Machine(function, layouts, names, sizes),
+                machine=machine,
                 extents=extents,
                 host=host if i == 0 else None,
                 complete=not unmodelled,
                 outputs=frozenset((own & promised) | never),
                 shared=frozenset(t for t in own if writers[t] > 1),
                 resources=resources,
+                maps=tensor_maps,
             )
         )
     return launches, list(dict.fromkeys(unmodelled))
@@ -277,12 +294,14 @@ def _decide(
 ) -> PropertyReport:
     start = time.perf_counter()
     spent = sum(launch.engine.spent for launch in launches)
-    goals = [g for launch in launches for g in p.goals(launch)]
+    open_ = [n for launch in launches for n in launch.facts.unordered] if p.ordered else []
+    goals = [g for launch in launches if not open_ for g in p.goals(launch)]
     failed = [g for g in goals if g.verdict is not Verdict.PROVED]
     verdict = worst(g.verdict for g in goals) if goals else Verdict.NOT_APPLICABLE
     reasons = list(dict.fromkeys(g.reason for g in failed))
     if verdict in (Verdict.PROVED, Verdict.NOT_APPLICABLE):
         doubts = [f"not modelled: {name}" for name in unmodelled]
+        doubts += [f"order not modelled: {name}" for name in dict.fromkeys(open_)]
         if vacuous:
             doubts.append(vacuous)
         for name, doubt in _DOUBTS.items():

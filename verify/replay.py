@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tileproof.codegen.hostir import evaluate
+from tileproof.codegen.hostir import TensorMap, evaluate
 
-from .intrinsics import Touch, UnmodelledError, effect
+from .intrinsics import Tile, Touch, UnmodelledError, effect
+from .operands import Replayed
+from .tma import clip
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,10 @@ class Machine:
         layouts: Mapping[str, tuple[Any, Any]],
         names: Mapping[Any, str],
         sizes: Mapping[str, int],
+        maps: Mapping[Any, TensorMap],
     ) -> None:
-        self.source = function, layouts, names, sizes
+        self.source = function, layouts, names, sizes, maps
+        self.maps = maps
         self.function = function
         self.layouts = layouts
         self.names = names
@@ -84,8 +88,13 @@ class Machine:
         self.memory: dict[Any, int] = {}
         self.allocated: dict[Any, int] = {}
         self.elements: dict[Any, int] = {}
+        self.starts: dict[Any, int] = {}
+        self.operands = Replayed()
 
         def declare(node: Any) -> None:
+            if type(node).__name__ == "Bind" and str(node.var.dtype) == "handle":
+                offset = getattr(node.value, "args", (0, 0))[1]  # of a view of the arena
+                self.starts[node.var] = int(getattr(offset, "value", 0))
             buffer = getattr(node, "buffer", None)
             if buffer is not None:
                 self.elements.setdefault(buffer.data, _element(buffer.dtype))
@@ -234,6 +243,9 @@ class Machine:
             return self.number(e.args[1] if self.number(e.args[0]) else e.args[2])
         if kind == "Select":
             return self.number(e.true_value if self.number(e.condition) else e.false_value)
+        if kind == "Call" and str(e.op.name) == "tl.tl_shuffle_elect":
+            own, extent = self.setting.indices.get("threadIdx.x", 0), int(e.args[0].value)
+            return int((own % (-(-extent // 32) * 32) if extent else own) == 0)
         raise UndeterminedError(kind)
 
     def fits(self, e: Any, value: int) -> int:
@@ -280,13 +292,19 @@ class Machine:
                 self.visit(args[1] if taken else args[2])
             return
         try:
+            if self.operands.call(self, name, args, e):
+                return
             found = effect(name, args)
+        except (UndeterminedError, KeyError):  # a place, or a descriptor, that data decides
+            return
         except UnmodelledError:
             return
         if found.asserts is not None:
             self.decide(found.asserts, found.asserts)
         for touch in found.touches:
             self.touch(touch, e)
+        if found.tile is not None:
+            self.tile(found.tile, e)
         for a in args:
             if hasattr(a, "dtype") and str(a.dtype) != "handle":
                 self.visit(a)
@@ -302,6 +320,9 @@ class Machine:
                 dtype, data = pointer.args[0].dtype, pointer.args[1]
                 offset = self.number(pointer.args[2])
                 element = _element(dtype)
+            elif type(pointer).__name__ == "BufferLoad":
+                data, element = pointer.buffer.data, _element(pointer.buffer.dtype)
+                offset = self.number(pointer.indices[0])
             else:
                 data = pointer
                 element = self.elements.get(data, 1)
@@ -312,6 +333,25 @@ class Machine:
             first, half = touch.slot
             offset += (self.setting.indices.get("threadIdx.x", 0) - first) ^ half
         self.note(data, touch.mode, offset, touch.count, element, node)
+
+    def tile(self, tile: Tile, node: Any) -> None:
+        source = self.maps[tile.tensor_map]
+        tensor = source.tensor
+        try:
+            corner = [self.number(c) for c in tile.coordinates]
+            start = self.number(tile.pointer.args[2]) * _element(tile.pointer.args[0].dtype)
+        except UndeterminedError:
+            return
+        runs, size = clip(source, corner, lambda e: evaluate(e, self.setting.sizes))
+        shape, strides = self.layout(tensor)
+        last = sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+        extent = 0 if 0 in shape else last + 1
+        for first, lanes in runs:
+            outside = any(self.outside(tensor, first + i) for i in range(lanes))
+            touched = Touched(tensor, tile.mode, first, lanes, extent, outside, node)
+            self.trace.touched.append(touched)
+        other = "read" if tile.mode == "write" else "write"
+        self.note(tile.pointer.args[1], other, start, size, 1, node)
 
     def lane(self) -> int:
         total, stride = 0, 1

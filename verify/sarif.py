@@ -17,6 +17,7 @@ RULES = {
     "bounds": "Every access to global, shared or local memory lies in its buffer.",
     "alignment": "Every vector access is aligned to its width.",
     "blocks": "No element is touched by two blocks, one of which writes it.",
+    "maps": "The driver accepts every tensor map that the host encodes.",
     "coverage": "Every element of an output is written, by one thread where that is declared.",
     "asserts": "Every device_assert holds and every assume follows from the contracts.",
     "limits": "Threads, shared memory and grid are what the architecture takes.",

@@ -352,10 +352,3 @@ def test_dynamic_gemm_is_proved_where_copies_are_guarded():
     bare = prove_lowered(replace(lowered, stages={}), use_cache=False)
     assert bare.properties["bounds"].verdict is Verdict.UNKNOWN
     assert any("no extent is known" in r for r in bare.properties["bounds"].reasons)
-
-
-def test_tensor_maps_are_unknown():
-    lowered = lower(gemm(), "sm_90a")
-    report = prove_lowered(lowered, use_cache=False)
-    assert {p.verdict for p in report.properties.values()} == {Verdict.UNKNOWN}
-    assert "tensor maps" in report.unmodelled[0]

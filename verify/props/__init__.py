@@ -9,6 +9,7 @@ from . import (
     coverage,
     determinism,
     limits,
+    maps,
     overflow,
     races,
 )
@@ -19,15 +20,21 @@ PROPERTIES: tuple[Property, ...] = (
     Property("overflow", overflow.goals, ()),
     Property("asserts", asserts.goals),
     Property("limits", limits.goals),
+    Property("maps", maps.goals),
     Property("bounds", bounds.goals),
     Property("alignment", alignment.goals),
     Property("blocks", blocks.goals),
     Property("coverage", coverage.goals),
-    Property("barriers", barriers.goals),
+    Property("barriers", barriers.goals, ordered=True),
     # A race is judged between two barriers, which must be the same two for every thread.
-    Property("races", races.races, ("overflow", "barriers")),
-    Property("async", races.copies, ("overflow", "barriers")),
-    Property("determinism", determinism.goals, ("overflow", "blocks", "races", "async")),
+    Property("races", races.races, ("overflow", "barriers"), ordered=True),
+    Property("async", races.copies, ("overflow", "barriers"), ordered=True),
+    Property(
+        "determinism",
+        determinism.goals,
+        ("overflow", "blocks", "races", "async"),
+        ordered=True,
+    ),
 )
 
 __all__ = ["PROPERTIES", "Goal", "Launch", "Property"]

@@ -13,6 +13,7 @@ from tileproof.verify.model import Counterexample, Verdict
 from tileproof.verify.replay import Machine, Setting, Trace
 from tileproof.verify.terms import Symbol, Term, evaluate
 from tileproof.verify.timeline import Moment, Timeline
+from tileproof.verify.tma import Map
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Launch:
     complete: bool = True
     outputs: frozenset[str] = frozenset()
     shared: frozenset[str] = frozenset()
+    maps: Mapping[str, Map] = field(default_factory=dict)
     runs: dict[Any, tuple[list[Moment], dict[Any, int]]] = field(default_factory=dict)
     resources: Resources | None = None
 
@@ -134,8 +136,10 @@ def found(example: Counterexample, point: Point, loads: bool) -> Goal:
 @dataclass(frozen=True)
 class Property:
     """A name, the function that yields its obligations for one launch, and the properties that its
-    proof relies on."""
+    proof relies on. `ordered` says that it is about who comes first, so that it is unknown where
+    that is not modelled."""
 
     name: str
     goals: Callable[[Launch], Iterator[Goal]]
     relies_on: tuple[str, ...] = ("overflow",)
+    ordered: bool = False

@@ -12,6 +12,7 @@ counted one by one, which either shows a concrete defect or leaves the property 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from tileproof.verify import terms
-from tileproof.verify.count import Miscount, miscount
+from tileproof.verify.count import Miscount, choices, miscount
 from tileproof.verify.digits import Digit, difference
 from tileproof.verify.facts import Access, Context
 from tileproof.verify.model import Counterexample, Verdict
@@ -122,7 +123,7 @@ def _tile(launch: Launch, access: Access) -> tuple[list[Outer], np.ndarray]:
         raise ShapelessError("a store depends on the value of data")
     keep = np.broadcast_to(True, _shape(inner))
     for c in fixed:
-        keep = keep & evaluate(c, inner).astype(bool)
+        keep = keep & np.asarray(evaluate(c, inner)).astype(bool)
     offsets = [np.broadcast_to(evaluate(r, inner), keep.shape)[keep] for r in rests]
     _guard_is_exact(launch, Context(fixed, (*access.context.loops, lane)), sized, digits)
     return outer, np.stack([o.astype(np.int64) for o in offsets])
@@ -141,13 +142,13 @@ def _enumerable(
     launch: Launch, access: Access, digits: list[Digit], lane: Symbol
 ) -> dict[Symbol, Any]:
     """Indices with constant ranges, as arrays that broadcast against each other."""
-    constant = [s for s in _indices(launch, access) if s.lo.is_const and s.hi.is_const]
+    path = access.context.path
+    constant = {
+        s: choices(s, path) for s in _indices(launch, access) if s.lo.is_const and s.hi.is_const
+    }
 
     def points() -> int:
-        total = access.lanes
-        for s in constant:
-            total *= s.hi.value - s.lo.value + 1
-        return total
+        return access.lanes * math.prod(map(len, constant.values()))
 
     while points() > _MOST_POINTS:
         # A static launch may have many blocks: let the one with the largest step stay outside.
@@ -155,14 +156,14 @@ def _enumerable(
         if not blocks:
             raise ShapelessError(f"{points()} points of one tile are too many to enumerate")
         step = {s: _coefficient(digits, s) for s in blocks}
-        constant.remove(max(blocks, key=lambda s: step[s]))
+        del constant[max(blocks, key=lambda s: step[s])]
     fixed = [s for s in (*launch.facts.symbols.values(), *access.context.loops) if _is_one(s)]
     axes = [*constant, lane]
     out: dict[Symbol, Any] = {s: np.int64(s.lo.value) for s in fixed}
     for i, s in enumerate(axes):
         shape = [1] * len(axes)
         shape[i] = -1
-        out[s] = np.arange(s.lo.value, s.hi.value + 1).reshape(shape)
+        out[s] = (constant[s] if s in constant else np.arange(access.lanes)).reshape(shape)
     return out
 
 

@@ -1,0 +1,211 @@
+"""Matrix operands that wgmma reads from shared memory through descriptors.
+
+A descriptor is a start address, two strides and a swizzle. Which bytes an operand covers follows
+from those and the shape of the multiply (PTX ISA, "Matrix descriptor" and the canonical layouts of
+wgmma); here it is rounded to whole lines of the swizzle, in which 16-byte chunks are permuted.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from .facts import Context
+from .intrinsics import Touch, UnmodelledError
+from .terms import Term, add, apply, const, mul, sub
+
+if TYPE_CHECKING:
+    from .device import DeviceWalker
+    from .replay import Machine
+
+_LINE = (16, 128, 64, 32)  # bytes of a line by the descriptor's layout field
+_UNIT = 16  # bytes; of the descriptor's fields and of its offsets
+_SHAPE = re.compile(r"m(\d+)n(\d+)k(\d+)")
+_GROUP = 128  # threads that multiply together
+
+
+@dataclass(frozen=True, eq=False)
+class Descriptor:
+    """Where an operand starts, in bytes after the pointer `data`; `leading` and `stride` are in
+    bytes, and so is `line`. It holds where `context` is around."""
+
+    data: Any
+    start: Term
+    line: int
+    leading: int
+    stride: int
+    context: Context
+
+
+def places(line: int, leading: int, stride: int, mn_major: bool, lines: int, row: int) -> list[int]:
+    """Bytes from an operand's start to each of its 16-byte chunks, before the swizzle.
+
+    An operand has `lines` lines (rows of A or columns of B if K-major, values of k if MN-major)
+    of `row` contiguous bytes.
+    """
+    found = []
+    for i in range(lines):
+        for along in range(0, row, _UNIT):
+            at = i % 8 * line + along % line
+            if line == _UNIT and mn_major:
+                at += along // _UNIT * stride + i // 8 * leading
+            else:
+                at += i // 8 * stride + along // line * leading
+            found.append(at)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Operand:
+    """One operand of a multiply: descriptor variable, offset in units of 16 bytes, and its shape,
+    see :func:`places`."""
+
+    descriptor: Any
+    units: Any
+    mn_major: bool
+    lines: int
+    row: int
+
+
+def operands(name: str, args: list[Any]) -> tuple[list[Operand], list[Touch]]:
+    """What a multiply reads through descriptors, and its touches of registers."""
+    match = _SHAPE.fullmatch(str(args[0].value))
+    if match is None:
+        raise UnmodelledError(f"wgmma {args[0].value}")
+    m, n, k = map(int, match.groups())
+    element = 32 // k  # a step of K is 32 bytes
+    shared = name == "tl.ptx_wgmma_ss"
+    k_major, rest = (args[1:3], args[6:]) if shared else (args[1:2], args[5:])
+
+    def operand(at: int, major: Any, size: int) -> Operand:
+        lines, row = (size, k * element) if bool(major.value) else (k, size * element)
+        return Operand(rest[at], rest[at + 1], not bool(major.value), lines, row)
+
+    read = [operand(2, k_major[-1], n)]
+    sums = Touch(rest[4], "read", m * n // _GROUP, rest[5])
+    registers = [sums, replace(sums, mode="write")]
+    if shared:
+        read.append(operand(0, k_major[0], m))
+    else:
+        registers.append(Touch(rest[0], "read", m * k // _GROUP, rest[1]))
+    return read, registers
+
+
+class Operands:
+    """The descriptors of one device function, followed in program order."""
+
+    def __init__(self) -> None:
+        self.known: dict[Any, Descriptor] = {}
+
+    def call(self, walker: DeviceWalker, name: str, args: list[Any], node: Any) -> bool:
+        """Whether the call is one of those that make or use descriptors; then it is done."""
+        handlers = {
+            "tl.initialize_wgmma_descriptor": self._initialize,
+            "tl.increase_descriptor_offset": self._increase,
+            "tl.ptx_wgmma_ss": self._multiply,
+            "tl.ptx_wgmma_rs": self._multiply,
+        }
+        if name not in handlers:
+            return False
+        handlers[name](walker, args, node)
+        return True
+
+    def _initialize(self, walker: DeviceWalker, args: list[Any], node: Any) -> None:
+        data, dtype, offset = walker.pointer(args[1])
+        layout, leading, stride = (int(a.value) for a in args[2:5])
+        start = mul(offset, const(_bytes(dtype)))
+        line = _LINE[layout]
+        self.known[args[0].buffer.data] = Descriptor(
+            data, start, line, leading * _UNIT, stride * _UNIT, walker.context
+        )
+
+    def _increase(self, walker: DeviceWalker, args: list[Any], node: Any) -> None:
+        found = self._find(walker, args[0].buffer.data)
+        if walker.context.loops != found.context.loops or walker.context.path != found.context.path:
+            raise UnmodelledError("a descriptor moved under a condition or in a loop of its own")
+        moved = mul(apply("div", walker.expr(args[1]), const(_UNIT)), const(_UNIT))
+        self.known[args[0].buffer.data] = replace(found, start=add(found.start, moved))
+
+    def _find(self, walker: DeviceWalker, data: Any) -> Descriptor:
+        found = self.known.get(data)
+        here = walker.context
+        if found is None or (
+            here.loops[: len(found.context.loops)] != found.context.loops
+            or here.path[: len(found.context.path)] != found.context.path
+        ):
+            raise UnmodelledError(f"descriptor {data.name}, not initialized on every way here")
+        return found
+
+    def _multiply(self, walker: DeviceWalker, args: list[Any], node: Any) -> None:
+        if "wgmma" not in walker.facts.unordered:
+            walker.facts.unordered.append("wgmma")
+        read, registers = operands(str(node.op.name), args)
+        for operand in read:
+            self._read(walker, operand, node)
+        for touch in registers:
+            walker.touch(touch, node)
+
+    def _read(self, walker: DeviceWalker, operand: Operand, node: Any) -> None:
+        found = self._find(walker, operand.descriptor)
+        layout = (found.line, found.leading, found.stride)
+        last = max(places(*layout, operand.mn_major, operand.lines, operand.row))
+        buffer = walker.buffer(found.data, "uint8")
+        start = add(found.start, mul(walker.expr(operand.units), const(_UNIT)))
+        place = add(start, const(buffer.start))
+        # All lines of the length from the first one on, and the line of the last chunk: the start
+        # may point into a line.
+        for at, count in (
+            (place, -(-(last + _UNIT) // found.line) * found.line),
+            (add(place, const(last)), found.line),
+        ):
+            first = sub(at, apply("mod", at, const(found.line)))
+            index = sub(first, const(buffer.start))
+            walker.record(buffer, "read", index, count, _UNIT, node, asynchronous=True)
+
+
+class Replayed:
+    """The same, for one thread with numbers: which chunks a multiply really reads."""
+
+    def __init__(self) -> None:
+        self.known: dict[Any, tuple[Any, int, tuple[int, int, int]]] = {}
+
+    def call(self, machine: Machine, name: str, args: list[Any], node: Any) -> bool:
+        """Whether the call is one of those that make or use descriptors; then it is done."""
+        if name == "tl.initialize_wgmma_descriptor":
+            pointer = args[1]
+            layout, leading, stride = (int(a.value) for a in args[2:5])
+            start = machine.number(pointer.args[2]) * _bytes(pointer.args[0].dtype)
+            sizes = (_LINE[layout], leading * _UNIT, stride * _UNIT)
+            self.known[args[0].buffer.data] = pointer.args[1], start, sizes
+        elif name == "tl.increase_descriptor_offset":
+            data, start, sizes = self.known[args[0].buffer.data]
+            moved = machine.number(args[1]) // _UNIT * _UNIT
+            self.known[args[0].buffer.data] = data, start + moved, sizes
+        elif name in ("tl.ptx_wgmma_ss", "tl.ptx_wgmma_rs"):
+            read, registers = operands(name, args)
+            for operand in read:
+                self._read(machine, operand, node)
+            for touch in registers:
+                machine.touch(touch, node)
+        else:
+            return False
+        return True
+
+    def _read(self, machine: Machine, operand: Operand, node: Any) -> None:
+        data, start, sizes = self.known[operand.descriptor]
+        begin = machine.starts.get(data, 0)
+        start += begin + machine.number(operand.units) * _UNIT
+        for place in places(*sizes, operand.mn_major, operand.lines, operand.row):
+            at = start + place
+            at ^= at >> 3 & (sizes[0] - _UNIT)  # the line's number, into that of the chunk
+            machine.note(data, "read", at - begin, _UNIT, 1, node)
+
+
+def _bytes(dtype: Any) -> int:
+    from .facts import scalar_bits
+
+    bits = scalar_bits(dtype)
+    if bits % 8:
+        raise UnmodelledError(f"a descriptor of elements of {bits} bits")
+    return bits // 8
