@@ -18,7 +18,7 @@ def test_proved_at_one_architecture(name):
     assert report.unmodelled == []
     assert verdicts["bounds"] is verdicts["overflow"] is verdicts["coverage"] is Verdict.PROVED
     assert set(verdicts.values()) <= {Verdict.PROVED, Verdict.NOT_APPLICABLE}
-    assert report.domain["M"] == "0..1048576"
+    assert report.domain["M"] == "0..1048576, batch"
 
 
 def test_every_architecture_in_two_processes():
