@@ -34,7 +34,10 @@ def flags(arch: str, *, contract_fma: bool) -> list[str]:
     """nvcc's flags, for PTX and for the cubin alike. Fast-math is never among them."""
     fmad = "true" if contract_fma else "false"
     seed = "-frandom-seed=tileproof"
-    return ["-O3", "-std=c++17", f"-arch={arch}", f"-fmad={fmad}", seed]
+    # PyPI's torch for CUDA brings older runtime headers into the folder nvcc's lie in. CCCL refuses
+    # the pair; the code made of them is the same.
+    mixed = "-DCCCL_DISABLE_CTK_COMPATIBILITY_CHECK"
+    return ["-O3", "-std=c++17", mixed, f"-arch={arch}", f"-fmad={fmad}", seed]
 
 
 def cache_entry(cuda: str, arch: str, *, contract_fma: bool, toolkit: Toolkit = "pip") -> Path:
