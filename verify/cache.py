@@ -56,7 +56,7 @@ def ir_hash(lowered: Any) -> str:
 
 
 def key(
-    program: str, domain: Domain, sizes: Mapping[str, int], rlimit: int, limits: Sequence[int]
+    program: str, domain: Domain, sizes: Mapping[str, int], rlimit: int, limits: Sequence[int] = ()
 ) -> str:
     """Where the result for a program under a domain lives; `sizes` are its shared buffers'.
 
