@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import os
 import platform
@@ -18,6 +19,10 @@ from tileproof.dsl import check
 
 SUITES = ("launch", "virtual")
 _PEERS = ("torch", "apache-tvm-ffi", "tilelang", "triton")
+_NO_TRITON = (
+    "triton is not installed: the virtual GPU is timed without its peer. "
+    "To have both, pip install 'tileproof[bench]'."
+)
 
 
 def run(
@@ -30,10 +35,13 @@ def run(
     chosen = suites or list(SUITES)
     unknown = sorted(set(chosen) - set(SUITES))
     check(not unknown, "bench suites", got=unknown, expected=f"among {', '.join(SUITES)}")
-    console = Console(highlight=False)
+    console, progress = Console(highlight=False), Console(stderr=True, highlight=False)
+    if "virtual" in chosen and not importlib.util.find_spec("triton"):
+        progress.print(_NO_TRITON, markup=False, soft_wrap=True)
     results: dict[str, Any] = {"machine": machine()}
     for suite in chosen:
-        results[suite] = importlib.import_module(f"tileproof.bench.{suite}").measure()
+        with progress.status(f"bench {suite}: compiles, then runs, one to two minutes"):
+            results[suite] = importlib.import_module(f"tileproof.bench.{suite}").measure()
         if not as_json:
             console.print(_table(results[suite]))
     if as_json:

@@ -1,0 +1,71 @@
+"""``tileproof bench``: what it prints, with and without a peer. Nothing is timed here."""
+
+import importlib.util
+import io
+import json
+
+import pytest
+import torch
+from rich.console import Console
+from typer.testing import CliRunner
+
+from tileproof.bench import virtual
+from tileproof.cli import app, bench
+
+ROWS = [
+    {"case": "GEMM fp16 1024³, tiles of 128", "seconds": 0.0784, "gflops": 27.4,
+     "triton_seconds": 2.86, "ratio": 36.5},
+    {"case": "mhc/pre, hidden 4096, 16 tokens", "seconds": 0.0119, "gflops": None,
+     "triton_seconds": None, "ratio": None},
+]  # fmt: skip
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    monkeypatch.setattr(virtual, "measure", lambda: ROWS)
+
+
+def without_triton(monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "triton" else found(n))
+
+
+def test_rows_are_lines_of_80_columns():
+    console = Console(file=io.StringIO(), width=80)
+    console.print(bench._table(ROWS))
+    heading, *lines = console.file.getvalue().splitlines()
+    assert heading.split() == list(ROWS[0])
+    assert len(lines) == len(ROWS)
+    assert lines[0].split("128", 1)[1].split() == ["0.0784", "27.4", "2.86", "36.5"]
+    assert lines[1].endswith("-      -")
+
+
+def test_without_triton_the_words_say_so_and_json_stays_alone(measured, monkeypatch):
+    without_triton(monkeypatch)
+    done = CliRunner().invoke(app, ["bench", "virtual", "--json"])
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["virtual"] == ROWS
+    assert "pip install 'tileproof[bench]'" in done.stderr
+    monkeypatch.setattr(virtual.virtual, "compile", lambda *_, **__: None)
+    assert not any(case.peer for case in virtual.cases())
+    monkeypatch.undo()
+    monkeypatch.setattr(virtual, "measure", lambda: ROWS)
+    if importlib.util.find_spec("triton"):
+        assert CliRunner().invoke(app, ["bench", "virtual", "--json"]).stderr == ""
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="triton: an extra, as a peer")
+@pytest.mark.filterwarnings("error")
+def test_a_gate_whose_exponential_is_infinite_is_no_warning_of_the_peer():
+    # Triton is first imported with its interpreter switched on.
+    from tileproof.bench.peers import triton_kernels
+
+    M, N, D = 3, 4, 64
+    x, fn = torch.ones(M, N, D), torch.zeros(N * (N + 2), N * D)
+    base = torch.zeros(N * (N + 2))
+    base[:N] = torch.tensor([-100.0, 0, 1, 100])
+    post, comb = torch.zeros(M, N), torch.zeros(M, N, N)
+    collapsed = torch.zeros(M, D)
+    triton_kernels.mhc_pre(x, fn, torch.ones(3), base, post, comb, collapsed, depth=64, width=64)
+    gates = base[:N].double().sigmoid().sum() + 4e-6
+    assert torch.allclose(collapsed.double(), gates.expand(M, D), rtol=1e-6, atol=0)
