@@ -61,6 +61,7 @@ class Null:
     """Checks everything and launches nothing: measures what a call costs the host."""
 
     name = "null"
+    native = True  # a call needs no Python
 
     def __init__(self, arch: str | None = None) -> None:
         self.arch = arch
@@ -76,6 +77,7 @@ class Cuda:
     """Real devices, through libcuda."""
 
     name = "cuda"
+    native = True  # a call needs no Python
 
     def __init__(self, arch: str | None = None) -> None:
         self.arch = arch
@@ -103,6 +105,7 @@ class Virtual:
     """The virtual GPU: executes the bundle's CUDA text for `arch` on CPU tensors."""
 
     name = "virtual"
+    native = False  # a call needs no Python
 
     def __init__(self, arch: str | None = None) -> None:
         self.arch = arch

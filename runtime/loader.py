@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -81,10 +82,13 @@ class Library:
         """Add the kernels of another bundle; where both have one, the newer is used."""
         source = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
         code = Code(source, self._check_elements)
+        if self._backend is not None and self._backend.native:
+            ops.nativize(code.launchers)
         for description in source.manifest["ops"].values():
             self._operation(description)
         for symbol, facts in source.manifest["specializations"].items():
             self[facts["op"]].add(code, symbol, facts)
+        ops.forget()
 
     def _operation(self, description: Mapping[str, Any]) -> Operation:
         signature = Signature(description)
@@ -125,6 +129,7 @@ class Operation:
         self._backend = backend
         self._kernels: list[tuple[Code, str, dict[str, Any]]] = []
         self._ready: dict[tuple[Any, ...], Run] = {}
+        self._lock = threading.Lock()
         self._axes = [(i, axis) for _, i, axis in signature.static_axes]
         self._typed = [i for _, i in signature.type_axes]
 
@@ -136,21 +141,28 @@ class Operation:
 
     def __call__(self, *tensors: torch.Tensor, **options: Any) -> Any:
         try:
-            key: list[Any] = [len(tensors), tensors[0].get_device(), *options.items()]
-            key += [tensors[i].size(axis) for i, axis in self._axes]
-            key += [tensors[i].dtype for i in self._typed]
-            call = tuple(key)
-            run = self._ready.get(call)
+            key = self._key(tensors, options)
+            run = self._ready.get(key)
         except (AttributeError, IndexError, TypeError):
             self.signature.check_call(tensors, options)
             raise
         if self._backend is not None:
             self.signature.refuse_gradients(tensors)
         if run is None:
-            run = self._ready[call] = self._prepare(tensors, options)
+            with self._lock:  # two threads shall not load one module twice
+                run = self._ready.get(key)
+                if run is None:
+                    run = self._ready[key] = self._prepare(tensors, options)
         return run(*tensors)
 
-    def _prepare(self, tensors: tuple[torch.Tensor, ...], options: Mapping[str, Any]) -> Run:
+    def _key(self, tensors: Sequence[torch.Tensor], options: Mapping[str, Any]) -> tuple[Any, ...]:
+        """What decides which kernel a call runs, and on which device."""
+        key: list[Any] = [len(tensors), tensors[0].get_device(), *sorted(options.items())]
+        key += [tensors[i].size(axis) for i, axis in self._axes]
+        key += [tensors[i].dtype for i in self._typed]
+        return tuple(key)
+
+    def _prepare(self, tensors: Sequence[torch.Tensor], options: Mapping[str, Any]) -> Run:
         """What runs every call with this key: allocation and launch in the fewest steps."""
         signature = self.signature
         if self._backend is None:
@@ -161,27 +173,19 @@ class Operation:
         dims = {letter: sizes[letter] for letter, d in signature.dims.items() if d["static"]}
         outputs = []
         for argument in signature.outputs:
-            sizes_known = {**dims, **dict.fromkeys(signature.dynamic_axes, 0)}
-            shape = [int(x) if x.isdigit() else sizes_known[x] for x in argument.shape]
-            read = [
-                (at, *signature.dynamic_axes[x])
-                for at, x in enumerate(argument.shape)
-                if x in signature.dynamic_axes
-            ]
-            outputs.append((shape, read, signature.torch_dtype(argument, types)))
-        single = len(outputs) == 1
+            known = {**signature.dynamic_axes, **dims}
+            shape = tuple(int(x) if x.isdigit() else known[x] for x in argument.shape)
+            outputs.append(Result(shape, signature.torch_dtype(argument, types)))
+        return Prepared(function, outputs)
 
-        def run(*inputs: torch.Tensor) -> Any:
-            results = []
-            for known, read, dtype in outputs:
-                shape = known.copy()
-                for at, i, axis in read:
-                    shape[at] = inputs[i].size(axis)
-                results.append(inputs[0].new_empty(shape, dtype=dtype))
-            function(*inputs, *results)
-            return results[0] if single else tuple(results)
-
-        return run
+    def native(
+        self, tensors: Sequence[torch.Tensor], options: Mapping[str, Any]
+    ) -> Prepared | None:
+        """What a call like this one allocates and launches; None where it takes Python."""
+        if self._backend is None or not self._backend.native:
+            return None
+        run = self._ready.get(self._key(tensors, options))
+        return run if isinstance(run, Prepared) else None
 
     def kernel(self, symbol: str, device_index: int = -1) -> Callable[..., None]:
         """The function of one specialization: it takes inputs, then outputs, and allocates nothing.
@@ -199,7 +203,7 @@ class Operation:
         return self._backend.function(code, symbol, names, device_index)
 
     def select(
-        self, tensors: tuple[torch.Tensor, ...], options: Mapping[str, Any]
+        self, tensors: Sequence[torch.Tensor], options: Mapping[str, Any]
     ) -> tuple[str, dict[str, Any]]:
         """Symbol and sizes of the specialization for a call. Raises MissingKernel without one."""
         signature = self.signature
@@ -256,6 +260,29 @@ class Operation:
             for argument in signature.outputs
         ]
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+
+class Result(NamedTuple):
+    """An output to allocate: each size is a number or the (input, axis) it is read from."""
+
+    shape: tuple[int | tuple[int, int], ...]
+    dtype: torch.dtype
+
+
+class Prepared:
+    """A kernel and its outputs; calling it with the inputs allocates, runs and returns them."""
+
+    def __init__(self, function: Callable[..., None], outputs: Sequence[Result]) -> None:
+        self.function, self.outputs = function, outputs
+
+    def __call__(self, *inputs: torch.Tensor) -> Any:
+        """The output, or a tuple of the outputs."""
+        results = []
+        for shape, dtype in self.outputs:
+            sizes = [s if isinstance(s, int) else inputs[s[0]].size(s[1]) for s in shape]
+            results.append(inputs[0].new_empty(sizes, dtype=dtype))
+        self.function(*inputs, *results)
+        return results[0] if len(results) == 1 else tuple(results)
 
 
 def _words(sizes: Mapping[str, Any]) -> str:

@@ -1,18 +1,23 @@
 """``tileproof.ops.mhc_post`` and ``torch.ops.tileproof.mhc_post``: the ops of the active library.
 
-Ops are registered below torch's Python ``custom_op`` wrapper, which alone costs more than twenty
-microseconds a call. Each op is defined once per process from its description; which library runs it
-is decided at the call, so loading another bundle re-traces nothing.
+Each op is defined once per process from its description; which library runs it is decided at the
+call, so loading another bundle re-traces nothing. Where launchers are loaded, a call runs without
+Python (``csrc/torch_op.cpp``): a Python kernel costs ten microseconds and torch's ``custom_op``
+wrapper more than twenty. The Python implementation stays behind it, for a first call of each size,
+for other libraries, where gradients are recorded and for everything that is wrong.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import ctypes
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
+import tvm_ffi
 
 from .errors import check
 from .signature import Signature
@@ -21,29 +26,56 @@ if TYPE_CHECKING:
     from .loader import Library
 
 _registry = torch.library.Library("tileproof", "FRAGMENT")
-_schemas: dict[str, str] = {}
+# The Python implementations, of the same schemas; what is wrong is kept for whoever called them.
+_python = torch.library.Library("tileproof_python", "FRAGMENT")
+_defined: dict[str, _Defined] = {}
+_native: Any = None  # the launchers of the first bundle that has any, kept for the process
 _loaded: list[Library] = []
-_chosen: ContextVar[Library | None] = ContextVar("tileproof_library", default=None)
+_blocks = 0  # how many `use` blocks are open
+_lock = threading.RLock()
+# A list of one, emptied when its block ends: a task that outlives the block is outside of it.
+_chosen: ContextVar[list[Library] | None] = ContextVar("tileproof_library", default=None)
 
 
 def activate(library: Library) -> None:
     """Make `library` what ops run on wherever :func:`use` chose no other."""
-    _loaded[:] = [library]
+    with _lock:
+        _loaded[:] = [library]
+        forget()
+
+
+def forget() -> None:
+    """Have the next call of every op ask Python what to run."""
+    if _native is not None:
+        _call("forget", _blocks > 0)
 
 
 @contextlib.contextmanager
 def use(library: Library) -> Iterator[Library]:
     """Ops called within the block run on `library`."""
-    token = _chosen.set(library)
+    chosen = [library]
+    token = _chosen.set(chosen)
+    _count_blocks(1)
     try:
         yield library
     finally:
+        chosen.clear()
         _chosen.reset(token)
+        _count_blocks(-1)
+
+
+def _count_blocks(change: int) -> None:
+    """Which block a call is in only Python knows, so all calls ask it while one is open."""
+    global _blocks
+    with _lock:
+        before, _blocks = _blocks, _blocks + change
+        if (before > 0) != (_blocks > 0):
+            forget()
 
 
 def active() -> Library:
     """The library ops run on. Raises RuntimeError when none was loaded."""
-    library = _chosen.get() or (_loaded[0] if _loaded else None)
+    library = next(iter(_chosen.get() or _loaded), None)
     if library is None:
         raise RuntimeError("got no library, expected one: call tileproof.load(bundle) first")
     return library
@@ -64,43 +96,129 @@ def schema(signature: Signature) -> str:
     return f"{signature.stem}({', '.join(arguments)}) -> {results}"
 
 
+class _Defined:
+    """One op of this process. `kernel` is the registration of its Python kernel, None where the
+    native kernel has its place."""
+
+    def __init__(self, signature: Signature) -> None:
+        self.signature, self.schema = signature, schema(signature)
+        self.kernel: torch.library.Library | None = None
+        stem = signature.stem
+        _registry.define(self.schema, tags=[torch.Tag.pt2_compliant_tag])
+        _python.define(self.schema)
+        for key in ("CPU", "CUDA"):
+            _python.impl(stem, self.answer, key)
+        torch.library.register_fake(f"tileproof::{stem}", self.fake, lib=_registry)
+        self.implement()
+
+    def implement(self) -> None:
+        """Register the native kernel where launchers are loaded and torch has what it takes."""
+        signature = self.signature
+        if self.kernel is not None:
+            self.kernel._destroy()
+            self.kernel = None
+        if _native is not None:
+            options = [0] * len(signature.params) + [1] * len(signature.hidden)
+            axes = [number for _, i, axis in signature.static_axes for number in (i, axis)]
+            typed = [i for _, i in signature.type_axes]
+            counts = [len(signature.inputs), len(signature.outputs)]
+            counts += [len(signature.static_axes), len(typed), len(options)]
+            if _call("implement", signature.stem, [*counts, *axes, *typed, *options]):
+                return
+        self.kernel = torch.library.Library("tileproof", "IMPL")
+        for key in ("CPU", "CUDA"):
+            self.kernel.impl(signature.stem, self.run, key)
+
+    def run(self, *tensors: torch.Tensor, **options: Any) -> Any:
+        """The op on the library that is active here."""
+        self.signature.refuse_gradients(tensors)
+        hidden = self.signature.hidden
+        given = {k: v for k, v in options.items() if v is not None or k not in hidden}
+        return active()[self.signature.stem](*tensors, **given)
+
+    def answer(self, *tensors: torch.Tensor, **options: Any) -> Any:
+        """For the native kernel: :meth:`run`, but no exception crosses torch's C interface."""
+        try:
+            result = self.run(*tensors, **options)
+            self._offer(tensors, options)
+            return result
+        except BaseException as met:
+            ctypes.pythonapi.Py_IncRef(
+                ctypes.py_object(met)
+            )  # whoever raises it again gives it back
+            _call("raise", id(met), str(met))
+        nothing = [torch.empty(0) for _ in self.signature.outputs]
+        return nothing[0] if len(nothing) == 1 else tuple(nothing)
+
+    def _offer(self, tensors: Sequence[torch.Tensor], options: Mapping[str, Any]) -> None:
+        """Tell the native kernel what the next call of these sizes may do without us."""
+        library = active()
+        with _lock:
+            if _blocks or library is not _loaded[0]:
+                return
+            given = {k: v for k, v in options.items() if v is not None}
+            call = library[self.signature.stem].native(tensors, given)
+            if call is None:
+                return
+            layout = [len(call.outputs)]
+            for output in call.outputs:
+                element = tvm_ffi.dtype(str(output.dtype).removeprefix("torch."))
+                layout += [element.type_code, element.bits, len(output.shape)]
+                for size in output.shape:
+                    layout += size if isinstance(size, tuple) else (-1, size)
+            _call("offer", call.function, layout)
+
+    def fake(self, *tensors: torch.Tensor, **options: Any) -> Any:
+        """Outputs without values, for tracing."""
+        return active()[self.signature.stem].fake(tensors, options)
+
+
 def register(signature: Signature) -> None:
     """Define the torch op, once. Raises BundleError if it exists with another schema."""
-    text = schema(signature)
-    known = _schemas.get(signature.stem)
-    check(
-        known in (None, text),
-        f"torch op {signature.stem}",
-        got=text,
-        expected=f"{known} as already registered in this process",
-    )
-    if known is not None:
-        return
-    stem, hidden = signature.stem, set(signature.hidden)
+    with _lock:
+        known = _defined.get(signature.stem)
+        check(
+            known is None or known.schema == schema(signature),
+            f"torch op {signature.stem}",
+            got=schema(signature),
+            expected=f"{known and known.schema} as already registered in this process",
+        )
+        if known is None:
+            _defined[signature.stem] = _Defined(signature)
 
-    def run(*tensors: torch.Tensor, **options: Any) -> Any:
-        signature.refuse_gradients(tensors)
-        given = {k: v for k, v in options.items() if v is not None or k not in hidden}
-        return active()[stem](*tensors, **given)
 
-    def fake(*tensors: torch.Tensor, **options: Any) -> Any:
-        return active()[stem].fake(tensors, options)
+def nativize(launchers: Any) -> None:
+    """Have calls answered without Python where they can be, by a loaded library of launchers."""
+    global _native
+    with _lock:
+        if _native is None:
+            _native = launchers
+            for op in _defined.values():
+                op.implement()
+            forget()
 
-    _registry.define(text, tags=[torch.Tag.pt2_compliant_tag])
-    for key in ("CPU", "CUDA"):
-        _registry.impl(stem, run, key)
-    torch.library.register_fake(f"tileproof::{stem}", fake, lib=_registry)
-    _schemas[stem] = text
+
+def _call(name: str, *arguments: Any) -> Any:
+    """A function of ``csrc/torch_op.cpp``, which gets texts and lists of numbers by address."""
+    held: list[Any] = []
+    for argument in arguments:
+        if isinstance(argument, str):
+            argument = ctypes.create_string_buffer(argument.encode())
+        elif isinstance(argument, list):
+            argument = (ctypes.c_int64 * len(argument))(*argument)
+        held.append(argument)
+    passed = [ctypes.addressof(h) if isinstance(h, ctypes.Array) else h for h in held]
+    return _native[f"torch_{name}"](*passed)
 
 
 def __getattr__(name: str) -> Any:
     if name.startswith("_"):
         raise AttributeError(name)
-    if name not in _schemas:
-        have = f"one of {', '.join(sorted(_schemas))}" if _schemas else "a loaded bundle"
+    if name not in _defined:
+        have = f"one of {', '.join(sorted(_defined))}" if _defined else "a loaded bundle"
         raise AttributeError(f"tileproof.ops: got {name}, expected {have}; see tileproof.load")
     return getattr(torch.ops.tileproof, name)
 
 
 def __dir__() -> list[str]:
-    return sorted(_schemas)
+    return sorted(_defined)
