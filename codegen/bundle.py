@@ -46,12 +46,16 @@ class Unit:
 def describe(op: Op) -> dict[str, Any]:
     """Everything the runtime needs to know about `op`, as plain data (a manifest's op entry).
 
-    `reference.takes` names the params and static dims the reference wants besides the inputs.
+    `reference.takes` names the params and static dims the reference wants besides the inputs; a
+    user's kernel has no reference.
     """
     roles = sorted({a.role for a in op.args})
     check("inout" not in roles, f"{op.name}: roles", got=roles, expected="only in and out")
-    module, name = op.reference.__module__, op.reference.__qualname__
-    wanted = list(inspect.signature(op.reference).parameters)[len(op.inputs) :]
+    reference = None
+    if (function := op.reference) is not None:
+        wanted = list(inspect.signature(function).parameters)[len(op.inputs) :]
+        path = f"{function.__module__}:{function.__qualname__}"
+        reference = {"path": path, "takes": wanted}
     return {
         "name": op.name,
         "doc": op.doc,
@@ -78,7 +82,7 @@ def describe(op: Op) -> dict[str, Any]:
         },
         "types": {k: list(v) for k, v in op.types.items()},
         "params": dict(op.params),
-        "reference": {"path": f"{module}:{name}", "takes": wanted},
+        "reference": reference,
     }
 
 

@@ -18,23 +18,36 @@ from tileproof import runtime
 from tileproof.dsl import BoundTensor, DType, Specialization, check
 from tileproof.runtime.cache import cache_dir, locked, replacing
 
-from .hostir import to_c
+from .hostir import TensorMap, to_c
 from .lower import Lowered
 from .toolchain import cxx, run, versions
 
 CSRC = Path(runtime.__file__).parent / "csrc"
 _SCALARS = {"int32": "kInt32", "int64": "kInt64"}
+_PARAMETERS = {**_SCALARS, "tensor": "kPointer", "map": "kMap"}
+_CLUSTER = 8  # blocks that every device with clusters takes
 _LIMITS = {"tensors": 24, "dynamic dims": 12, "kernel parameters": 32, "launches": 4}
+_LIMITS["tensor maps"] = 8
 _FLAGS = ["-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall"]
 _FLAGS += ["-Wl,--build-id=none", "-Wl,--as-needed", "-Wl,--strip-all"]
+
+
+@dataclass(frozen=True)
+class PlannedMap:
+    """A tensor map as plain data: `tensor` by its index in the op's arguments, the other arguments
+    of cuTensorMapEncodeTiled or Im2col as C++ expressions over letters, lists as tuples."""
+
+    tensor: int
+    fields: Mapping[str, str | tuple[str, ...]]
 
 
 @dataclass(frozen=True)
 class PlannedLaunch:
     """One launch as plain data.
 
-    `parameters` in the device kernel's order: ``("tensor", index in the op's arguments)`` or
-    ``("int32" | "int64", letter)``. `grid` are C++ expressions over letters; `smem` in bytes.
+    `parameters` in the device kernel's order: ``("tensor", index in the op's arguments)``,
+    ``("int32" | "int64", letter)`` or ``("map", index in `maps`)``. `grid` are C++ expressions over
+    letters; `smem` in bytes. A `cooperative` launch has all its blocks at once.
     An `optional` launch only checks arguments; who loads a bundle may leave it out.
     """
 
@@ -44,6 +57,9 @@ class PlannedLaunch:
     block: tuple[int, int, int]
     smem: int
     optional: bool = False
+    cluster: tuple[int, int, int] = (1, 1, 1)
+    cooperative: bool = False
+    maps: tuple[PlannedMap, ...] = ()
 
     @property
     def threads(self) -> int:
@@ -57,11 +73,13 @@ class PlannedLaunch:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PlannedLaunch:
         """The inverse of :meth:`to_json`, for data that went through JSON."""
-        parameters = tuple((str(kind), value) for kind, value in data["parameters"])
-        x, y, z = data["block"]
-        gx, gy, gz = data["grid"]
-        smem, optional = data["smem"], data["optional"]
-        return cls(data["kernel"], parameters, (gx, gy, gz), (x, y, z), smem, optional)
+        maps = []
+        for entry in data["maps"]:
+            fields = {k: v if isinstance(v, str) else tuple(v) for k, v in entry["fields"].items()}
+            maps.append(PlannedMap(entry["tensor"], fields))
+        lists: dict[str, Any] = {k: tuple(data[k]) for k in ("grid", "block", "cluster")}
+        lists["parameters"] = tuple((str(kind), value) for kind, value in data["parameters"])
+        return cls(**{**data, **lists, "maps": tuple(maps)})
 
 
 def plan(lowered: Lowered) -> tuple[PlannedLaunch, ...]:
@@ -87,7 +105,8 @@ def _match_signature(lowered: Lowered, spec: Specialization) -> dict[str, int]:
         expected=count,
     )
     indices = {}
-    for i, (parameter, tensor) in enumerate(zip(lowered.parameters, spec.args, strict=True)):
+    parameters = [lowered.parameters[i] for i in spec.op.order or range(count)]
+    for i, (parameter, tensor) in enumerate(zip(parameters, spec.args, strict=True)):
         got = _layout(parameter.dtype, parameter.shape, parameter.strides)
         expected = _layout(tensor.dtype.tilelang, tensor.shape, tensor.strides)
         check(
@@ -108,9 +127,13 @@ def _layout(element: str, shape: Any, strides: Any) -> str:
 
 def _planned(launch: Any, indices: Mapping[str, int], spec: Specialization) -> PlannedLaunch:
     where = f"{spec.op.name}: {launch.kernel}"
-    launch.require_plain()
     parameters: list[tuple[str, int | str]] = []
+    maps: list[PlannedMap] = []
     for argument in launch.args:
+        if argument.tensor_map is not None:
+            parameters.append(("map", len(maps)))
+            maps.append(_planned_map(where, argument.tensor_map, indices))
+            continue
         if argument.is_tensor:
             known = argument.name in indices
             check(known, f"{where}: pointer", got=argument.name, expected="one of the op's tensors")
@@ -124,10 +147,33 @@ def _planned(launch: Any, indices: Mapping[str, int], spec: Specialization) -> P
         fits = kind == "int64" or most < 2**31
         check(fits, f"{where}: dim {argument.name}", got=most, expected="a domain that fits int32")
         parameters.append((kind, argument.name))
-    block = tuple(_constant(where, "block", extent) for extent in launch.block)
-    smem = _constant(where, "dynamic shared memory", launch.smem)
-    grid = tuple(str(to_c(extent)) for extent in launch.grid)
-    return PlannedLaunch(launch.kernel, tuple(parameters), grid, block, smem)  # type: ignore[arg-type]
+    x, y, z = (_constant(where, "block", extent) for extent in launch.block)
+    cx, cy, cz = (_constant(where, "cluster", extent) for extent in launch.cluster)
+    gx, gy, gz = (to_c(extent) for extent in launch.grid)
+    size = cx * cy * cz
+    check(
+        size <= _CLUSTER, f"{where}: blocks in a cluster", got=size, expected=f"at most {_CLUSTER}"
+    )
+    return PlannedLaunch(
+        kernel=launch.kernel,
+        parameters=tuple(parameters),
+        grid=(gx, gy, gz),
+        block=(x, y, z),
+        smem=_constant(where, "dynamic shared memory", launch.smem),
+        cluster=(cx, cy, cz),
+        cooperative=launch.cooperative,
+        maps=tuple(maps),
+    )
+
+
+def _planned_map(where: str, encoded: TensorMap, indices: Mapping[str, int]) -> PlannedMap:
+    known = encoded.tensor in indices
+    check(known, f"{where}: tensor map", got=encoded.tensor, expected="one of the op's tensors")
+    fields: dict[str, str | tuple[str, ...]] = {
+        name: tuple(map(to_c, value)) if isinstance(value, tuple) else to_c(value)
+        for name, value in encoded.fields.items()
+    }
+    return PlannedMap(indices[encoded.tensor], fields)
 
 
 def _constant(where: str, what: str, expr: Any) -> int:
@@ -181,12 +227,9 @@ def _tables(kernel: HostKernel) -> list[str]:
         rows = []
         for j, launch in enumerate(launches):
             _limit(spec, "kernel parameters", len(launch.parameters))
+            _limit(spec, "tensor maps", len(launch.maps))
             lines += _launch_tables(launch, f"{p}_{j}", letters)
-            block = ", ".join(map(str, launch.block))
-            rows.append(
-                f'{{"{launch.kernel}", {len(launch.parameters)}, parameters{p}_{j}, grid{p}_{j}, '
-                f"{{{block}}}, {launch.smem}, {str(launch.optional).lower()}}}"
-            )
+            rows.append(_launch(launch, f"{p}_{j}"))
         lines.append(f"const Launch launches{p}[] = {{{', '.join(rows)}}};")
         plans.append(f"{{{len(launches)}, launches{p}}}")
     lines.append(f"const Plan plans[] = {{{', '.join(plans)}}};")
@@ -227,22 +270,46 @@ def _dlpack(element: DType) -> str:
     return f"{{{element.code}, {element.bits}, 1}}"
 
 
+def _launch(launch: PlannedLaunch, suffix: str) -> str:
+    """The initialiser of a `Launch`."""
+    extents = [", ".join(map(str, sizes)) for sizes in (launch.cluster, launch.block)]
+    flags = [str(flag).lower() for flag in (launch.optional, launch.cooperative)]
+    maps = f"maps{suffix}" if launch.maps else "nullptr"
+    return (
+        f'{{"{launch.kernel}", {len(launch.parameters)}, parameters{suffix}, grid{suffix}, '
+        f"{{{extents[0]}}}, {{{extents[1]}}}, {launch.smem}, {', '.join(flags)}, "
+        f"{len(launch.maps)}, {maps}}}"
+    )
+
+
 def _launch_tables(launch: PlannedLaunch, suffix: str, letters: Sequence[str]) -> list[str]:
     rows = []
     for kind, value in launch.parameters:
-        if kind == "tensor":
-            rows.append(f"{{Parameter::kPointer, {value}}}")
-        else:
-            rows.append(f"{{Parameter::{_SCALARS[kind]}, {letters.index(str(value))}}}")
+        place = letters.index(str(value)) if kind in _SCALARS else value
+        rows.append(f"{{Parameter::{_PARAMETERS[kind]}, {place}}}")
     names = [f"[[maybe_unused]] const int64_t {n} = dims[{i}];" for i, n in enumerate(letters)]
     grid = " ".join(f"grid[{i}] = {extent};" for i, extent in enumerate(launch.grid))
-    return [
-        f"const Parameter parameters{suffix}[] = {{{', '.join(rows)}}};",
-        f"void grid{suffix}([[maybe_unused]] const int64_t* dims, int64_t* grid) {{",
-        f"  {' '.join(names)}",
-        f"  {grid}",
-        "}",
-    ]
+    lines = [f"const Parameter parameters{suffix}[] = {{{', '.join(rows)}}};"]
+    lines += _function(f"grid{suffix}", "int64_t* grid", names, [grid])
+    rows = []
+    for m, encoded in enumerate(launch.maps):
+        rows.append(f"{{{encoded.tensor}, map{suffix}_{m}}}")
+        body = [f"map->rank = {len(encoded.fields['extents'])};"]
+        for name, held in encoded.fields.items():
+            if isinstance(held, str):
+                body.append(f"map->{name} = {held};")
+            else:
+                body += [f"map->{name}[{i}] = {text};" for i, text in enumerate(held)]
+        lines += _function(f"map{suffix}_{m}", "tp_tensor_map* map", names, body)
+    if rows:
+        lines.append(f"const Map maps{suffix}[] = {{{', '.join(rows)}}};")
+    return lines
+
+
+def _function(name: str, result: str, names: Sequence[str], body: Sequence[str]) -> list[str]:
+    """A function of the dims, which `names` declares by letter."""
+    head = f"void {name}([[maybe_unused]] const int64_t* dims, {result}) {{"
+    return [head, *(f"  {line}" for line in (*names, *body)), "}"]
 
 
 def compile_launchers(source: str) -> bytes:

@@ -55,12 +55,6 @@ class Launch:
     cluster: tuple[Any, Any, Any] = (1, 1, 1)
     cooperative: bool = False
 
-    def require_plain(self) -> None:
-        """Raises ContractError for a launch that only the virtual GPU makes."""
-        maps = [a.name for a in self.args if a.tensor_map]
-        check(not maps, f"{self.kernel}: tensor maps in the host code", got=maps, expected="none")
-        self.require_single_blocks()
-
     def require_single_blocks(self) -> None:
         """Raises ContractError for a launch of clusters or of blocks that wait for each other."""
         sizes = [to_c(extent) for extent in self.cluster]

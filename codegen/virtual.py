@@ -49,16 +49,8 @@ class VirtualKernel:
         self.module = virtual.VirtualModule(lowered.cuda, kernels, checked=checked)
 
     def written(self) -> set[str]:
-        """Names of the tensors that some kernel may write: it does not declare them const."""
-        names = set()
-        for launch in self.lowered.launches:
-            declared = self.module.kernels[launch.kernel].parameters
-            for argument, (kind, _) in zip(launch.args, declared, strict=True):
-                if kind.endswith("*") and not kind.startswith("const "):
-                    names.add(argument.name)
-                if argument.tensor_map and argument.name in _STORED.findall(self.lowered.cuda):
-                    names.add(argument.tensor_map.tensor)
-        return names
+        """Names of the tensors that some kernel may write."""
+        return written(self.lowered)
 
     def __call__(self, *args: Any) -> None:
         lowered = self.lowered
@@ -99,6 +91,20 @@ class VirtualKernel:
                 cluster=tuple(evaluate(e, sizes) for e in launch.cluster),
                 cooperative=launch.cooperative,
             )
+
+
+def written(lowered: Lowered) -> set[str]:
+    """Names of the tensors that some kernel may write: it does not declare them const."""
+    names = set()
+    kernels = virtual.signatures(lowered.cuda)
+    for launch in lowered.launches:
+        declared = kernels[launch.kernel].parameters
+        for argument, (kind, _) in zip(launch.args, declared, strict=True):
+            if kind.endswith("*") and not kind.startswith("const "):
+                names.add(argument.name)
+            if argument.tensor_map and argument.name in _STORED.findall(lowered.cuda):
+                names.add(argument.tensor_map.tensor)
+    return names
 
 
 def _tensor_map(declared: TensorMap, values: Mapping[str, Any]) -> virtual.TensorMap:

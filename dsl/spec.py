@@ -164,18 +164,22 @@ class Op:
         shapes: named size sets: static letters to ints; dynamic letters to an int or list of ints.
         model_sizes: Hugging Face config (as a dict) to the static sizes and params it needs.
         reduces: dims summed over, always in one fixed order.
+        order: position of each of `args` in the kernel's own signature, where that is another.
+        listed: whether the op is one of the library's.
     """
 
     name: str
     args: tuple[Tensor, ...]
     dims: Mapping[str, Dim]
     doc: str
-    reference: Callable[..., Any]
+    reference: Callable[..., Any] | None
     shapes: Mapping[str, Mapping[str, Any]]
     types: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     params: Mapping[str, int | float] = field(default_factory=dict)
     model_sizes: Callable[[Mapping[str, Any]], Iterable[Mapping[str, Any]]] | None = None
     reduces: tuple[str, ...] = ()
+    order: tuple[int, ...] = ()
+    listed: bool = True
     variants: list[Variant] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -186,7 +190,8 @@ class Op:
             known = a.dtype in DTYPES or a.dtype in self.types
             check(known, f"{self.name}: dtype of {a.name}", got=a.dtype, expected="a known type")
             self._check_layout(a)
-        registry.add(self)
+        if self.listed:
+            registry.add(self)
 
     def _check_layout(self, a: Tensor) -> None:
         if a.strides is None:
@@ -365,9 +370,12 @@ class Specialization:
 
     def reference(self, *inputs: Any) -> Any:
         """The op's reference on `inputs`, with the params and static dims it names filled in."""
-        wanted = inspect.signature(self.op.reference).parameters
+        reference = self.op.reference
+        check(reference is not None, f"{self.op.name}: reference", got="none", expected="one")
+        assert reference is not None  # as just checked
+        wanted = inspect.signature(reference).parameters
         fixed = {**self.dims, **self.params}
-        return self.op.reference(*inputs, **{k: v for k, v in fixed.items() if k in wanted})
+        return reference(*inputs, **{k: v for k, v in fixed.items() if k in wanted})
 
     def bind(self, **dynamic: int) -> dict[str, tuple[int, ...]]:
         """Concrete shape of every tensor at one dynamic size, e.g. ``bind(M=7)["x"]``."""

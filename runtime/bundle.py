@@ -12,7 +12,7 @@ from typing import Any
 
 from .errors import BundleError, check
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -196,8 +196,11 @@ class Signature:
         return letters <= {*dims, *self.dynamic_axes}
 
     def reference(self) -> Callable[..., Any]:
-        """The op's torch reference. Raises BundleError for a path outside ``tileproof.kernels``."""
-        path: str = self.description["reference"]["path"]
+        """The op's torch reference. Raises BundleError without one and for a path outside
+        ``tileproof.kernels``."""
+        known = self.description["reference"]
+        check(known is not None, f"{self.name}: reference", got="none", expected="one")
+        path: str = known["path"]
         check(
             path.startswith(_REFERENCES),
             f"{self.name}: reference",
@@ -214,7 +217,7 @@ class Signature:
         self._check_letters(tensors)
         self.types(tensors)
         known = {**self.sizes(tensors, options), **self.parameters(options)}
-        wanted = self.description["reference"]["takes"]
+        function, wanted = self.reference(), self.description["reference"]["takes"]
         missing = [k for k in wanted if k not in known]
         check(
             not missing,
@@ -223,7 +226,7 @@ class Signature:
             expected="a value",
             error=TypeError,
         )
-        result = self.reference()(*tensors, **{k: known[k] for k in wanted})
+        result = function(*tensors, **{k: known[k] for k in wanted})
         if isinstance(result, torch.Tensor):
             return result.contiguous()
         return tuple(r.contiguous() for r in result)

@@ -1,6 +1,7 @@
 // libcuda as a driver. It is opened at run time, so the library loads on a machine without a GPU,
 // and its few entry points are declared here, so no CUDA header is needed to build.
 #include <dlfcn.h>
+#include <pthread.h>
 
 #include <cstdio>
 #include <cstdlib>
@@ -19,6 +20,26 @@ constexpr Result kFileNotFound = 301;
 constexpr int kMaxDynamicSharedSize = 8;  // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 constexpr int kCapabilityMajor = 75, kCapabilityMinor = 76;  // CU_DEVICE_ATTRIBUTE_...
 constexpr uint32_t kSharedWithoutOptIn = 48 * 1024;
+constexpr int kCooperative = 2, kClusterDimension = 4;  // CU_LAUNCH_ATTRIBUTE_...
+constexpr int kCaptureRelaxed = 2;                      // CU_STREAM_CAPTURE_MODE_RELAXED
+
+struct LaunchAttribute {
+  int id;
+  char padding[4];
+  union {
+    char bytes[64];
+    tp_dim3 cluster;
+    int cooperative;
+  } value;
+};
+
+struct LaunchConfig {
+  tp_dim3 grid, block;
+  unsigned shared_bytes;
+  void* stream;
+  LaunchAttribute* attributes;
+  unsigned attribute_count;
+};
 
 struct Api {
   Result (*Init)(unsigned);
@@ -35,12 +56,39 @@ struct Api {
   Result (*FuncSetAttribute)(void*, int, int);
   Result (*LaunchKernel)(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
                          unsigned, void*, void**, void**);
+  Result (*LaunchKernelEx)(const LaunchConfig*, void*, void**, void**);
+  Result (*TensorMapEncodeTiled)(void*, int, uint32_t, void*, const uint64_t*, const uint64_t*,
+                                 const uint32_t*, const uint32_t*, int, int, int, int);
+  Result (*TensorMapEncodeIm2col)(void*, int, uint32_t, void*, const uint64_t*, const uint64_t*,
+                                  const int*, const int*, uint32_t, uint32_t, const uint32_t*, int,
+                                  int, int, int);
+  Result (*ThreadExchangeStreamCaptureMode)(int*);
   Result (*GetErrorName)(Result, const char**);
   Result (*GetErrorString)(Result, const char**);
 };
 
 Api api;
 thread_local char words[512];
+
+// CUDA does not survive a fork: its threads are not in the child.
+bool forked = false;
+
+Result check_process() {
+  if (!forked) return 0;
+  snprintf(words, sizeof words,
+           "this process was forked from one that used CUDA; start it with the spawn method");
+  return 3;  // CUDA_ERROR_NOT_INITIALIZED
+}
+
+// Loading a module is no work on a stream: another thread may be capturing a graph meanwhile.
+class Uncaptured {
+ public:
+  Uncaptured() { api.ThreadExchangeStreamCaptureMode(&mode_); }
+  ~Uncaptured() { api.ThreadExchangeStreamCaptureMode(&mode_); }
+
+ private:
+  int mode_ = kCaptureRelaxed;  // exchanged for the thread's, and back
+};
 
 // Makes a context current for one scope; free when it already is, as it is under torch.
 class Current {
@@ -107,7 +155,7 @@ Result open() {
   static std::mutex mutex;
   static bool ready = false;
   const std::lock_guard<std::mutex> lock(mutex);
-  if (ready) return 0;
+  if (ready) return check_process();
   void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
   if (!library) {
     snprintf(words, sizeof words, "no CUDA driver on this machine: %s", dlerror());
@@ -131,10 +179,15 @@ Result open() {
   LOAD(ModuleGetFunction, "cuModuleGetFunction")
   LOAD(FuncSetAttribute, "cuFuncSetAttribute")
   LOAD(LaunchKernel, "cuLaunchKernel")
+  LOAD(LaunchKernelEx, "cuLaunchKernelEx")
+  LOAD(TensorMapEncodeTiled, "cuTensorMapEncodeTiled")
+  LOAD(TensorMapEncodeIm2col, "cuTensorMapEncodeIm2col")
+  LOAD(ThreadExchangeStreamCaptureMode, "cuThreadExchangeStreamCaptureMode")
   LOAD(GetErrorName, "cuGetErrorName")
   LOAD(GetErrorString, "cuGetErrorString")
 #undef LOAD
   if (const Result code = api.Init(0)) return failed("cuInit", code);
+  pthread_atfork(nullptr, nullptr, [] { forked = true; });
   ready = true;
   return 0;
 }
@@ -148,6 +201,7 @@ int module_load(int device, const void* image, size_t, void** module) {
   if (const Result code = api.DevicePrimaryCtxRetain(&context, handle))
     return failed("cuDevicePrimaryCtxRetain", code);
   const Current current(context);
+  const Uncaptured uncaptured;
   void* loaded;
   if (const Result code = api.ModuleLoadData(&loaded, image))
     return failed("cuModuleLoadData", code);
@@ -157,8 +211,9 @@ int module_load(int device, const void* image, size_t, void** module) {
 
 int module_unload(void* module) {
   auto* loaded = static_cast<Module*>(module);
-  {
+  if (!forked) {
     const Current current(loaded->context);
+    const Uncaptured uncaptured;
     api.ModuleUnload(loaded->handle);
   }
   while (Function* function = loaded->functions) {
@@ -185,23 +240,64 @@ int function_get(void* module, const char* kernel, uint32_t dynamic_smem, void**
   return 0;
 }
 
-int launch(void* function, tp_dim3 grid, tp_dim3 cluster, tp_dim3 block, uint32_t dynamic_smem,
-           void* stream, void** args) {
+int launch_with(void* function, tp_dim3 grid, tp_dim3 cluster, bool cooperative, tp_dim3 block,
+                uint32_t dynamic_smem, void* stream, void** args) {
+  if (const Result code = check_process()) return code;
   const auto& entry = *static_cast<Function*>(function);
-  if (cluster.x * cluster.y * cluster.z != 1) {
-    snprintf(words, sizeof words, "cluster launches are not supported by this driver yet");
-    return 801;  // CUDA_ERROR_NOT_SUPPORTED
-  }
   const Current current(entry.context);
-  if (const Result code =
-          api.LaunchKernel(entry.handle, grid.x, grid.y, grid.z, block.x, block.y, block.z,
-                           dynamic_smem, stream, args, nullptr))
+  LaunchAttribute attributes[2];
+  unsigned count = 0;
+  if (cluster.x * cluster.y * cluster.z != 1) {
+    attributes[count].id = kClusterDimension;
+    attributes[count++].value.cluster = cluster;
+  }
+  if (cooperative) {
+    attributes[count].id = kCooperative;
+    attributes[count++].value.cooperative = 1;
+  }
+  if (count) {
+    const LaunchConfig config = {grid, block, dynamic_smem, stream, attributes, count};
+    if (const Result code = api.LaunchKernelEx(&config, entry.handle, args, nullptr))
+      return failed("cuLaunchKernelEx", code);
+  } else if (const Result code =
+                 api.LaunchKernel(entry.handle, grid.x, grid.y, grid.z, block.x, block.y, block.z,
+                                  dynamic_smem, stream, args, nullptr)) {
     return failed("cuLaunchKernel", code);
+  }
   return 0;
 }
 
-const tp_driver table = {TILEPROOF_DRIVER_ABI, "cuda",       module_load, module_unload,
-                         function_get,         launch, [](int) -> const char* { return words; }};
+int launch(void* function, tp_dim3 grid, tp_dim3 cluster, tp_dim3 block, uint32_t dynamic_smem,
+           void* stream, void** args) {
+  return launch_with(function, grid, cluster, false, block, dynamic_smem, stream, args);
+}
+
+int launch_cooperative(void* function, tp_dim3 grid, tp_dim3 cluster, tp_dim3 block,
+                       uint32_t dynamic_smem, void* stream, void** args) {
+  return launch_with(function, grid, cluster, true, block, dynamic_smem, stream, args);
+}
+
+int tensor_map(const tp_tensor_map* what, void* map) {
+  if (const Result code = check_process()) return code;
+  const tp_tensor_map& w = *what;
+  auto* address = reinterpret_cast<void*>(w.address);
+  if (w.pixels) {
+    const Result code = api.TensorMapEncodeIm2col(
+        map, w.type, w.rank, address, w.extents, w.strides, w.lower, w.upper, w.channels, w.pixels,
+        w.steps, w.interleave, w.swizzle, w.l2, w.fill);
+    return code ? failed("cuTensorMapEncodeIm2col", code) : 0;
+  }
+  const Result code =
+      api.TensorMapEncodeTiled(map, w.type, w.rank, address, w.extents, w.strides, w.box, w.steps,
+                               w.interleave, w.swizzle, w.l2, w.fill);
+  return code ? failed("cuTensorMapEncodeTiled", code) : 0;
+}
+
+const char* last_words(int) { return words; }
+
+const tp_driver table = {TILEPROOF_DRIVER_ABI, "cuda",     module_load,        module_unload,
+                         function_get,         launch,     last_words,
+                         launch_cooperative,   tensor_map};
 
 int answer(TVMFFIAny* result, Result code, int64_t value) {
   if (code) {

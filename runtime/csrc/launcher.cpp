@@ -4,8 +4,10 @@
 
 #include <tvm/ffi/extra/c_env_api.h>
 
-#include <cstdlib>
+#include <cstring>
+#include <memory>
 
+#include "map_cache.h"
 #include "words.h"
 
 #define LIKELY(x) __builtin_expect(!!(x), 1)
@@ -20,15 +22,16 @@ struct Bound {
   const tp_driver* driver;
   int device_type, device_id;
   bool optional;  // whether optional launches are made
-  void* module;
-  void* functions[kMaxLaunches];
+  void* module = nullptr;
+  void* functions[kMaxLaunches] = {};
+  std::unique_ptr<MapCache[]> caches[kMaxLaunches];  // one per map
+
+  ~Bound() {
+    if (module) driver->module_unload(module);
+  }
 };
 
-void destroy(void* self) {
-  auto* bound = static_cast<Bound*>(self);
-  if (bound->module) bound->driver->module_unload(bound->module);
-  free(bound);
-}
+void destroy(void* self) { delete static_cast<Bound*>(self); }
 
 struct Span {
   uintptr_t begin, end;
@@ -170,6 +173,27 @@ int check_separate(const Kernel& kernel, const Span* spans) {
   return 0;
 }
 
+// The tensor maps of one launch, in `out`.
+int encode_maps(const Bound& bound, int index, const int64_t* dims, const Span* spans,
+                EncodedMap* out) {
+  const Kernel& kernel = *bound.kernel;
+  const Launch& what = bound.plan->launches[index];
+  for (int i = 0; i < what.map_count; ++i) {
+    const Map& map = what.maps[i];
+    const MapKey key(spans[map.tensor].begin, dims, kernel.letter_count);
+    MapCache& cache = bound.caches[index][i];
+    if (LIKELY(cache.find(key, &out[i]))) continue;
+    tp_tensor_map fields = {};
+    map.fill(dims, &fields);
+    fields.address = key.address;
+    if (const int code = bound.driver->tensor_map(&fields, &out[i]))
+      return fail("RuntimeError", "%s: tensor map of %s: %s", kernel.op,
+                  kernel.tensors[map.tensor].name, bound.driver->error(code));
+    cache.keep(key, out[i]);
+  }
+  return 0;
+}
+
 int launch(const Bound& bound, int index, const int64_t* dims, const Span* spans) {
   const Kernel& kernel = *bound.kernel;
   const Launch& what = bound.plan->launches[index];
@@ -180,6 +204,8 @@ int launch(const Bound& bound, int index, const int64_t* dims, const Span* spans
     return fail("ValueError", "%s: grid: got %lld x %lld x %lld blocks, expected at most "
                 "2147483647 x 65535 x 65535", kernel.op, (long long)grid[0], (long long)grid[1],
                 (long long)grid[2]);
+  EncodedMap maps[kMaxMaps];
+  if (what.map_count && encode_maps(bound, index, dims, spans, maps)) return -1;
   int32_t narrow[kMaxParameters];
   const void* values[kMaxParameters];
   for (int i = 0; i < what.parameter_count; ++i) {
@@ -187,6 +213,7 @@ int launch(const Bound& bound, int index, const int64_t* dims, const Span* spans
     switch (parameter.kind) {
       case Parameter::kPointer: values[i] = &spans[parameter.index].begin; break;
       case Parameter::kInt64: values[i] = &dims[parameter.index]; break;
+      case Parameter::kMap: values[i] = &maps[parameter.index]; break;
       case Parameter::kInt32:
         narrow[i] = static_cast<int32_t>(dims[parameter.index]);
         values[i] = &narrow[i];
@@ -196,8 +223,9 @@ int launch(const Bound& bound, int index, const int64_t* dims, const Span* spans
   void* stream = TVMFFIEnvGetStream(bound.device_type, bound.device_id);
   const tp_dim3 blocks = {static_cast<uint32_t>(grid[0]), static_cast<uint32_t>(grid[1]),
                           static_cast<uint32_t>(grid[2])};
-  const int code = bound.driver->launch(bound.functions[index], blocks, {1, 1, 1}, what.block,
-                                        what.smem, stream, const_cast<void**>(values));
+  const auto start = what.cooperative ? bound.driver->launch_cooperative : bound.driver->launch;
+  const int code = start(bound.functions[index], blocks, what.cluster, what.block, what.smem, stream,
+                         const_cast<void**>(values));
   if (!LIKELY(code == 0))
     return fail("RuntimeError", "%s: %s", kernel.op, bound.driver->error(code));
   return 0;
@@ -246,29 +274,20 @@ int bind(const Kernel& kernel, const TVMFFIAny* args, int32_t count, TVMFFIAny* 
   if (driver->abi != TILEPROOF_DRIVER_ABI)
     return fail("RuntimeError", "%s: driver interface: got version %u, expected %u", kernel.op,
                 driver->abi, TILEPROOF_DRIVER_ABI);
-  auto* bound = static_cast<Bound*>(calloc(1, sizeof(Bound)));
-  bound->kernel = &kernel;
-  bound->plan = &kernel.plans[plan];
-  bound->driver = driver;
-  bound->device_type = static_cast<int>(args[2].v_int64);
-  bound->device_id = static_cast<int>(args[3].v_int64);
-  bound->optional = args[6].v_int64 != 0;
+  std::unique_ptr<Bound> bound(new Bound{&kernel, &kernel.plans[plan], driver,
+                                         static_cast<int>(args[2].v_int64),
+                                         static_cast<int>(args[3].v_int64), args[6].v_int64 != 0});
   int code = driver->module_load(bound->device_id, reinterpret_cast<const void*>(args[4].v_int64),
                                  static_cast<size_t>(args[5].v_int64), &bound->module);
   for (int i = 0; code == 0 && i < bound->plan->launch_count; ++i) {
     const Launch& launch = bound->plan->launches[i];
+    bound->caches[i].reset(new MapCache[launch.map_count]);
     code = driver->function_get(bound->module, launch.kernel, launch.smem, &bound->functions[i]);
   }
-  if (code) {
-    fail("RuntimeError", "%s: %s", kernel.op, driver->error(code));
-    destroy(bound);
-    return -1;
-  }
+  if (code) return fail("RuntimeError", "%s: %s", kernel.op, driver->error(code));
   TVMFFIObjectHandle function;
-  if (TVMFFIFunctionCreate(bound, call, destroy, &function)) {
-    destroy(bound);
-    return -1;
-  }
+  if (TVMFFIFunctionCreate(bound.get(), call, destroy, &function)) return -1;
+  bound.release();
   result->type_index = kTVMFFIFunction;
   result->v_obj = static_cast<TVMFFIObject*>(function);
   return 0;

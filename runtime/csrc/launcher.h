@@ -14,6 +14,7 @@ constexpr int kMaxTensors = 24;
 constexpr int kMaxLetters = 12;
 constexpr int kMaxParameters = 32;
 constexpr int kMaxLaunches = 4;
+constexpr int kMaxMaps = 8;  // tensor maps of one launch
 
 // The size or stride of one axis: a number, or (letter >= 0) a dim read from the call. `label` is
 // the letter of the declaration, null for a literal.
@@ -39,10 +40,16 @@ struct Letter {
   int64_t lo, hi, multiple;
 };
 
-// One parameter of a device kernel: a tensor's data pointer or a dim as int32 or int64.
+// One parameter of a device kernel: a tensor's data pointer, a dim as int32 or int64, a tensor map.
 struct Parameter {
-  enum Kind : uint8_t { kPointer, kInt32, kInt64 } kind;
-  uint8_t index;  // of the tensor or of the letter
+  enum Kind : uint8_t { kPointer, kInt32, kInt64, kMap } kind;
+  uint8_t index;  // of the tensor, the letter or the launch's map
+};
+
+// A tensor map follows from the tensor's address and the dims.
+struct Map {
+  int tensor;
+  void (*fill)(const int64_t* dims, tp_tensor_map* map);  // all but the address
 };
 
 struct Launch {
@@ -50,9 +57,12 @@ struct Launch {
   int parameter_count;
   const Parameter* parameters;
   void (*grid)(const int64_t* dims, int64_t* grid);  // dims in the order of Kernel::letters
-  tp_dim3 block;
-  uint32_t smem;  // dynamic shared memory, bytes
-  bool optional;  // only checks arguments on the device
+  tp_dim3 cluster, block;
+  uint32_t smem;     // dynamic shared memory, bytes
+  bool optional;     // only checks arguments on the device
+  bool cooperative;  // all blocks at once
+  int map_count;
+  const Map* maps;
 };
 
 // The launches of one call. Architectures with equal launches share a plan.

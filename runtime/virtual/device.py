@@ -154,6 +154,8 @@ class _Driver(ctypes.Structure):
             ),
         ),
         ("error", ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_int)),
+        ("launch_cooperative", ctypes.c_void_p),  # the launchers' business, not Python's
+        ("tensor_map", ctypes.c_void_p),
     ]
 
 

@@ -7,6 +7,7 @@
 
 static int context = 7, module, function;
 static void* current;
+static int is_post;  // the last function got is mhc_post's kernel
 
 static int record(const char* name, const char* format, ...) {
   FILE* log = fopen(getenv("MOCK_CUDA_LOG"), "a");
@@ -55,13 +56,19 @@ int cuCtxPopCurrent_v2(void** popped) {
   current = 0;
   return record("cuCtxPopCurrent", "");
 }
+int cuThreadExchangeStreamCaptureMode(int* mode);
 int cuModuleLoadData(void** out, const void* image) {
   *out = &module;
-  return record("cuModuleLoadData", "%.4s", (const char*)image + 0);
+  int mode = 0;  // loading is only allowed to a thread in relaxed mode while one captures
+  cuThreadExchangeStreamCaptureMode(&mode);
+  int relaxed = mode == 2;
+  cuThreadExchangeStreamCaptureMode(&mode);
+  return record("cuModuleLoadData", "%.4s%s", (const char*)image + 0, relaxed ? "" : " captured");
 }
 int cuModuleUnload(void* unloaded) { return record("cuModuleUnload", "%d", unloaded == &module); }
 int cuModuleGetFunction(void** out, void* from, const char* name) {
   *out = &function;
+  is_post = strncmp(name, "mhc_post", 8) == 0;
   return record("cuModuleGetFunction", "%d %s", from == &module, name);
 }
 int cuFuncSetAttribute(void* of, int attribute, int value) {
@@ -70,10 +77,57 @@ int cuFuncSetAttribute(void* of, int attribute, int value) {
 int cuLaunchKernel(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
                    unsigned bz, unsigned smem, void* stream, void** args, void** extra) {
   (void)extra;
+  if (!is_post) return record("cuLaunchKernel", "%d", f == &function);
   // mhc_post's parameters in the device's order: comb, out, post, x, y, M
   return record("cuLaunchKernel", "%d grid %u %u %u block %u %u %u smem %u stream %p M %d out %p",
                 f == &function, gx, gy, gz, bx, by, bz, smem, stream, *(int*)args[5],
                 *(void**)args[1]);
+}
+// CUlaunchConfig and CUlaunchAttribute of the driver API.
+struct attribute {
+  int id;
+  char padding[4];
+  unsigned value[16];
+};
+struct config {
+  unsigned grid[3], block[3], smem;
+  void* stream;
+  struct attribute* attributes;
+  unsigned count;
+};
+int cuLaunchKernelEx(const struct config* c, void* f, void** args, void** extra) {
+  (void)args;
+  (void)extra;
+  char text[200] = "";
+  for (unsigned i = 0; i < c->count; ++i) {
+    const unsigned* v = c->attributes[i].value;
+    size_t length = strlen(text);
+    if (c->attributes[i].id == 4)
+      snprintf(text + length, sizeof text - length, " cluster %u %u %u", v[0], v[1], v[2]);
+    else
+      snprintf(text + length, sizeof text - length, " attribute %d = %u", c->attributes[i].id, v[0]);
+  }
+  return record("cuLaunchKernelEx", "%d grid %u %u %u block %u smem %u stream %p%s", f == &function,
+                c->grid[0], c->grid[1], c->grid[2], c->block[0], c->smem, c->stream, text);
+}
+int cuTensorMapEncodeTiled(void* map, int type, unsigned rank, void* address,
+                           const unsigned long long* extents, const unsigned long long* strides,
+                           const unsigned* box, const unsigned* steps, int interleave, int swizzle,
+                           int l2, int fill) {
+  memset(map, 0x5a, 128);
+  return record("cuTensorMapEncodeTiled",
+                "type %d rank %u address %p extents %llu %llu stride %llu box %u %u steps %u %u how "
+                "%d %d %d %d aligned %d", type, rank, address, extents[0], extents[1], strides[0],
+                box[0], box[1], steps[0], steps[1], interleave, swizzle, l2, fill,
+                (size_t)map % 64 == 0);
+}
+int cuTensorMapEncodeIm2col(void) { return 1; }
+int cuThreadExchangeStreamCaptureMode(int* mode) {
+  static int now = 0;
+  int before = now;
+  now = *mode;
+  *mode = before;
+  return 0;
 }
 int cuGetErrorName(int code, const char** name) {
   *name = code == 700 ? "CUDA_ERROR_ILLEGAL_ADDRESS" : "CUDA_ERROR_OUT_OF_MEMORY";

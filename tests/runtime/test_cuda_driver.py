@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tileproof.codegen.build import build
+from tileproof.codegen.target import Target
+from tileproof.codegen.user import specialize
 from tileproof.runtime.backends import Code, Cuda
 from tileproof.runtime.bundle import Bundle
 
@@ -24,6 +27,41 @@ PRELUDE = """
     x = torch.zeros(M, 4, 64, dtype=torch.bfloat16)
     y, post, comb = x[:, 0].contiguous(), torch.zeros(M, 4), torch.zeros(M, 4, 4)
     out = x.clone()
+"""
+SPECIAL = """
+    import tilelang.language as T
+
+    @T.prim_func
+    def pairs(a: T.Tensor((256,), "float32"), c: T.Tensor((256,), "float32")):
+        with T.Kernel(4, threads=64, cluster_dims=(2, 1, 1)) as bx:
+            c[bx * 64 + T.get_thread_binding()] = a[bx * 64 + T.get_thread_binding()]
+
+    @T.prim_func
+    def whole(a: T.Tensor((256,), "float32"), c: T.Tensor((256,), "float32")):
+        with T.Kernel(8, threads=32) as bx:
+            c[bx * 32 + T.get_thread_binding()] = a[bx * 32 + T.get_thread_binding()]
+            T.sync_grid()
+
+    def product(N=128, K=64):
+        M = T.dynamic("m")
+
+        @T.prim_func
+        def kernel(
+            A: T.Tensor((M, K), "float16"),
+            B: T.Tensor((K, N), "float16"),
+            C: T.Tensor((M, N), "float32"),
+        ):
+            with T.Kernel(N // 64, T.ceildiv(M, 64), threads=128) as (x, y):
+                a, b = T.alloc_shared((64, 32), "float16"), T.alloc_shared((32, 64), "float16")
+                c = T.alloc_fragment((64, 64), "float32")
+                T.clear(c)
+                for k in T.Pipelined(K // 32, num_stages=2):
+                    T.copy(A[y * 64, k * 32], a)
+                    T.copy(B[k * 32, x * 64], b)
+                    T.gemm(a, b, c)
+                T.copy(c, C[y * 64, x * 64])
+
+        return kernel
 """
 BIND = "run = Cuda().bind(code, 'mhc_post__bf16_N4_D64', (CPU, 0))"
 
@@ -129,6 +167,119 @@ def test_auto_is_cuda_where_there_is_a_device(run):
 def test_cpu_tensors_are_refused(run):
     _, _, errors = run("load(sys.argv[1]).mhc_post(x, y, post, comb)")
     assert "got a tensor on cpu, expected cuda; load the bundle with backend='virtual'" in errors
+
+
+@pytest.fixture(scope="module")
+def special(tmp_path_factory):
+    """A bundle of launches with attributes and tensor maps."""
+    folder = tmp_path_factory.mktemp("special")
+    (folder / "mine.py").write_text(textwrap.dedent(SPECIAL))
+    names = ("pairs", "whole", "product")
+    specs = [specialize(Target(f"{folder}/mine.py:{n}"), None, "sm_90a") for n in names]
+    return build(specs, ["sm_90a"], folder / "bundle", jobs=1)
+
+
+def test_clusters_and_cooperative_grids_are_attributes(run, special):
+    script = f"""
+        code = Code(Bundle({str(special)!r}))
+        a, b = torch.zeros(256), torch.zeros(256)
+        Cuda().bind(code, "pairs", (CPU, 0))(a, b)
+        Cuda().bind(code, "whole", (CPU, 0))(a, b)
+    """
+    _, calls, errors = run(script)
+    assert [c for c in calls if c.startswith("cuLaunch")] == [
+        "cuLaunchKernelEx 1 grid 4 1 1 block 64 smem 0 stream (nil) cluster 2 1 1",
+        "cuLaunchKernelEx 1 grid 8 1 1 block 32 smem 0 stream (nil) attribute 2 = 1",
+    ], errors
+
+
+def test_tensor_maps_are_encoded_once_per_address_and_shape(run, special):
+    script = f"""
+        code = Code(Bundle({str(special)!r}))
+        run = Cuda().bind(code, "product", (CPU, 0))
+        A, B = torch.zeros(128, 64).half(), torch.zeros(64, 128).half()
+        C = torch.zeros(128, 128)
+        for rows in (128, 128, 64, 128, 64):
+            run(A[:rows], B, C[:rows])
+        print(hex(A.data_ptr()), hex(B.data_ptr()))
+    """
+    out, calls, errors = run(script)
+    (first, second), how = out.split(), "steps 1 1 how 0"
+    maps = [c.removeprefix("cuTensorMapEncodeTiled ") for c in calls if "TensorMap" in c]
+    # B's map has no size of its own that changes; it is kept by all sizes of the call.
+    box = maps[0][maps[0].index("stride") :]
+    assert how in box
+    assert [m[: m.index(" stride")] for m in maps] == [
+        f"type 6 rank 2 address {first} extents 64 128",
+        f"type 6 rank 2 address {second} extents 128 64",
+        f"type 6 rank 2 address {first} extents 64 64",
+        f"type 6 rank 2 address {second} extents 128 64",
+    ], errors
+    assert all(m.endswith("aligned 1") for m in maps)
+    assert sum(c.startswith("cuLaunchKernel ") for c in calls) == 5
+
+
+def test_loading_is_allowed_while_another_thread_captures(run):
+    _, calls, errors = run(BIND)
+    assert "cuModuleLoadData \x7fELF" in calls, errors
+
+
+def test_a_launch_calls_nothing_else_so_a_graph_can_capture_it(run):
+    script = f"""
+        {BIND}
+        run(x, y, post, comb, out)
+        import os
+        open(os.environ["MOCK_CUDA_LOG"], "a").write("captured\\n")
+        with tvm_ffi.use_raw_stream(tvm_ffi.device("cpu"), 0x5ea):
+            run(x, y, post, comb, out)
+            run(x, y, post, comb, out)
+        open(os.environ["MOCK_CUDA_LOG"], "a").write("done\\n")
+    """
+    _, calls, errors = run(script)
+    captured = calls[calls.index("captured") + 1 : calls.index("done")]
+    names = [c.split()[0] for c in captured]
+    assert names == ["cuCtxPushCurrent", "cuLaunchKernel", "cuCtxPopCurrent"] * 2, errors
+    assert all("stream 0x5ea" in c for c in captured if "Launch" in c)
+
+
+def test_a_forked_process_is_told_to_spawn(run):
+    script = f"""
+        import os
+        {BIND}
+        sys.stdout.flush()
+        if os.fork() == 0:
+            launch = lambda: run(x, y, post, comb, out)
+            bind = lambda: Cuda().bind(code, "mhc_post__bf16_N4_D64", (CPU, 0))
+            for call in (launch, bind):
+                try:
+                    call()
+                except RuntimeError as error:
+                    print(error, flush=True)
+            del run
+            os._exit(0)
+        os.wait()
+        run(x, y, post, comb, out)
+        print("parent ran")
+    """
+    out, calls, errors = run(script)
+    words = "this process was forked from one that used CUDA; start it with the spawn method"
+    assert out.splitlines() == [f"mhc/post: {words}", words, "parent ran"], errors
+    assert sum(c.startswith("cuLaunchKernel") for c in calls) == 1
+    assert sum(c.startswith("cuModuleUnload") for c in calls) == 1
+
+
+def test_every_device_has_its_own_module_and_context(run):
+    script = """
+        for device in (0, 1, 0):
+            Cuda().bind(code, "mhc_post__bf16_N4_D64", (CPU, device))
+    """
+    _, calls, errors = run(script)
+    assert [c for c in calls if "Retain" in c] == [
+        "cuDevicePrimaryCtxRetain 0",
+        "cuDevicePrimaryCtxRetain 1",
+        "cuDevicePrimaryCtxRetain 0",
+    ], errors
+    assert sum("LoadData" in c for c in calls) == 3
 
 
 @pytest.mark.parametrize(

@@ -17,19 +17,23 @@ def run(
     output: Annotated[Path, typer.Option("-o", help="Folder of the bundle.")],
     arch: Annotated[str, typer.Option(help="sm_80,sm_89,sm_90a,sm_100a,sm_120a")],
     ops: Annotated[
-        list[str] | None, typer.Argument(metavar="[OP]...", help="Default: the whole library.")
+        list[str] | None,
+        typer.Argument(metavar="[OP|FILE.py:NAME]...", help="Default: the whole library."),
     ] = None,
     model: Annotated[
         Path | None, typer.Option(help="Only what this Hugging Face model (or config.json) needs.")
     ] = None,
+    dim: targets.Dims = None,
+    arg: targets.Args = None,
+    facts: targets.FactsFile = None,
     jobs: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON event a line.")] = False,
 ) -> int:
     """Compile ops for several GPU architectures into one bundle."""
     from tileproof.codegen.build import Event, build
 
-    specs = targets.specs(ops or [], model)
     archs = targets.archs(arch)
+    specs = targets.specs_and_kernels(ops or [], model, archs, arg or [], facts, dim or [])
     with bar("compiling", len(specs) * len(archs)) as advance:
 
         def on_event(event: Event) -> None:

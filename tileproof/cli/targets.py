@@ -135,6 +135,32 @@ def specs(names: list[str], model: Path | None) -> list[Specialization]:
     return [s for s in every if not wanted or s.op.name in wanted]
 
 
+def specs_and_kernels(
+    words: list[str],
+    model: Path | None,
+    archs: Sequence[str],
+    args: list[str],
+    facts_file: Path | None,
+    dims: list[str],
+) -> list[Specialization]:
+    """As :func:`specs`, with a user's kernels among the words; options on those need one."""
+    from tileproof.codegen.target import Target, is_target, parse_args
+    from tileproof.codegen.user import specialize
+
+    files = [word for word in words if is_target(word)]
+    given = bool(args or facts_file or dims)
+    check(bool(files) or not given, "--arg, --facts, --dim", got="given", expected="FILE.py:NAME")
+    names = [word for word in words if not is_target(word)]
+    found = specs(names, model) if names or not files else []
+    known = facts(facts_file, dims)
+    values = tuple(parse_args(args).items())
+    found += [specialize(Target(word, values), known, archs[0]) for word in files]
+    symbols = [spec.symbol for spec in found]
+    twice = sorted({s for s in symbols if symbols.count(s) > 1})
+    check(not twice, "kernels", got=f"{', '.join(twice)} twice", expected="a name for each")
+    return found
+
+
 def writable(path: Path) -> None:
     """Refuse a report's path before the work rather than after it."""
     check(path.parent.is_dir(), "report", got=str(path), expected="a path in a folder that exists")

@@ -13,6 +13,7 @@
 #include "counters.h"
 #include "driver.h"
 #include "race.h"
+#include "tensor_map.h"
 
 namespace vgpu {
 
@@ -324,8 +325,29 @@ int launch_kernel(void* function, tp_dim3 grid, tp_dim3 cluster, tp_dim3 block,
 
 const char* error_words(int) { return last_error.c_str(); }
 
-const tp_driver table = {TILEPROOF_DRIVER_ABI, "virtual",     module_load, module_unload,
-                         function_get,         launch_kernel, error_words};
+int launch_cooperative(void* function, tp_dim3 grid, tp_dim3 cluster, tp_dim3 block,
+                       uint32_t dynamic_smem, void* stream, void** arguments) {
+  const bool before = std::exchange(options.cooperative, true);
+  const int code = launch_kernel(function, grid, cluster, block, dynamic_smem, stream, arguments);
+  options.cooperative = before;
+  return code;
+}
+
+int encode_tensor_map(const tp_tensor_map* what, void* out) {
+  const tp_tensor_map& w = *what;
+  auto* map = static_cast<CUtensorMap*>(out);
+  const int code =
+      w.pixels ? vgpu_tensor_map_im2col(map, w.type, w.rank, w.address, w.extents, w.strides,
+                                        w.lower, w.upper, w.channels, w.pixels, w.steps,
+                                        w.interleave, w.swizzle, w.l2, w.fill)
+               : vgpu_tensor_map_tiled(map, w.type, w.rank, w.address, w.extents, w.strides, w.box,
+                                       w.steps, w.interleave, w.swizzle, w.l2, w.fill);
+  return code ? fail(vgpu_tensor_map_error()) : 0;
+}
+
+const tp_driver table = {
+    TILEPROOF_DRIVER_ABI, "virtual",   module_load,        module_unload,    function_get,
+    launch_kernel,        error_words, launch_cooperative, encode_tensor_map};
 
 }  // namespace
 

@@ -22,3 +22,15 @@ struct TensorMap {
 static_assert(sizeof(TensorMap) <= sizeof(CUtensorMap));
 
 }  // namespace vgpu
+
+// As the driver API's functions without their `cu`; 0, or 1 with words in vgpu_tensor_map_error.
+VGPU_API int vgpu_tensor_map_tiled(CUtensorMap* out, int type, uint32_t rank, uint64_t address,
+                                   const uint64_t* extents, const uint64_t* strides,
+                                   const uint32_t* box, const uint32_t* steps, int interleave,
+                                   int swizzle, int l2, int fill);
+VGPU_API int vgpu_tensor_map_im2col(CUtensorMap* out, int type, uint32_t rank, uint64_t address,
+                                    const uint64_t* extents, const uint64_t* strides,
+                                    const int* lower, const int* upper, uint32_t channels,
+                                    uint32_t pixels, const uint32_t* steps, int interleave,
+                                    int swizzle, int l2, int fill);
+VGPU_API const char* vgpu_tensor_map_error();
