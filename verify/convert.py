@@ -13,12 +13,13 @@ from typing import Any
 
 from .facts import Check, Context, Decision, Facts, integer_range, text
 from .intrinsics import Mode, UnmodelledError
-from .terms import Symbol, Term, apply, const, mul, var
+from .terms import Ranges, Symbol, Term, add, apply, const, mul, var
 
 BINARY = {"Add": "add", "Sub": "sub", "Mul": "mul", "FloorDiv": "div", "FloorMod": "mod",
           "Div": "tdiv", "Mod": "tmod", "Min": "min", "Max": "max"}  # fmt: skip
 _COMPARE = {"LT": ("lt", 0), "LE": ("le", 0), "GT": ("lt", 1), "GE": ("le", 1), "EQ": ("eq", 0),
             "NE": ("ne", 0), "And": ("and", 0), "Or": ("or", 0)}  # fmt: skip
+_MOST_PLACES = 31
 _MAY_OVERFLOW = {"Add", "Sub", "Mul"}
 
 
@@ -165,7 +166,22 @@ class Converter:
                 return apply("mod", a, const(b.value + 1))
         if name == "bitwise_xor":
             return apply("xor", a, b)
+        if name == "bitwise_or" and 0 in (a.value, b.value):
+            return add(a, b)
+        if name == "shift_right" and a.is_const:
+            return self.shifted(a.value, b)
         raise UnmodelledError(f"{name} of two variables")
+
+    def shifted(self, value: int, by: Term) -> Term:
+        """A constant shifted to the right by a few places at most."""
+        lo, hi = Ranges(lambda _: (0, _MOST_PLACES + 1)).of(by)
+        if not 0 <= lo <= hi <= _MOST_PLACES:
+            raise UnmodelledError("a shift by a variable")
+        term = const(value >> hi)
+        for places in range(hi - 1, lo - 1, -1):
+            here = apply("eq", by, const(places))
+            term = apply("ite", here, const(value >> places), term)
+        return term
 
     # -- values (of any type) ----------------------------------------------------------------
 

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from . import terms
+from . import cluster, terms
+from .calls import effect
 from .convert import BINARY, Converter
 from .domain import TensorFacts
 from .facts import Access, Buffer, Check, Claim, Facts, Sync, integer_range, scalar_bits, text
-from .intrinsics import BARRIER, NOTHING, Effect, Mode, Tile, Touch, UnmodelledError, effect
+from .intrinsics import BARRIER, NOTHING, Effect, Mode, Touch, UnmodelledError
 from .operands import Operands
 from .terms import Symbol, Term, add, apply, const, mul, product, sub, var
-from .tma import SHARED_ALIGN, Map
+from .tma import Map, touch_tile
 
 # Attributes without a meaning of their own at this stage.
 _INERT_ATTRS = {
@@ -39,9 +40,11 @@ class DeviceWalker(Converter):
         extents: Mapping[str, Term],
         sizes: Mapping[str, int],
         maps: Mapping[Any, Map],
+        clusters: tuple[int, int, int] = (1, 1, 1),
     ) -> None:
         super().__init__(facts, dims)
         self.maps = maps
+        self.clusters = clusters
         self.elected: set[Term] = set()
         self.operands = Operands()
         self.tensors = tensors
@@ -240,9 +243,13 @@ class DeviceWalker(Converter):
         if found.unordered and found.unordered not in self.facts.unordered:
             self.facts.unordered.append(found.unordered)
         if found.tile is not None:
-            self.tile(found.tile, node)
-            args = list(found.tile.coordinates)
-        if found.sync is not None or found.collective == "warp":
+            touch_tile(self, found.tile, node)
+            args = found.tile.coordinates
+        for rank in found.ranks:
+            self.peer(const(rank), node)
+        for value in found.values:
+            self.value(value)
+        if found.sync is not None or found.collective in ("warp", "cluster"):
             self.sync(found, node)
         if found.sync is not None:
             return
@@ -291,6 +298,9 @@ class DeviceWalker(Converter):
             context = context.given(apply("lt", lane, const(touch.lane_below)))
         if buffer.bits < 8:
             raise UnmodelledError("a pointer to elements of less than a byte")
+        if touch.peer is not None:
+            self.peer(self.expr(touch.peer), node)
+            buffer = replace(buffer, name=f"{buffer.name} of another block", arena="")
         width = buffer.bits // 8
         align = touch.align or _vector_alignment(width * touch.count, width)
         outer, self.context = self.context, context
@@ -299,36 +309,19 @@ class DeviceWalker(Converter):
         )
         self.context = outer
 
-    def tile(self, tile: Tile, node: Any) -> None:
-        """A tiled copy: all of the tile in shared memory, and the elements of its box that exist
-        as one access each."""
-        if tile.tensor_map not in self.maps:
-            raise UnmodelledError(f"a copy by tensor map {tile.tensor_map.name}")
-        known = self.maps[tile.tensor_map]
-        data, dtype, offset = self.pointer(tile.pointer)
-        width = scalar_bits(dtype) // 8
-        other: Mode = "read" if tile.mode == "write" else "write"
-        start = mul(offset, const(width))
-        near = self.buffer(data, "uint8")
-        self.record(near, other, start, known.tile_bytes, SHARED_ALIGN, node, asynchronous=True)
-        index, exists, loops = known.element([self.expr(c) for c in tile.coordinates])
-        tensor = self.tensors[known.tensor]
-        far = Buffer(
-            tensor.name,
-            "global",
-            known.bits,
-            tensor.shape,
-            tensor=tensor.name,
-            strides=tensor.strides,
-        )
-        outer = self.context
-        for loop in loops:
-            self.context = self.context.inside(loop)
-        self.context = self.context.given(exists)
-        self.record(far, tile.mode, index, 1, known.bits // 8, node, asynchronous=True)
-        self.context = outer
+    def peer(self, rank: Term, node: Any) -> None:
+        """An access to the shared memory of a block of the cluster."""
+        self.record(cluster.peers(self.clusters), "write", rank, 1, 1, node)
+
+    def value_call(self, e: Any) -> None:
+        if str(e.op.name) == "tl.block_rank_in_cluster":
+            self.decide("value", (self.integer_call(e),), e)
+        else:
+            super().value_call(e)
 
     def integer_call(self, e: Any) -> Term:
+        if str(e.op.name) == "tl.block_rank_in_cluster":
+            return cluster.rank(self.facts.symbols, self.clusters)
         if str(e.op.name) != "tl.tl_shuffle_elect":
             return super().integer_call(e)
         if any(not _is_const(s.hi, 0) for s in self.facts.threads if s.name != "threadIdx.x"):

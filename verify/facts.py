@@ -105,7 +105,7 @@ class Access:
 
     `stored` are the terms that, with the statement's text, determine the value a store writes; None
     if registers or shared memory do too.
-    `atomic` names the operation of an atomic read-modify-write, "" for any other access.
+    `atomic` names the operation of an atomic access, "" for any other.
     """
 
     buffer: Buffer

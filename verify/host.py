@@ -89,8 +89,11 @@ class HostWalker(Converter):
     def bind(self, s: Any) -> None:
         value = s.value
         is_call = type(value).__name__ == "Call"
-        if is_call and str(value.op.name) == "tirx.tvm_struct_get" and len(value.args) >= 3:
-            self.struct_field(s.var, value)
+        field = value
+        if is_call and str(value.op.name) == "tirx.if_then_else":
+            field = value.args[1]  # a tensor that no kernel uses may be null: then it has no field
+        if _is_field(field):
+            self.struct_field(s.var, field)
         if not is_call and str(s.var.dtype) not in ("handle",):
             self.env[s.var] = self.expr(value)
 
@@ -104,6 +107,11 @@ class HostWalker(Converter):
             self.fields[target] = tensor.shape
         elif which == _STRIDES_FIELD:
             self.fields[target] = tensor.strides or contiguous(tensor.shape)
+
+
+def _is_field(e: Any) -> bool:
+    is_call = type(e).__name__ == "Call"
+    return is_call and str(e.op.name) == "tirx.tvm_struct_get" and len(e.args) >= 3
 
 
 def launch_checks(launch: Any, facts: Facts, domain: Domain) -> dict[str, Term]:

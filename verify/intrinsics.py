@@ -1,9 +1,8 @@
-"""What every device call does: the trusted core of the prover.
+"""What a device call may do, and what the calls do that every architecture has.
 
-A call that is not listed here makes the kernel UNKNOWN by name. Each entry states which memory the
-call touches, in what width, under which extra condition, and whether threads must arrive together.
-Sources: the PTX ISA manual for ``ptx_*``; TileLang 0.1.15's ``tl_templates/cuda/reduce.h`` for
-AllReduce.
+Each entry states which memory the call touches, in what width, under which extra condition, and
+whether threads must arrive together. The tables are put together in ``calls.py``. Sources: the PTX
+ISA manual for ``ptx_*``; TileLang 0.1.15's ``tl_templates/cuda/reduce.h`` for AllReduce.
 """
 
 from __future__ import annotations
@@ -30,8 +29,10 @@ class Touch:
     alignment the width implies. `lane_below` says that only lanes below it take part; `when` is a
     TIR condition. `slot` is ``(first thread, half)`` of a reduction workspace: this thread's
     element, or its butterfly partner's when half is not 0. `after_barrier` says that a barrier of
-    the block comes right before it. `atomic` names the operation of an atomic read-modify-write,
-    whose mode is "write"; it ends in "_ret" if the old value is used.
+    the block comes right before it. `atomic` names the operation of an atomic access, "load" of one
+    that reads; a read-modify-write has mode "write", and its name ends in "_ret" if the old value
+    is used. `peer` is the rank of the block of the cluster whose shared memory it is, None for the
+    thread's own.
     """
 
     pointer: Any
@@ -45,17 +46,28 @@ class Touch:
     slot: tuple[int, int] | None = None
     after_barrier: bool = False
     atomic: str = ""
+    peer: Any = None
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A copy of the box of a tensor map at `coordinates`, innermost first, from or to `pointer` in
-    shared memory. `mode` is what it does to the tensor."""
+    """A copy of boxes of a tensor map, one after the other, from or to `pointer` in shared memory.
+
+    `boxes` are the coordinates of each, innermost first. `mode` is what it does to the tensor, and
+    `atomic` as for a touch. An im2col copy has `offsets`, one for each spatial dimension.
+    """
 
     tensor_map: Any
-    coordinates: tuple[Any, ...]
+    boxes: tuple[tuple[Any, ...], ...]
     pointer: Any
     mode: Mode
+    atomic: str = ""
+    offsets: tuple[Any, ...] = ()
+
+    @property
+    def coordinates(self) -> list[Any]:
+        """Every integer that says where."""
+        return [*(c for box in self.boxes for c in box), *self.offsets]
 
 
 @dataclass(frozen=True)
@@ -65,24 +77,27 @@ class Effect:
     A wait returns once at most `pending` of the thread's newest groups of copies are under way.
     `threads` is how many threads its barriers wait for, None for all of the block. `asserts` is a
     condition that ends the kernel where it fails. `unordered` names what orders threads or copies
-    here in a way that is not modelled, "" if nothing does.
+    here in a way that is not modelled, "" if nothing does. `ranks` are blocks of the cluster that
+    it writes to as it does to its own, `values` data that it stores.
     """
 
     touches: tuple[Touch, ...] = ()
     sync: SyncKind | None = None
-    collective: Literal["none", "warp", "block"] = "none"
+    collective: Literal["none", "warp", "block", "cluster"] = "none"
     pending: int = 0
     threads: int | None = None
     asserts: Any = None
     tile: Tile | None = None
     unordered: str = ""
+    ranks: tuple[Any, ...] = ()
+    values: tuple[Any, ...] = ()
 
 
 NOTHING = Effect()
 BARRIER = Effect(sync="barrier", collective="block")
 
 
-def _int(expr: Any, what: str) -> int:
+def constant(expr: Any, what: str) -> int:
     value = getattr(expr, "value", expr)
     if not isinstance(value, int):
         raise UnmodelledError(f"{what} that is not a constant")
@@ -91,7 +106,7 @@ def _int(expr: Any, what: str) -> int:
 
 def _cp_async(args: list[Any]) -> Effect:
     # Zero-fill: when the predicate is false the source is not read but the destination is written.
-    count = _int(args[2], "cp.async size")
+    count = constant(args[2], "cp.async size")
     when = args[3] if len(args) > 3 else None
     return Effect(
         (
@@ -104,7 +119,7 @@ def _cp_async(args: list[Any]) -> Effect:
 def _ldmatrix(args: list[Any]) -> Effect:
     # Lane i of the first 8*num lanes supplies the address of one row of eight 16-bit elements;
     # every lane receives two elements of each of the num matrices.
-    num = _int(args[1], "ldmatrix count")
+    num = constant(args[1], "ldmatrix count")
     if num not in (1, 2, 4) or len(args) != 4:
         raise UnmodelledError(f"ptx_ldmatrix of {num} matrices with {len(args)} arguments")
     return Effect(
@@ -118,7 +133,7 @@ def _ldmatrix(args: list[Any]) -> Effect:
 
 def _stmatrix(args: list[Any]) -> Effect:
     # The way back: lane i of the first 8*num gives the address of one row of eight.
-    num = _int(args[1], "stmatrix count")
+    num = constant(args[1], "stmatrix count")
     shape = str(getattr(args[-1], "value", args[-1]))
     if num not in (1, 2, 4) or len(args) != 4 + num or shape != "m8n8":
         raise UnmodelledError(f"ptx_stmatrix {shape} of {num} matrices")
@@ -175,18 +190,6 @@ def _all_reduce(name: str, args: list[Any]) -> Effect:
     return Effect(tuple(touches), collective="block", threads=int(named) if named else None)
 
 
-def _atomic(operation: str) -> Callable[[list[Any]], Effect]:
-    return lambda args: Effect((Touch(args[0], "write", atomic=operation),))
-
-
-def _atomic_vector(count: int) -> Callable[[list[Any]], Effect]:
-    def read(args: list[Any]) -> Effect:
-        # Each element is added atomically; the vector as a whole is not.
-        return Effect((Touch(args[0], "write", count, atomic="add"), Touch(args[1], "read", count)))
-
-    return read
-
-
 def _extern(args: list[Any]) -> Effect:
     name = str(args[0].value)
     if name.startswith("tl::AllReduce<"):
@@ -198,24 +201,7 @@ def _mbarrier(args: list[Any]) -> Effect:
     return Effect((Touch(args[0], "write"),), unordered="mbarriers")
 
 
-def _tma_load(args: list[Any]) -> Effect:
-    # (map, mbarrier, shared, coordinates…, cache hint); the rank of the map is the coordinates'.
-    if type(args[0]).__name__ != "Var":
-        raise UnmodelledError("a bulk copy without a tensor map")
-    tile = Tile(args[0], tuple(args[3:-1]), args[2], "read")
-    return Effect((Touch(args[1], "write"),), tile=tile, unordered="mbarriers")
-
-
-def _tma_store(args: list[Any]) -> Effect:
-    # (map, shared, coordinates…, reduction, cache hint).
-    if type(args[0]).__name__ != "Var":
-        raise UnmodelledError("a bulk copy without a tensor map")
-    if _int(args[-2], "tma_store reduction"):
-        raise UnmodelledError("tma_store with a reduction")
-    return Effect(tile=Tile(args[0], tuple(args[2:-2]), args[1], "write"), unordered="TMA stores")
-
-
-def _storage_sync(args: list[Any]) -> Effect:
+def scope_sync(args: list[Any]) -> Effect:
     scope = str(args[0].value)
     if scope in ("shared", "shared.dyn") and len(args) == 3:
         return Effect(unordered="named barriers")
@@ -225,21 +211,19 @@ def _storage_sync(args: list[Any]) -> Effect:
 
 
 def _sync_warp(args: list[Any]) -> Effect:
-    if args and _int(args[0], "sync_warp mask") & _LANES != _LANES:
+    if args and constant(args[0], "sync_warp mask") & _LANES != _LANES:
         raise UnmodelledError("sync_warp of a part of the warp")
     return Effect(sync="warp", collective="warp")
 
 
-_TABLE: dict[str, Callable[[list[Any]], Effect]] = {
+TABLE: dict[str, Callable[[list[Any]], Effect]] = {
     "tl.ptx_cp_async": _cp_async,
     "tirx.ptx_commit_group": lambda _: Effect(sync="commit"),
-    "tirx.ptx_wait_group": lambda args: Effect(sync="wait", pending=_int(args[0], "wait_group")),
+    "tirx.ptx_wait_group": lambda args: Effect(
+        sync="wait", pending=constant(args[0], "wait_group")
+    ),
     "tl.ptx_ldmatrix": _ldmatrix,
     "tl.ptx_stmatrix": _stmatrix,
-    "tl.tma_load": _tma_load,
-    "tl.tma_store": _tma_store,
-    "tl.tma_store_arrive": lambda _: Effect(unordered="TMA stores"),
-    "tl.tma_store_wait": lambda _: Effect(unordered="TMA stores"),
     "tirx.ptx_init_barrier_thread_count": _mbarrier,
     "tirx.ptx_arrive_barrier": _mbarrier,
     "tirx.ptx_arrive_barrier_expect_tx": _mbarrier,
@@ -249,28 +233,20 @@ _TABLE: dict[str, Callable[[list[Any]], Effect]] = {
     # These move no bytes, and order nothing that the other properties rest on.
     "tl.ptx_fence_barrier_init": lambda _: NOTHING,
     "tl.fence_proxy_async": lambda _: NOTHING,
-    "tl.prefetch_tma_descriptor": lambda _: NOTHING,
     "tl.set_max_nreg": lambda _: NOTHING,
     "tl.warpgroup_fence_operand": lambda _: NOTHING,
     "tl.warpgroup_arrive": lambda _: Effect(unordered="wgmma"),
     "tl.warpgroup_commit_batch": lambda _: Effect(unordered="wgmma"),
     "tl.warpgroup_wait": lambda _: Effect(unordered="wgmma"),
     "tirx.ptx_mma": _mma,
-    "tirx.tvm_storage_sync": _storage_sync,
     "tirx.call_extern": _extern,
     "tl.sync_warp": _sync_warp,
     "tl.device_assert": lambda args: Effect(asserts=args[0]),
     "tl.device_assert_with_msg": lambda args: Effect(asserts=args[0]),
-    **{
-        f"tl.atomic_{name}_elem_op": _atomic(name)
-        for name in ("add", "max", "min", "or", "add_ret", "max_ret", "min_ret")
-    },
-    "tl.atomic_addx2_elem_op": _atomic_vector(2),
-    "tl.atomic_addx4_elem_op": _atomic_vector(4),
 }
 
 # Functions of their arguments alone.
-_PURE = {
+PURE = {
     *(f"tirx.{n}" for n in ("exp", "exp2", "log", "log2", "log1p", "sqrt", "rsqrt", "pow", "tanh")),
     *(f"tirx.{n}" for n in ("fabs", "floor", "ceil", "round", "trunc", "sigmoid", "fma", "isnan")),
     *(f"tirx.{n}" for n in ("reinterpret", "likely", "type_annotation", "popcount", "clz")),
@@ -283,12 +259,3 @@ _PURE = {
     "tl.pack_b16",
     "tl.infinity",
 }
-
-
-def effect(name: str, args: list[Any]) -> Effect:
-    """The effect of the call `name`. Raises UnmodelledError with the name to report."""
-    if name in _PURE:
-        return NOTHING
-    if name in _TABLE:
-        return _TABLE[name](args)
-    raise UnmodelledError(name)

@@ -16,7 +16,7 @@ from tileproof.codegen.lower import Lowered, lower
 from tileproof.codegen.target import as_prim_func
 from tileproof.dsl import ALL, ContractError, Facts, Specialization, load_library
 
-from . import cache, domain, terms
+from . import cache, cluster, domain, terms
 from .device import DeviceWalker, shared_sizes
 from .domain import Domain, Given
 from .encode import LONG, Engine
@@ -196,9 +196,8 @@ def launches_of(
     writers: dict[str, int] = {}
     try:
         calls = lowered.launches
-        for launch in calls:
-            launch.require_single_blocks()
-    except ContractError as error:  # clusters, conditional launches
+        sizes_of = {launch: cluster.extents(launch) for launch in calls}
+    except (ContractError, UnmodelledError) as error:  # conditional launches
         calls = ()
         unmodelled.append(f"host: {error}")
     for launch in calls:
@@ -219,8 +218,17 @@ def launches_of(
                 maps[p] = read(tensor_map, assumed)
             except UnmodelledError as missing:
                 unmodelled.append(f"host: {missing}")
+        if launch.cooperative:
+            unmodelled.append("host: a cooperative launch")
         walker = DeviceWalker(
-            KernelFacts(launch.kernel), assumed.dims, assumed.tensors, names, extents, sizes, maps
+            KernelFacts(launch.kernel),
+            assumed.dims,
+            assumed.tensors,
+            names,
+            extents,
+            sizes,
+            maps,
+            sizes_of[launch],
         )
         facts = walker.run(function)
         unmodelled += facts.unmodelled
@@ -229,13 +237,14 @@ def launches_of(
         machine = Machine(function, layouts, names, sizes, encoded)
         tensor_maps = {str(p.name): m for p, m in maps.items()}
         resources = limits.of(launch, lowered, assumed)
-        parts.append((facts, extents, machine, engine, resources, tensor_maps))
+        clusters = sizes_of[launch]
+        parts.append((facts, extents, machine, engine, resources, tensor_maps, clusters))
         for tensor in {a.buffer.tensor for a in facts.accesses if a.mode == "write"}:
             writers[tensor] = writers.get(tensor, 0) + 1
     unmodelled += host.unmodelled
     promised = {t.name for t in assumed.tensors.values() if t.written is not None}
     launches = []
-    for i, (facts, extents, machine, engine, resources, tensor_maps) in enumerate(parts):
+    for i, (facts, extents, machine, engine, resources, tensor_maps, clusters) in enumerate(parts):
         own = {a.buffer.tensor for a in facts.accesses if a.mode == "write"}
         never = {t for t in promised if t not in writers} if i == 0 else set()
         launches.append(
@@ -251,6 +260,7 @@ def launches_of(
                 shared=frozenset(t for t in own if writers[t] > 1),
                 resources=resources,
                 maps=tensor_maps,
+                clusters=clusters,
             )
         )
     return launches, list(dict.fromkeys(unmodelled))

@@ -7,15 +7,18 @@ known, so a condition that needs one stops the run, and the counterexample stays
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from tileproof.codegen.hostir import TensorMap, evaluate
 
-from .intrinsics import Tile, Touch, UnmodelledError, effect
+from . import cluster
+from .calls import effect
+from .intrinsics import Tile, Touch, UnmodelledError
 from .operands import Replayed
-from .tma import clip
+from .tma import clip, tile_bytes
 
 
 @dataclass(frozen=True)
@@ -243,6 +246,8 @@ class Machine:
             return self.number(e.args[1] if self.number(e.args[0]) else e.args[2])
         if kind == "Select":
             return self.number(e.true_value if self.number(e.condition) else e.false_value)
+        if kind == "Call" and str(e.op.name) == "tl.block_rank_in_cluster":
+            return cluster.number(self.setting.indices, self.setting.sizes)
         if kind == "Call" and str(e.op.name) == "tl.tl_shuffle_elect":
             own, extent = self.setting.indices.get("threadIdx.x", 0), int(e.args[0].value)
             return int((own % (-(-extent // 32) * 32) if extent else own) == 0)
@@ -305,6 +310,8 @@ class Machine:
             self.touch(touch, e)
         if found.tile is not None:
             self.tile(found.tile, e)
+        for rank in found.ranks:
+            self.peer(rank, e)
         for a in args:
             if hasattr(a, "dtype") and str(a.dtype) != "handle":
                 self.visit(a)
@@ -332,17 +339,34 @@ class Machine:
         if touch.slot is not None:
             first, half = touch.slot
             offset += (self.setting.indices.get("threadIdx.x", 0) - first) ^ half
+        if touch.peer is not None:
+            with contextlib.suppress(UndeterminedError):
+                self.peer(self.number(touch.peer), node)
         self.note(data, touch.mode, offset, touch.count, element, node)
+
+    def peer(self, rank: int, node: Any) -> None:
+        """Note an access to the shared memory of a block of the cluster."""
+        sizes = self.setting.sizes
+        count = math.prod(sizes.get(f"cluster.{axis}", 1) for axis in cluster.AXES)
+        outside = not 0 <= rank < count
+        touched = Touched(cluster.PEERS, "write", rank, 1, count, outside, node)
+        self.trace.touched.append(touched)
 
     def tile(self, tile: Tile, node: Any) -> None:
         source = self.maps[tile.tensor_map]
         tensor = source.tensor
         try:
-            corner = [self.number(c) for c in tile.coordinates]
             start = self.number(tile.pointer.args[2]) * _element(tile.pointer.args[0].dtype)
         except UndeterminedError:
             return
-        runs, size = clip(source, corner, lambda e: evaluate(e, self.setting.sizes))
+        other = "read" if tile.mode == "write" else "write"
+        size = tile_bytes(source, len(tile.boxes))
+        self.note(tile.pointer.args[1], other, start, size, 1, node)
+        runs = []
+        for box in tile.boxes:
+            with contextlib.suppress(UndeterminedError):  # a row that data names
+                corner, offsets = ([self.number(n) for n in part] for part in (box, tile.offsets))
+                runs += clip(source, corner, offsets, lambda e: evaluate(e, self.setting.sizes))
         shape, strides = self.layout(tensor)
         last = sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
         extent = 0 if 0 in shape else last + 1
@@ -350,8 +374,6 @@ class Machine:
             outside = any(self.outside(tensor, first + i) for i in range(lanes))
             touched = Touched(tensor, tile.mode, first, lanes, extent, outside, node)
             self.trace.touched.append(touched)
-        other = "read" if tile.mode == "write" else "write"
-        self.note(tile.pointer.args[1], other, start, size, 1, node)
 
     def lane(self) -> int:
         total, stride = 0, 1

@@ -332,7 +332,7 @@ class Tile:
                 raise UnfollowedError(str(args[0].value))
             return self.reduce(self.value(args[1]), match)
         if name.startswith(("tirx.", "tl.")) and all(str(a.dtype) != "handle" for a in args):
-            from .intrinsics import effect
+            from .calls import effect
 
             if effect(name, args).touches or effect(name, args).sync:
                 raise UnfollowedError(name)

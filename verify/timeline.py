@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from .calls import effect
 from .facts import scalar_bits
-from .intrinsics import Effect, Touch, UnmodelledError, effect
+from .intrinsics import Effect, Touch, UnmodelledError
 from .replay import Machine, Setting, UndeterminedError
 
 _MOST_STEPS = 200_000
@@ -162,6 +163,8 @@ class Timeline(Machine):
         return self.epoch, self.meeting, self.steps
 
     def touch(self, touch: Touch, node: Any) -> None:
+        if touch.peer is not None:
+            return
         if touch.after_barrier:
             self.epoch, self.meeting = self.epoch + 1, 0
         count = len(self.found)

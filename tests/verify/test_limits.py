@@ -167,3 +167,16 @@ def test_contradictory_element_contracts_are_an_error():
     assert report.verdict is Verdict.ERROR and "no value meets that of rows" in report.error
     report = prove(claimed(), dims={"M": [0, 9], "R": [0, 1]}, **IN_RANGE)
     assert report.verdict is Verdict.PROVED
+
+
+@pytest.mark.parametrize(("most", "verdict"), [(511, Verdict.PROVED), (512, Verdict.ALARM)])
+def test_the_shape_of_a_tensor_that_no_kernel_uses_is_read_on_the_host(most, verdict):
+    """TileLang takes null for such a tensor; of one that is there it casts the extent to int32."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def kernel(unused: T.Tensor((M * 4194304,), "float32"), y: T.Tensor((M,), "float32")):
+        with T.Kernel(M, threads=1) as m:
+            y[m] = 0.0
+
+    assert prove(kernel, dims={"M": [0, most]}).properties["overflow"].verdict is verdict

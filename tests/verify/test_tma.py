@@ -91,15 +91,15 @@ def argument(name, position, value, of=""):
     return change
 
 
-def encoding(of, position, value):
+def encoding(of, position, value, kind="tiled"):
     """A change of one argument of cuTensorMapEncodeTiled: 2 extents from 5 on, 2 strides from 7,
-    a box from 9, element strides from 11."""
+    a box from 9, element strides from 11; or of one of another kind."""
     from tilelang import tvm
 
     def change(n):
-        if not called(n, "tirx.tvm_call_packed") or str(n.args[0].value)[:11] != "__tvm_tenso":
+        if not called(n, "tirx.tvm_call_packed"):
             return None
-        if str(n.args[1].name) != of:
+        if str(n.args[0].value) != f"__tvm_tensormap_create_{kind}" or str(n.args[1].name) != of:
             return None
         args = list(n.args)
         args[position] = value(args[position])

@@ -64,6 +64,7 @@ class Launch:
     maps: Mapping[str, Map] = field(default_factory=dict)
     runs: dict[Any, tuple[list[Moment], dict[Any, int]]] = field(default_factory=dict)
     resources: Resources | None = None
+    clusters: tuple[int, int, int] = (1, 1, 1)
 
     def writes(self, tensor: str) -> list[Access]:
         """Every store to a global tensor."""
@@ -78,6 +79,7 @@ class Launch:
             extent = self.extents.get(f"threadIdx.{axis}")
             if extent is not None and extent.is_const:
                 sizes[f"threads.{axis}"] = extent.value
+        sizes |= {f"cluster.{axis}": n for axis, n in zip("xyz", self.clusters, strict=True)}
         return Setting(sizes, indices, loops)
 
     def replay(self, point: Mapping[Symbol, int]) -> Trace:

@@ -1,8 +1,8 @@
 """Whether one thread comes to a barrier never depends on what only that thread knows.
 
-Two threads of a block (of a warp, for what a warp does together) agree on every condition and on
-every loop around the call. The conditions are taken in order: while the outer ones agree, the two
-threads are in the same iteration, and the next condition holds for both or for neither.
+Two threads of a block (of a warp or a cluster, for what those do together) agree on every condition
+and on every loop around the call. The conditions are taken in order: while the outer ones agree,
+the two threads are in the same iteration, and the next condition holds for both or for neither.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from tileproof.verify import terms
+from tileproof.verify import cluster, terms
 from tileproof.verify.encode import Answer
 from tileproof.verify.facts import Context, Sync
 from tileproof.verify.model import Counterexample, Step
@@ -59,13 +59,16 @@ def _around(context: Context, at: int) -> tuple[Symbol, ...]:
 def _agree(launch: Launch, sync: Sync, before: Context, term: Term) -> Goal:
     """Whether two threads that came this far see the same value."""
     threads = launch.facts.threads
-    own = [s for s in term.symbols if s.kind in ("thread", "opaque")]
+    wide = sync.effect.collective == "cluster"
+    kinds = ("thread", "opaque", "block") if wide else ("thread", "opaque")
+    own = [s for s in term.symbols if s.kind in kinds]
     if not own:
         return PROVED
     twins: dict[Symbol, Term] = {}
     everything = {
         *threads,
         *own,
+        *(launch.facts.blocks if wide else ()),
         *(s for c in before.path for s in c.symbols if s.kind == "opaque"),
     }
     for s in sorted(everything, key=lambda s: s.name):
@@ -76,8 +79,11 @@ def _agree(launch: Launch, sync: Sync, before: Context, term: Term) -> Goal:
         two = terms.substitute(one, twins)
         same = apply("eq", *(apply("div", t, const(_WARP)) for t in (one, two)))
         violation = apply("and", violation, same)
+    if wide:
+        violation = apply("and", violation, cluster.same(twins, launch.clusters))
     path = (*before.path, *(terms.substitute(c, twins) for c in before.path))
-    everyone = [*launch.facts.symbols.values(), *(twins[s].value for s in threads)]
+    others = [t.value for s, t in twins.items() if s.kind != "opaque"]
+    everyone = [*launch.facts.symbols.values(), *others]
     answer = launch.engine.never(violation, Context(path, before.loops), everyone)
     if answer.proved:
         return PROVED
@@ -94,13 +100,14 @@ def _example(
     kinds = ("dim", "block", "loop")
     one = {s: v for s, v in values.items() if s.kind in kinds}
     two = dict(one)
-    for s in launch.facts.threads:
-        one[s], two[s] = values[s], values[twins[s].value]
+    for s, twin in twins.items():
+        if s.kind in ("thread", "block"):
+            one[s], two[s] = values[s], values[twin.value]
     counts = []
     with contextlib.suppress(UndeterminedError):
         counts = [launch.reached(p, sync.node) for p in (one, two)]
-    group = "block" if sync.effect.collective == "block" else "warp"
     who = [int(terms.evaluate(launch.facts.linear_thread, p)) for p in (one, two)]
+    group = sync.effect.collective
     message = f"threads {who[0]} and {who[1]} of a {group} do not both come to {sync.site}"
     if counts and counts[0] != counts[1]:
         message += f" ({counts[0]} and {counts[1]} times)"

@@ -90,9 +90,10 @@ def meeting(
 ) -> Goal:
     """PROVED if threads that differ in one of the indices `apart` never touch the same element.
 
-    `message` has places for both and for the element.
+    `message` has places for both and for the element. In shared memory they are of one block.
     """
-    twin = _twins(launch, second)
+    shared = not first.buffer.tensor
+    twin = _twins(launch, second, launch.facts.blocks if shared else [])
     index = terms.substitute(second.index, twin)
     path = tuple(terms.substitute(c, twin) for c in second.context.path)
     loops = tuple(twin[s].value for s in second.context.loops)
@@ -103,7 +104,7 @@ def meeting(
     overlap = apply("and", le(const(1 - second.lanes), gap), le(gap, const(first.lanes - 1)))
     context = Context((*first.context.path, *path), (*first.context.loops, *loops))
     everyone = [*launch.facts.symbols.values()]
-    extra = [*everyone, *(twin[s].value for s in everyone)]
+    extra = [*everyone, *(twin[s].value for s in everyone if s in twin)]
     answer = launch.engine.never(apply("and", differ, overlap), context, extra)
     if answer.proved:
         return PROVED
@@ -114,12 +115,14 @@ def meeting(
     return found(example, answer.point, answer.loads)
 
 
-def _twins(launch: Launch, access: Access) -> dict[Symbol, Term]:
-    """A second copy of every index and of data; sizes, which all blocks see alike, stay shared."""
+def _twins(launch: Launch, access: Access, alike: list[Symbol]) -> dict[Symbol, Term]:
+    """A second copy of every index but those `alike`, and of data; sizes, which all blocks see
+    alike, stay shared."""
     twin: dict[Symbol, Term] = {}
     mentioned = access.index.symbols.union(*(c.symbols for c in access.context.path))
     data = sorted((s for s in mentioned if s.kind == "opaque"), key=lambda s: s.name)
-    for s in (*launch.facts.symbols.values(), *access.context.loops, *data):
+    indices = [s for s in launch.facts.symbols.values() if s not in alike]
+    for s in (*indices, *access.context.loops, *data):
         lo, hi = terms.substitute(s.lo, twin), terms.substitute(s.hi, twin)
         twin[s] = var(Symbol(s.name, s.kind, lo, hi, s.origin))
     return twin
@@ -138,7 +141,7 @@ def _example(
     values = answer.point.values
     copies = {t.value: s for s, t in twin.items()}
     one = {s: v for s, v in values.items() if s not in copies}
-    two = {s: v for s, v in values.items() if s.kind == "dim"}
+    two = {s: v for s, v in one.items() if s.kind in ("dim", "block")}
     two |= {copies[s]: v for s, v in values.items() if s in copies}
     tensor = first.buffer.tensor
     shared = None

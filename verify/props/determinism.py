@@ -45,22 +45,44 @@ def goals(launch: Launch) -> Iterator[Goal]:
         a.buffer.tensor for a in launch.facts.accesses if a.mode == "write"
     ):
         if tensor:
-            yield _ordered(launch, tensor)
+            sites = [a for a in launch.facts.accesses if a.buffer.tensor == tensor and a.atomic]
+            integer = "int" in launch.domain.tensors[tensor].dtype
+            yield _ordered(launch, tensor, sites, integer)
+    for name, sites in _in_shared(launch).items():
+        yield _ordered(launch, name, sites, all(map(_is_integer, sites)))
     if launch.domain.batch and any(a.buffer.tensor for a in launch.facts.accesses):
         yield from _Batch(launch).goals()
 
 
-def _ordered(launch: Launch, tensor: str) -> Goal:
-    """No two threads meet in an element through atomics whose order shows."""
-    integer = "int" in launch.domain.tensors[tensor].dtype
-    sites = [a for a in launch.writes(tensor) if a.atomic]
+def _in_shared(launch: Launch) -> dict[str, list[Access]]:
+    """Atomic accesses to each buffer in shared memory."""
+    found: dict[str, list[Access]] = {}
+    for a in launch.facts.accesses:
+        if a.atomic and not a.buffer.tensor:
+            found.setdefault(a.buffer.name, []).append(a)
+    return found
+
+
+def _is_integer(access: Access) -> bool:
+    """Whether an atomic access in shared memory is to integers, by the type of its pointer."""
+    pointer = access.node.args[0]
+    typed = type(pointer).__name__ == "Call" and str(pointer.op.name) == "tirx.tvm_access_ptr"
+    return typed and "int" in str(pointer.args[0].dtype)
+
+
+def _ordered(launch: Launch, name: str, sites: list[Access], integer: bool) -> Goal:
+    """No two threads meet in an element through atomics whose order shows; in shared memory, no
+    two of a block, where barriers between them are not looked at."""
     shown = [a for a in sites if not (integer and a.atomic in _COMMUTE)]
     if integer and len({a.atomic for a in sites}) > 1:
         shown = sites  # each commutes with itself only
-    everyone = [*launch.facts.symbols.values()]
-    message = f"threads {{}} and {{}} meet atomically in {{}} of {tensor}: their order shows"
+    shared = any(not a.buffer.tensor for a in sites)
+    everyone = launch.facts.threads if shared else [*launch.facts.symbols.values()]
+    message = f"threads {{}} and {{}} meet atomically in {{}} of {name}: their order shows"
     for first in shown:
         for second in sites:
+            if first.mode == second.mode == "read":
+                continue
             goal = meeting(launch, first, second, everyone, "determinism", message)
             if goal is not PROVED:
                 return goal

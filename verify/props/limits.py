@@ -5,6 +5,7 @@ A launch beyond these fails whole. Registers are no such limit: what does not fi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ from tileproof.verify.terms import Term, const, evaluate
 from ._run import PROVED, Goal, Launch, Resources, found, undecided
 
 _MOST_BLOCK = (1024, 1024, 64)
+_MOST_CLUSTER, _FIRST_WITH_CLUSTERS = 8, (9, 0)  # blocks; compute capability
 _REGISTERS = 255  # of 4 bytes, the most one thread may have
 
 
@@ -40,9 +42,11 @@ def of(launch: HostLaunch, lowered: Lowered, domain: Domain) -> Resources | None
 
 
 def decisive(lowered: Lowered) -> list[int]:
-    """The shared memory of an architecture where it may be too little: elsewhere architectures
-    with equal code share one proof."""
+    """What an architecture has where it may be too little: elsewhere architectures with equal code
+    share one proof."""
     card = arch(lowered.arch)
+    if any(tuple(map(str, launch.cluster)) != ("1",) * 3 for launch in lowered.launches):
+        return [card.smem, _most_cluster(card.name)]
     functions = {g.name_hint: f for g, f in lowered.device_mod.functions_items()}
     try:
         sizes = [
@@ -72,6 +76,7 @@ def goals(launch: Launch) -> Iterator[Goal]:
     if launch.host is not None:
         for limit in launch.host.limits:
             yield _holds(launch, limit.what, limit.term, limit.lo, limit.hi)
+    yield from _clusters(launch)
     asked = launch.resources
     if asked is None:
         return
@@ -81,6 +86,23 @@ def goals(launch: Launch) -> Iterator[Goal]:
         yield _holds(launch, f"threads along {axis} {where}", extent, 1, most)
     threads = terms.product(asked.threads)
     yield _holds(launch, f"threads {where}", threads, 1, asked.most_threads)
+
+
+def _clusters(launch: Launch) -> Iterator[Goal]:
+    """Clusters fill the grid, and are no larger than every card of the architecture takes."""
+    size = math.prod(launch.clusters)
+    if size == 1 or launch.resources is None:
+        return
+    most = _most_cluster(launch.resources.arch)
+    yield _holds(launch, f"blocks of a cluster on {launch.resources.arch}", const(size), 1, most)
+    for axis, n in zip("xyz", launch.clusters, strict=True):
+        extent = launch.extents.get(f"blockIdx.{axis}", const(1))
+        rest = terms.apply("mod", extent, const(n))
+        yield _holds(launch, f"blocks along {axis} beyond clusters of {n}", rest, 0, 0)
+
+
+def _most_cluster(name: str) -> int:
+    return _MOST_CLUSTER if arch(name).runs_on[0] >= _FIRST_WITH_CLUSTERS else 1
 
 
 def _holds(launch: Launch, what: str, term: Term, lo: int, hi: int) -> Goal:
