@@ -18,6 +18,8 @@ from tileproof.runtime.virtual.device import _SCALARS
 
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_...
+# CU_LAUNCH_ATTRIBUTE_COOPERATIVE, _CLUSTER_DIMENSION, _PROGRAMMATIC_STREAM_SERIALIZATION
+_COOPERATIVE, _CLUSTER, _OVERLAP = 2, 4, 6
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,29 @@ class Card:
 
 def _number(arch: str) -> int:
     return int(arch[3:].rstrip("a"))
+
+
+class Attribute(ctypes.Structure):
+    """CUlaunchAttribute: of its value the first words, which are all that is used here."""
+
+    _fields_ = [
+        ("id", ctypes.c_int),
+        ("_pad", ctypes.c_char * 4),
+        ("value", ctypes.c_uint32 * 16),
+    ]
+
+
+class LaunchConfig(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = [
+        ("grid", ctypes.c_uint32 * 3),
+        ("block", ctypes.c_uint32 * 3),
+        ("smem", ctypes.c_uint32),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(Attribute)),
+        ("count", ctypes.c_uint32),
+    ]
 
 
 class CardError(RuntimeError):
@@ -112,28 +137,56 @@ class CardModule:
         *,
         cluster: Sequence[int] = (),
         cooperative: bool = False,
+        times: int = 1,
     ) -> None:
-        """Runs a kernel to its end on copies of the CPU tensors in `args`, and copies them back."""
-        if cooperative or set(cluster) - {1}:
-            raise CardError(f"{kernel}: clusters and cooperative launches are not made here")
+        """Runs a kernel `times` times to its end on copies of the CPU tensors in `args`, and copies
+        them back. Launches after the first may begin before the one before has ended
+        (programmatic dependent launch)."""
         function = ctypes.c_void_p()
         _call("cuModuleGetFunction", ctypes.byref(function), self._module, kernel.encode())
         if smem > 48 << 10:
             _call("cuFuncSetAttribute", function, _MAX_DYNAMIC_SHARED, smem)
         kinds = [kind for kind, _ in self.kernels[kernel].parameters]
         with contextlib.ExitStack() as stack:
-            values = [_value(kind, arg, stack) for kind, arg in zip(kinds, args, strict=True)]
+            memory = _Memory(stack)
+            values = [_value(kind, arg, memory) for kind, arg in zip(kinds, args, strict=True)]
             pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
-            sizes = [*grid, *[1] * (3 - len(grid)), *block, *[1] * (3 - len(block))]
-            _call("cuLaunchKernel", function, *sizes, smem, None, pointers, None)
+            for number in range(times):
+                wanted = [(_COOPERATIVE, [1])] if cooperative else []
+                wanted += [(_CLUSTER, _three(cluster))] if set(cluster) - {1} else []
+                wanted += [(_OVERLAP, [1])] if number else []
+                attributes = (Attribute * len(wanted))()
+                for attribute, (kind, words) in zip(attributes, wanted, strict=True):
+                    attribute.id = kind
+                    attribute.value[: len(words)] = words
+                config = LaunchConfig(
+                    _three(grid), _three(block), smem, None, attributes, len(wanted)
+                )
+                _call("cuLaunchKernelEx", ctypes.byref(config), function, pointers, None)
             _call("cuCtxSynchronize")
 
 
-def _value(kind: str, arg: Any, stack: contextlib.ExitStack) -> Any:
+def _three(size: Sequence[int]) -> Any:
+    return (ctypes.c_uint32 * 3)(*size, *[1] * (3 - len(size)))
+
+
+class _Memory:
+    """Copies on the card of CPU tensors, one for all arguments that view the same memory."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self._stack, self._held = stack, {}
+
+    def address(self, tensor: torch.Tensor) -> int:
+        if tensor.data_ptr() not in self._held:
+            self._held[tensor.data_ptr()] = self._stack.enter_context(_on_card(tensor))
+        return self._held[tensor.data_ptr()]
+
+
+def _value(kind: str, arg: Any, memory: _Memory) -> Any:
     if kind.endswith("*"):
-        return ctypes.c_uint64(stack.enter_context(_on_card(arg)))
+        return ctypes.c_uint64(memory.address(arg))
     if kind.endswith("CUtensorMap"):
-        return _encode(arg, stack.enter_context(_on_card(arg.tensor)))
+        return _encode(arg, memory.address(arg.tensor))
     return _SCALARS[kind.removeprefix("const ")](arg)
 
 
@@ -152,18 +205,20 @@ def _on_card(tensor: torch.Tensor) -> Iterator[int]:
 
 
 def _encode(map_: TensorMap, address: int) -> Any:
-    """The driver's own CUtensorMap of a tiled map."""
-    if map_.pixels:
-        raise CardError("im2col tensor maps are not encoded here")
+    """The driver's own CUtensorMap."""
     memory = (ctypes.c_char * 192)()
     encoded = (ctypes.c_char * 128).from_buffer(memory, -ctypes.addressof(memory) % 64)
     rank = len(map_.extents)
     extents = (ctypes.c_uint64 * rank)(*map_.extents)
     strides = (ctypes.c_uint64 * max(rank - 1, 1))(*map_.strides)
-    box = (ctypes.c_uint32 * rank)(*map_.box)
     steps = (ctypes.c_uint32 * rank)(*(map_.steps or [1] * rank))
     how = (map_.interleave, map_.swizzle, map_.l2, map_.fill)
-    at = ctypes.c_uint64(address)
-    tiled = (encoded, map_.type, rank, at, extents, strides, box, steps)
-    _call("cuTensorMapEncodeTiled", *tiled, *how)
+    tensor = (encoded, map_.type, rank, ctypes.c_uint64(address), extents, strides)
+    if map_.pixels:
+        corners = ctypes.c_int * (rank - 2)
+        window = (corners(*map_.lower), corners(*map_.upper), map_.channels, map_.pixels)
+        _call("cuTensorMapEncodeIm2col", *tensor, *window, steps, *how)
+    else:
+        box = (ctypes.c_uint32 * rank)(*map_.box)
+        _call("cuTensorMapEncodeTiled", *tensor, box, steps, *how)
     return encoded

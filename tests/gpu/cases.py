@@ -1,53 +1,37 @@
 """What a card and the virtual GPU must agree on.
 
-Texts are one kernel per group of helpers, all in one translation unit; what they compute is exact,
-so the bits are compared. Programs are those of the virtual GPU's tests, with the bound their oracle
-derives from the formats.
+Texts are one kernel per group of helpers, all of an architecture in one translation unit; what they
+compute is exact, so the bits are compared. Programs are those of the virtual GPU's tests, with the
+bound their oracle derives from the formats.
 """
 
 # ruff: noqa: E501 (a statement of a kernel is a line)
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
 
+from ..runtime.virtual import mma_tables, wgmma_tables
 from ..runtime.virtual.catalogue import RUNS
+from . import cases_async, cases_tcgen05
+from .text import Text
 
-HEADERS = "atomic barrier copy cuda_fp8 debug instruction/mma intrin ldsm math reduce scan"
-SMEM = 16384
-
-
-@dataclass(frozen=True)
-class Text:
-    """One block of `threads` runs `body`: `x` holds the inputs, `y` the outputs (int32 words)."""
-
-    body: str
-    words: int
-    threads: int = 32
-    first: str = "sm_80"  # the oldest architecture that has it
-    inputs: Callable[[], torch.Tensor] = lambda: torch.arange(1024, dtype=torch.int32)
+HEADERS = {
+    "sm_80": "atomic barrier copy cuda_fp8 debug instruction/mma intrin ldsm math reduce scan",
+    "sm_89": "instruction/mma",
+    "sm_90a": "barrier cluster copy copy_sm90 instruction/wgmma intrin ldsm",
+    "sm_100a": "barrier cluster copy copy_sm90 copy_sm100 intrin ldsm tcgen_05 instruction/tcgen05mma",
+    "sm_120a": "barrier cluster copy copy_sm90 instruction/mma instruction/mma_block_scale intrin ldsm",
+}
 
 
 def _halves() -> torch.Tensor:
     return torch.arange(1 << 16, dtype=torch.int32)
 
 
-def _small() -> torch.Tensor:
-    """Small integers as fp16, so that sums of products are exact."""
-    torch.manual_seed(0)
-    return torch.randint(-4, 5, (2048,)).half().view(torch.int32)
-
-
-def _mma(kind: str, out: str, k: int, a: int, b: int) -> str:
-    """y = a b of one warp, fragments taken as they lie in x."""
-    return (
-        f"unsigned fa[{a}], fb[{b}]; {out} c[4] = {{0, 0, 0, 0}};"
-        f"for (int i = 0; i < {a}; ++i) fa[i] = ((const unsigned*)x)[tid * {a} + i];"
-        f"for (int i = 0; i < {b}; ++i) fb[i] = ((const unsigned*)x)[256 + tid * {b} + i];"
-        f"tl::mma_sync<{kind}, 16, 8, {k}, false, true>(c, fa, fb);"
-        "for (int i = 0; i < 4; ++i) y[tid * 4 + i] = ((int*)c)[i];"
+def _matrix(case, arch: str, threads: int, smem: int) -> Text:
+    """One matrix instruction by the manual's tables."""
+    return Text(
+        case.body(), case.words, threads, (arch,), case.inputs, lambda _: case.want(), smem=smem
     )
 
 
@@ -106,33 +90,23 @@ TEXTS = {
     "named_barriers": Text(
         "int* s = (int*)shared; s[tid] = x[tid]; tl::__sync_thread_partial(1 + tid / 64, 64);"
         "y[tid] = s[tid ^ 63];", 128, 128),
-    "mma_f16": Text(_mma("tl::DataType::kFloat16, tl::DataType::kFloat16, tl::DataType::kFloat32", "float", 16, 4, 2),
-                    128, inputs=_small),
-    "mma_s8": Text(_mma("tl::DataType::kInt8, tl::DataType::kInt8, tl::DataType::kInt32", "unsigned", 32, 4, 2), 128),
-    "mbarrier": Text(
-        "__shared__ __align__(16) uint64_t memory[1]; auto bar = reinterpret_cast<Barrier*>(memory);"
-        "int* s = (int*)shared; if (tid == 0) bar[0].init(32); tl::fence_barrier_init(); __syncthreads();"
-        "if (tid < 32) { s[tid] = x[tid] * 3; bar[0].arrive(); } else { bar[0].wait(0); y[tid - 32] = s[63 - tid]; }",
-        32, 64, "sm_90a"),
+    **{c.name: _matrix(c, "sm_89" if "8_" in c.a else "sm_80", 32, 0) for c in mma_tables.CASES},
+    **{c.name: _matrix(c, "sm_120a", 32, 0) for c in mma_tables.SCALED},
+    **{c.name: _matrix(c, "sm_90a", 128, 131072) for c in wgmma_tables.CASES},
+    **cases_async.TEXTS,
+    **cases_tcgen05.TEXTS,
 }
 # fmt: on
 
 
-def cuda(first: tuple[str, ...]) -> str:
-    """The texts whose oldest architecture is among `first`."""
-    includes = "".join(f"#include <tl_templates/cuda/{name}.h>\n" for name in HEADERS.split())
-    kernels = [
-        f'extern "C" __global__ void __launch_bounds__({text.threads}, 1) '
-        f"{name}(int* __restrict__ y, const int* __restrict__ x) {{\n"
-        "  extern __shared__ __align__(1024) uchar shared[];\n"
-        f"  int tid = (int)threadIdx.x;\n  {text.body}\n}}\n"
-        for name, text in TEXTS.items()
-        if text.first in first
-    ]
-    return includes + "\n".join(kernels)
+def cuda(arch: str) -> str:
+    """The texts of an architecture, in one translation unit."""
+    includes = "".join(f"#include <tl_templates/cuda/{name}.h>\n" for name in HEADERS[arch].split())
+    kernels = [text.kernel(name) for name, text in TEXTS.items() if arch in text.archs]
+    return includes + "#include <cooperative_groups.h>\n" + "\n".join(kernels)
 
 
-def names(texts: list[str]) -> list[tuple[str, str]]:
-    """(case, architecture its text is for) of all that a card with these texts can run."""
-    found = [(f"text/{name}", text.first) for name, text in TEXTS.items() if text.first in texts]
-    return found + [(f"program/{name}", arch) for name, arch in RUNS if arch in texts]
+def names(archs: list[str]) -> list[tuple[str, str]]:
+    """(case, architecture its text is for) of all that a card with texts of `archs` can run."""
+    found = [(f"text/{name}", a) for name, text in TEXTS.items() for a in text.archs if a in archs]
+    return found + [(f"program/{name}", arch) for name, arch in RUNS if arch in archs]

@@ -11,25 +11,16 @@ import pytest
 import torch
 
 from tileproof.codegen.device import compile_cuda
-from tileproof.dsl import ALL
-from tileproof.runtime import virtual
+from tileproof.dsl import ALL, ARCHS
 
 from . import conftest
 from .card import Card
 from .cases import TEXTS, cuda
-from .comparing import library_ops, run_op, run_program, run_text
+from .comparing import Here, _texts_of, library_ops, run_op, run_program, run_text
 
 
-def here(cuda):
-    """A card that is the virtual GPU."""
-    return virtual.VirtualModule(cuda, checked=False)
-
-
-class Off(virtual.VirtualModule):
+class Off(Here):
     """A card that gets one bit of one output wrong."""
-
-    def __init__(self, cuda):
-        super().__init__(cuda, checked=False)
 
     def launch(self, kernel, grid, block, smem, args, **how):
         super().launch(kernel, grid, block, smem, args, **how)
@@ -44,12 +35,13 @@ class Off(virtual.VirtualModule):
         words[outputs[0].element_size() - 1] ^= 64  # an exponent's bit
 
 
-@pytest.mark.parametrize("name", TEXTS)
-def test_texts_run_on_the_virtual_gpu(name):
-    assert run_text(name, TEXTS[name].first, here) == ("", 0.0)
-    y = torch.full((TEXTS[name].words,), -7, dtype=torch.int32)
-    module = virtual.VirtualModule(cuda((TEXTS[name].first,)), checked=False)
-    module.launch(name, (1,), (TEXTS[name].threads,), 16384, [y, TEXTS[name].inputs()])
+TEXT_CASES = [(name, arch) for name, text in TEXTS.items() for arch in text.archs]
+
+
+@pytest.mark.parametrize(("name", "arch"), TEXT_CASES)
+def test_texts_run_on_the_virtual_gpu(name, arch):
+    assert run_text(name, arch, Here) == ("", 0.0)
+    y = TEXTS[name].launch(_texts_of(Here, arch), name)
     assert (y != -7).any() and len(y.unique()) > 1
 
 
@@ -62,13 +54,19 @@ def test_a_wrong_output_is_seen():
 
 @pytest.mark.parametrize("name", library_ops())
 def test_ops_leave_numbers_to_compare(name):
-    assert run_op(name, "sm_80", here) == ("", 0.0)
+    assert run_op(name, "sm_80", Here) == ("", 0.0)
 
 
-@pytest.mark.parametrize("first", ["sm_80", "sm_90a"])
-def test_texts_compile_for_a_card(first):
-    code = compile_cuda(cuda((first,)), first, contract_fma=False)
-    assert set(code.kernels) == {name for name, text in TEXTS.items() if text.first == first}
+PAIRS = [
+    (text, card.name) for card in ARCHS.values() for text in Card("", "", card.runs_on[0]).texts
+]
+
+
+@pytest.mark.parametrize(("arch", "card"), PAIRS)
+def test_texts_compile_for_a_card(arch, card):
+    """Of every architecture whose texts the card runs."""
+    code = compile_cuda(cuda(arch), card, contract_fma=False)
+    assert set(code.kernels) == {name for name, text in TEXTS.items() if arch in text.archs}
 
 
 def test_what_a_card_can_run():

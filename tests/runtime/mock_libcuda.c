@@ -9,7 +9,7 @@ static int context = 7, module, function;
 static void* current;
 static int is_post;  // the last function got is mhc_post's kernel
 
-static int record(const char* name, const char* format, ...) {
+int record(const char* name, const char* format, ...) {
   FILE* log = fopen(getenv("MOCK_CUDA_LOG"), "a");
   va_list values;
   va_start(values, format);
@@ -83,6 +83,8 @@ int cuLaunchKernel(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, 
                 f == &function, gx, gy, gz, bx, by, bz, smem, stream, *(int*)args[5],
                 *(void**)args[1]);
 }
+// tests/gpu/mock_libcuda.c, by CUDA's own header, replaces these.
+#define WEAK __attribute__((weak))
 // CUlaunchConfig and CUlaunchAttribute of the driver API.
 struct attribute {
   int id;
@@ -95,7 +97,7 @@ struct config {
   struct attribute* attributes;
   unsigned count;
 };
-int cuLaunchKernelEx(const struct config* c, void* f, void** args, void** extra) {
+WEAK int cuLaunchKernelEx(const struct config* c, void* f, void** args, void** extra) {
   (void)args;
   (void)extra;
   char text[200] = "";
@@ -110,7 +112,7 @@ int cuLaunchKernelEx(const struct config* c, void* f, void** args, void** extra)
   return record("cuLaunchKernelEx", "%d grid %u %u %u block %u smem %u stream %p%s", f == &function,
                 c->grid[0], c->grid[1], c->grid[2], c->block[0], c->smem, c->stream, text);
 }
-int cuTensorMapEncodeTiled(void* map, int type, unsigned rank, void* address,
+WEAK int cuTensorMapEncodeTiled(void* map, int type, unsigned rank, void* address,
                            const unsigned long long* extents, const unsigned long long* strides,
                            const unsigned* box, const unsigned* steps, int interleave, int swizzle,
                            int l2, int fill) {
@@ -121,7 +123,7 @@ int cuTensorMapEncodeTiled(void* map, int type, unsigned rank, void* address,
                 box[0], box[1], steps[0], steps[1], interleave, swizzle, l2, fill,
                 (size_t)map % 64 == 0);
 }
-int cuTensorMapEncodeIm2col(void) { return 1; }
+WEAK int cuTensorMapEncodeIm2col(void) { return 1; }
 int cuThreadExchangeStreamCaptureMode(int* mode) {
   static int now = 0;
   int before = now;

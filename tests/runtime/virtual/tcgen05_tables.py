@@ -110,35 +110,59 @@ def operands(m, n, k, element):
     return torch.randint(low, 4, (m, k)), torch.randint(low, 4, (n, k))
 
 
-def image_of(a, b, element, a_mode, b_mode):
-    """Both operands in shared memory, and their descriptors' numbers.
+STARTS = {"a": 0, "b": 65536}
+
+
+def numbers_of(a_shape, b_shape, element, a_mode, b_mode):
+    """The descriptors' numbers of operands [MN, K] in shared memory, A at 0, B at 64 KiB.
 
     mode: (swizzle, MN-major). The offsets leave gaps: no layout is dense by accident.
     """
-    image = torch.full((131072,), 0xFF, dtype=torch.uint8)
-    numbers = {"b_start": 65536}
-    for name, matrix, (swizzle, mn_major), start in (
-        ("a", a, a_mode, 0),
-        ("b", b, b_mode, 65536),
-    ):
-        raw = encode(matrix, element)
+    numbers = {"b_start": STARTS["b"]}
+    size = encode(torch.zeros(1), element).element_size()
+    for name, (mn, k), (swizzle, mn_major) in (("a", a_shape, a_mode), ("b", b_shape, b_mode)):
         width = {"none": 16, "32B": 32, "64B": 64}.get(swizzle, 128)
         group = 8 * width + 1024  # one swizzle atom and a gap
-        mn, k = raw.shape
-        along = (mn if mn_major else k) * raw.element_size() // width  # atoms side by side
+        along = (mn if mn_major else k) * size // width  # atoms side by side
         if swizzle == "none" and mn_major:
             lbo, sbo = group * along, group
         else:
             lbo, sbo = group, group * (along if mn_major else 1 + (swizzle == "none"))
         if swizzle == "none" and not mn_major:
             sbo = 2 * group
-        lay_out(raw, swizzle, mn_major, lbo, sbo, start, image)
         numbers |= {
             f"{name}_leading": lbo // 16,
             f"{name}_stride": sbo // 16,
             f"{name}_swizzle": SWIZZLES[swizzle][0],
         }
+    return numbers
+
+
+def image_of(a, b, element, a_mode, b_mode):
+    """Both operands in shared memory, 128 KiB, and their descriptors' numbers."""
+    numbers = numbers_of(a.shape, b.shape, element, a_mode, b_mode)
+    image = torch.full((131072,), 0xFF, dtype=torch.uint8)
+    for name, matrix, mode in (("a", a, a_mode), ("b", b, b_mode)):
+        lbo, sbo = 16 * numbers[f"{name}_leading"], 16 * numbers[f"{name}_stride"]
+        lay_out(encode(matrix, element), *mode, lbo, sbo, STARTS[name], image)
     return image.view(torch.int32), numbers
+
+
+def pair_place(m, n, shape):
+    """Block, lane and column of element (m, n) of D with cta_group::2: data paths A and B."""
+    rows, columns = shape
+    if rows == 256:
+        return m // 128, m % 128, n
+    return m // 64, m % 64 + 64 * (n // (columns // 2)), n % (columns // 2)
+
+
+def pair_image_of(a, b, element, a_mode, b_mode):
+    """What each block of a pair has in shared memory, and the descriptors of both."""
+    parts = [
+        image_of(x, y, element, a_mode, b_mode) for x, y in zip(a.chunk(2), b.chunk(2), strict=True)
+    ]
+    assert parts[0][1] == parts[1][1]
+    return [image for image, _ in parts], parts[0][1]
 
 
 def read_d(cells, m, n, path, *, lane=0, column=0, integer=False, half=False):
@@ -150,3 +174,15 @@ def read_d(cells, m, n, path, *, lane=0, column=0, integer=False, half=False):
             cell = cells[lane + at, column + c].reshape(1)
             got[i, j] = cell.view(torch.half)[0] if half else cell.view(torch.float32)[0]
     return got
+
+
+# Matrix fragments of the data movement shapes: (lane, column) of register r of thread t.
+FRAGMENTS = {
+    "32dp32b": (1, lambda t, r: (t, r)),
+    "16dp64b": (1, lambda t, r: (t // 4 + (8 if t & 1 else 0), 2 * r + (1 if t & 2 else 0))),
+    "16dp128b": (2, lambda t, r: (t // 4 + 8 * (r % 2), 4 * (r // 2) + t % 4)),
+    "16dp256b": (
+        4,
+        lambda t, r: (t // 4 + 8 * (r // 2 % 2), 8 * (r // 4) + 2 * (t % 4) + r % 2),
+    ),
+}

@@ -12,6 +12,7 @@ from tileproof.runtime import virtual
 from .support import kernel
 from .tcgen05_tables import (
     ELEMENTS,
+    FRAGMENTS,
     d_place,
     encode,
     idesc,
@@ -261,16 +262,6 @@ def test_cp_copies_rows_of_16_bytes_to_every_quarter_of_the_lanes():
     assert (cells[:, :12] == -1).all() and (cells[:, 16:] == -1).all()
 
 
-# Matrix fragments of the data movement shapes: (lane, column) of register r of thread t.
-FRAGMENTS = {
-    "32dp32b": (1, lambda t, r: (t, r)),
-    "16dp64b": (1, lambda t, r: (t // 4 + (8 if t & 1 else 0), 2 * r + (1 if t & 2 else 0))),
-    "16dp128b": (2, lambda t, r: (t // 4 + 8 * (r % 2), 4 * (r // 2) + t % 4)),
-    "16dp256b": (
-        4,
-        lambda t, r: (t // 4 + 8 * (r // 2 % 2), 8 * (r // 4) + 2 * (t % 4) + r % 2),
-    ),
-}
 SHAPES = ["32dp32b", "16dp64b", "16dp128b", "16dp256b", "32dp64b", "32dp128b", "32dp256b"]
 REPEATS = 4
 MOVE = """

@@ -10,7 +10,7 @@ import torch
 from tileproof.runtime import virtual
 
 from .support import kernel
-from .tcgen05_tables import ELEMENTS, encode, idesc, image_of, operands
+from .tcgen05_tables import ELEMENTS, encode, idesc, operands, pair_image_of, pair_place
 
 LANES, COLUMNS = 128, 512
 SCHEDULES = [{}, {"late": False}, {"seed": 1}, {"seed": 2, "late": False}]
@@ -89,28 +89,11 @@ def step(cells, images, schedules=SCHEDULES, **numbers) -> None:
     cells.copy_(results[0])
 
 
-def place(m, n, shape):
-    """Block, lane and column of element (m, n) of D, data path layouts A and B of the manual."""
-    rows, columns = shape
-    if rows == 256:
-        return m // 128, m % 128, n
-    return m // 64, m % 64 + 64 * (n // (columns // 2)), n % (columns // 2)
-
-
-def halves(a, b, element, a_mode, b_mode):
-    """What each block has in shared memory, and the descriptors of both."""
-    parts = [
-        image_of(x, y, element, a_mode, b_mode) for x, y in zip(a.chunk(2), b.chunk(2), strict=True)
-    ]
-    assert parts[0][1] == parts[1][1]
-    return [image for image, _ in parts], parts[0][1]
-
-
 def read(cells, m, n, column, integer=False):
     got = torch.zeros(m, n, dtype=torch.float64)
     values = cells if integer else cells.view(torch.float32)
     for i, j in itertools.product(range(m), range(n)):
-        block, lane, at = place(i, j, (m, n))
+        block, lane, at = pair_place(i, j, (m, n))
         got[i, j] = values[block, lane, column + at].double()
     return got
 
@@ -131,7 +114,7 @@ def test_each_block_holds_half_of_every_operand(element, m, n, a_mode, b_mode):
     torch.manual_seed(0)
     kind, code, k, d_type = ELEMENTS[element]
     a, b = operands(m, n, k, element)
-    images, numbers = halves(a, b, element, a_mode, b_mode)
+    images, numbers = pair_image_of(a, b, element, a_mode, b_mode)
     integer = kind == "i8"
     before = torch.randint(-9, 9, (2, LANES, COLUMNS))
     cells = before.int() if integer else before.float().view(torch.int32)
@@ -148,7 +131,7 @@ def test_each_block_holds_half_of_every_operand(element, m, n, a_mode, b_mode):
 def test_a_from_tensor_memory_of_each_block():
     torch.manual_seed(1)
     a, b = operands(256, 64, 16, "bf16")
-    images, numbers = halves(a, b, "bf16", ("none", False), ("64B", False))
+    images, numbers = pair_image_of(a, b, "bf16", ("none", False), ("64B", False))
     cells = torch.full((2, LANES, COLUMNS), -1, dtype=torch.int32)
     cells[:, :, 100:108] = encode(a, "bf16").view(torch.int32).reshape(2, 128, 8)
     step(cells, images, kind=KINDS["f16 ts"], idesc=idesc(256, 64, 1, 1, 1), a_at=100, **numbers)
@@ -159,7 +142,7 @@ def test_a_from_tensor_memory_of_each_block():
 def test_scales_of_own_rows_and_of_all_columns(m, n, id_a, id_b):
     torch.manual_seed(2)
     a, b = operands(m, n, 32, "e4m3")
-    images, numbers = halves(a, b, "e4m3", ("128B", False), ("128B", False))
+    images, numbers = pair_image_of(a, b, "e4m3", ("128B", False), ("128B", False))
     cells = torch.randint(-(2**31), 2**31 - 1, (2, LANES, COLUMNS), dtype=torch.int64).int()
     scale_a, scale_b = torch.randint(120, 135, (m,)), torch.randint(120, 135, (n,))
     raw = cells.view(torch.uint8).reshape(2, LANES, COLUMNS, 4)

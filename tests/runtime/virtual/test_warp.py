@@ -1,4 +1,4 @@
-"""Warp collectives and matrix fragments, against tables written from the PTX manual."""
+"""Warp collectives, ldmatrix and stmatrix, against tables written from the PTX manual."""
 
 import pytest
 import torch
@@ -121,82 +121,6 @@ def test_stmatrix_undoes_ldmatrix(transposed):
         smem=1024,
     )
     assert torch.equal(y, x)
-
-
-# Fragment tables of the PTX manual, "Matrix Fragments for mma.m16n8kK": element i of lane l.
-def a16(lane, i):  # .f16/.bf16 m16n8k16
-    row = lane // 4 + (8 if i in (2, 3, 6, 7) else 0)
-    return row, lane % 4 * 2 + i % 2 + (8 if i >= 4 else 0)
-
-
-def b16(lane, i):
-    return lane % 4 * 2 + i % 2 + (8 if i >= 2 else 0), lane // 4
-
-
-def a8(lane, i):  # .u8/.s8/.e4m3/.e5m2 m16n8k32
-    row = lane // 4 + (0 if i < 4 or 8 <= i < 12 else 8)
-    return row, lane % 4 * 4 + i % 4 + (16 if i >= 8 else 0)
-
-
-def b8(lane, i):
-    return lane % 4 * 4 + i % 4 + (16 if i >= 4 else 0), lane // 4
-
-
-def a32(lane, i):  # .tf32 m16n8k8
-    return lane // 4 + (8 if i in (1, 3) else 0), lane % 4 + (4 if i >= 2 else 0)
-
-
-def b32(lane, i):
-    return lane % 4 + (4 if i >= 1 else 0), lane // 4
-
-
-def c32(lane, i):
-    return lane // 4 + (8 if i >= 2 else 0), lane % 4 * 2 + i % 2
-
-
-@pytest.mark.parametrize(
-    ("ctype", "a_type", "b_type", "k", "a_map", "b_map", "dtype"),
-    [
-        ("kFloat32", "kFloat16", "kFloat16", 16, a16, b16, torch.float16),
-        ("kFloat32", "kBFloat16", "kBFloat16", 16, a16, b16, torch.bfloat16),
-        ("kFloat32", "kTensorFloat32", "kTensorFloat32", 8, a32, b32, torch.float32),
-        ("kFloat32", "kFloat8_e4m3", "kFloat8_e4m3", 32, a8, b8, torch.float8_e4m3fn),
-        ("kFloat32", "kFloat8_e5m2", "kFloat8_e5m2", 32, a8, b8, torch.float8_e5m2),
-        ("kInt32", "kInt8", "kInt8", 32, a8, b8, torch.int8),
-    ],
-)
-def test_mma_fragments(ctype, a_type, b_type, k, a_map, b_map, dtype):
-    torch.manual_seed(0)
-    # small integers: every format holds them and every sum is exact, so layouts alone decide
-    a, b = (torch.randint(-3, 4, shape).to(dtype) for shape in ((16, k), (k, 8)))
-    n_a, n_b = 16 * k // 32, 8 * k // 32
-    storage = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[a.element_size()]
-    fragments_a = torch.zeros(32, n_a, dtype=storage)
-    fragments_b = torch.zeros(32, n_b, dtype=storage)
-    for lane in range(32):
-        for i in range(n_a):
-            fragments_a[lane, i] = a.view(storage)[a_map(lane, i)]
-        for i in range(n_b):
-            fragments_b[lane, i] = b.view(storage)[b_map(lane, i)]
-    accumulator = torch.int32 if ctype == "kInt32" else torch.float32
-    c = torch.randint(-3, 4, (16, 8)).to(accumulator)
-    fragments_c = torch.stack(
-        [torch.stack([c[c32(lane, i)] for i in range(4)]) for lane in range(32)]
-    )
-    name = "int" if ctype == "kInt32" else "float"
-    bytes_a, bytes_b = n_a * a.element_size(), n_b * b.element_size()
-    run(
-        f"{name}* c, const unsigned* a, const unsigned* b",
-        f"using D = tl::DataType; tl::mma_sync<D::{a_type}, D::{b_type}, D::{ctype}, 16, 8, {k},"
-        f" false, true>(c + tid * 4, a + tid * {bytes_a // 4}, b + tid * {bytes_b // 4});",
-        [fragments_c, fragments_a.view(torch.int32), fragments_b.view(torch.int32)],
-    )
-    want = c.double() + a.double() @ b.double()
-    got = torch.zeros(16, 8, dtype=torch.float64)
-    for lane in range(32):
-        for i in range(4):
-            got[c32(lane, i)] = fragments_c[lane, i].double()
-    assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize("threads", [32, 128])

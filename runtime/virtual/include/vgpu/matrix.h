@@ -257,10 +257,10 @@ constexpr bool mma_modelled(tl::DataType a, tl::DataType b, tl::DataType c, int 
   if (a != b) return false;
   switch (a) {
     case D::kFloat16: return (k == 8 || k == 16) && (c == D::kFloat32 || c == D::kFloat16);
-    case D::kBFloat16: return (k == 8 || k == 16) && c == D::kFloat32;
+    case D::kBFloat16: return k == 16 && c == D::kFloat32;
     case D::kTensorFloat32: return (k == 4 || k == 8) && c == D::kFloat32;
     case D::kInt8:
-    case D::kUInt8: return (k == 16 || k == 32) && c == D::kInt32;
+    case D::kUInt8: return k == 32 && c == D::kInt32;
     default: return false;
   }
 }

@@ -121,17 +121,16 @@ struct WgmmaWork {
       gather<A, 16, K>(record.a, AMnMajor, record.warp * 16,
                        [&](int m, int k) VGPU_LEAF -> A& { return a[m][k]; });
     }
+    if (Sign < 0)  // of A's elements, so that a sum that is zero stays +0
+      for (auto& row : a)
+        for (A& element : row) reinterpret_cast<uint8_t*>(&element)[sizeof(A) - 1] ^= 0x80;
     for (int n = 0; n < N; n += 8) {
       alignas(64) B b[K][8];
       gather<B, 8, K>(record.b, BMnMajor, static_cast<uint32_t>(n),
                       [&](int column, int k) VGPU_LEAF -> B& { return b[k][column]; });
       Wide8<A> sum[16] = {};
       if (record.accumulate) exchange<false>(record, n, sum);
-      if (Sign < 0)
-        for (auto& row : sum) row = -row;
       multiply(a, b, sum);
-      if (Sign < 0)
-        for (auto& row : sum) row = -row;
       exchange<true>(record, n, sum);
     }
   }
@@ -180,6 +179,8 @@ inline void wgmma(WgmmaOperand operand) {
                 "only 16-bit operands of wgmma may be MN-major");
   static_assert((ScaleA == 1 || ScaleA == -1) && (ScaleB == 1 || ScaleB == -1),
                 "wgmma scales by +1 or -1");
+  static_assert(ScaleA * ScaleB == 1 || CType != tl::DataType::kInt32,
+                "wgmma of integers scales by +1 only");
   // Of a warp: 16 rows of A, each 32 bytes; B, which four warps share, with the first of them.
   count_matrix(MatrixUnit::kWgmma, matrix_type(AType), 2 * 16 * N * K,
                (operand.a_registers ? 0 : 16 * 32) + (thread_index() / kWarp % 4 ? 0 : N * 32));
