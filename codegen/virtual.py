@@ -46,7 +46,9 @@ class VirtualKernel:
     def __init__(self, lowered: Lowered, *, checked: bool | None = None):
         self.lowered = lowered
         kernels = [launch.kernel for launch in lowered.launches]
-        self.module = virtual.VirtualModule(lowered.cuda, kernels, checked=checked)
+        self.module = virtual.VirtualModule(
+            lowered.cuda, kernels, checked=checked, arch=lowered.arch
+        )
 
     def written(self) -> set[str]:
         """Names of the tensors that some kernel may write."""

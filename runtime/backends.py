@@ -116,13 +116,14 @@ class Virtual:
 
         if index >= 0:
             raise ValueError(f"{symbol}: got a tensor on cuda:{index}, expected cpu")
-        kernel = code.kernel(symbol, self.arch or next(iter(code.bundle.archs)))
+        arch = self.arch or next(iter(code.bundle.archs))
+        kernel = code.kernel(symbol, arch)
         cuda = code.bundle.read(kernel["cuda"]).decode()
         launched = [launch["kernel"] for launch in kernel["launches"]]
 
         @functools.cache
         def bound(checked: bool) -> Function:
-            library = bytes(virtual.build(cuda, launched, checked=checked))
+            library = bytes(virtual.build(cuda, launched, checked=checked, arch=arch))
             return code.bind(symbol, kernel["plan"], virtual.driver(), (CPU, 0), library)
 
         def run(*tensors: torch.Tensor) -> None:

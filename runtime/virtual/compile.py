@@ -24,7 +24,7 @@ _INCLUDE = _HERE / "include"
 _CSRC = _HERE / "csrc"
 _DRIVER_ABI = _HERE.parent / "csrc"
 _INCLUDES = [f"-I{_INCLUDE}", f"-I{_DRIVER_ABI}"]
-_KEPT_HEADERS = 8  # precompiled; 25 MB each
+_KEPT_HEADERS = 12  # precompiled; 25 MB each
 
 # No contraction and no fast-math: the same bits on every machine. Generated code reads one local
 # array through many vector types, which strict aliasing forbids.
@@ -42,6 +42,7 @@ _FLAGS = [
     "-Wno-attributes",
     "-Wno-psabi",
     "-Wno-unknown-pragmas",
+    "-Werror=deprecated-declarations",  # vgpu/arch.h
 ]
 # Every load and store of the kernel announces itself; see vgpu/instrumentation.h.
 _CHECKED_FLAGS = [
@@ -190,14 +191,28 @@ def _flags(checked: bool = False) -> list[str]:
     return [*_FLAGS, *_machine_flags(), *(_CHECKED_FLAGS if checked else ())]
 
 
-def _precompiled(checked: bool) -> Path:
+def _arch_flags(arch: str | None) -> list[str]:
+    """What vgpu/arch.h is told of the architecture."""
+    if arch is None:
+        return []
+    if not (match := re.fullmatch(r"sm_(\d+)(a?)", arch)):
+        raise ValueError(f"architecture: got {arch!r}, expected one like 'sm_80' or 'sm_90a'")
+    number, specific = match[1], int(bool(match[2]))
+    return [
+        f"-DVGPU_ARCH={number}",
+        f"-DVGPU_ARCH_SPECIFIC={specific}",
+        f'-DVGPU_ARCH_NAME="{arch}"',
+    ]
+
+
+def _precompiled(flags: Sequence[str]) -> Path:
     """A folder for the front of the include path: what every kernel includes, parsed once.
 
     Parsing is half the time of building a kernel. A compiler that finds the folder gone or cannot
     use it reads the headers themselves.
     """
     header = _INCLUDE / "vgpu" / "kernel_main.h"
-    folder = cache_dir("virtual", "headers", _key("headers", str(checked)))
+    folder = cache_dir("virtual", "headers", _key("headers", *flags))
     output = folder / "vgpu" / f"{header.name}.gch"
     output.parent.mkdir(exist_ok=True)
     os.utime(folder)  # the folders used last stay
@@ -206,7 +221,7 @@ def _precompiled(checked: bool) -> Path:
             if not output.exists():
                 with replacing(output) as temporary:
                     language = ["-x", "c++-header", str(header), "-o", str(temporary)]
-                    _run([*_flags(checked), *_INCLUDES, *language], header)
+                    _run([*flags, *_INCLUDES, *language], header)
         used = sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime)
         for old in used[:-_KEPT_HEADERS]:
             shutil.rmtree(old, ignore_errors=True)
@@ -251,20 +266,24 @@ def _translation_unit(included: str, kernels: Sequence[Signature]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def build(cuda_text: str, kernels: Sequence[str], *, checked: bool) -> Path:
+def build(
+    cuda_text: str, kernels: Sequence[str], *, checked: bool, arch: str | None = None
+) -> Path:
     """Compiles CUDA text into a shared object for `driver.h`'s module_load, cached by content.
 
     kernels: names of the `extern "C" __global__` functions to export, at least one.
     checked: instrument every access (OOB, const, alignment), several times slower.
+    arch: what the text was generated for, such as "sm_90a"; None accepts the helpers of all.
 
-    Raises KeyError for a kernel the text lacks, CompileError for a helper that is not modelled,
-    FileNotFoundError without a C++ compiler.
+    Raises KeyError for a kernel the text lacks, CompileError for a helper that is not modelled or
+    that `arch` lacks, ValueError for a malformed `arch`, FileNotFoundError without a C++ compiler.
     """
     known = signatures(cuda_text)
     for name in kernels:
         if name not in known:
             raise KeyError(f"no kernel {name} in the CUDA text, it defines {', '.join(known)}")
-    key = _key("kernel", cuda_text, str(checked), *kernels)
+    flags = [*_flags(checked), *_arch_flags(arch)]
+    key = _key("kernel", cuda_text, *flags, "", *kernels)
     folder = cache_dir("virtual", key[:2])
     output = folder / f"{key}.so"
     if output.exists():
@@ -279,7 +298,7 @@ def build(cuda_text: str, kernels: Sequence[str], *, checked: bool) -> Path:
             if not checked and (text := batched(cuda_text)) != cuda_text:
                 included = f'#line 1 "{cuda_path}"\n{text}\n#line 1 "{unit}"'
             atomic_write(unit, _translation_unit(included, [known[name] for name in kernels]))
-            _compile([unit], output, [*_flags(checked), f"-I{_precompiled(checked)}"])
+            _compile([unit], output, [*flags, f"-I{_precompiled(flags)}"])
     return output
 
 

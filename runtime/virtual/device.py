@@ -238,19 +238,25 @@ class VirtualModule:
     cuda_text: as TileLang generates it, unmodified.
     kernels: names to export; all that the text defines if None.
     checked: overrides the current options' `checked`.
+    arch: what the text was generated for; a helper it lacks does not compile. None: all compile.
 
     Raises what `build` raises.
     """
 
     def __init__(
-        self, cuda_text: str, kernels: Sequence[str] | None = None, *, checked: bool | None = None
+        self,
+        cuda_text: str,
+        kernels: Sequence[str] | None = None,
+        *,
+        checked: bool | None = None,
+        arch: str | None = None,
     ):
         known = signatures(cuda_text)
         self._cuda_text = cuda_text
         self.kernels: dict[str, Signature] = {name: known[name] for name in kernels or known}
         chosen = _options.get().checked if checked is None else checked
         #: The shared object.
-        self.path: Path = build(cuda_text, list(self.kernels), checked=chosen)
+        self.path: Path = build(cuda_text, list(self.kernels), checked=chosen, arch=arch)
         path = bytes(self.path)
         self._table = _table()
         self._module = ctypes.c_void_p()

@@ -125,10 +125,3 @@ def test_the_bug_is_found_and_the_program_itself_is_clean(name, monkeypatch):
     (kernel,) = report.kernels
     assert not kernel.reason
     assert kind in {finding.kind for finding in kernel.findings}
-
-
-def test_every_kind_but_those_of_a_launch_has_three_planted_bugs():
-    planted = [kind for *_, kind in EDITS.values()]
-    elsewhere = {"tensor-fence", "leak", "use-after-free"}  # test_planted_tensor
-    elsewhere |= {"launch", "cluster-lifetime"}  # test_planted, test_planted_gangs
-    assert all(planted.count(kind) >= 3 for kind in set(sanitizer.model.KINDS) - elsewhere)

@@ -156,7 +156,7 @@ VGPU_LDMATRIX(4)
 
 #define VGPU_STMATRIX(NAME, COUNT, TRANSPOSED)                                              \
   template <class... V, class = std::enable_if_t<sizeof...(V) == COUNT>>                    \
-  inline void ptx_stmatrix_##NAME(const void* row, const V&... values) {                    \
+  VGPU_FROM_SM90 inline void ptx_stmatrix_##NAME(const void* row, const V&... values) {                    \
     vgpu::store_matrix<TRANSPOSED>(row, values...);                                         \
   }
 VGPU_STMATRIX(x1, 1, false)
@@ -176,7 +176,8 @@ VGPU_STMATRIX(m8n8_x4_trans, 4, true)
 // stmatrix.m16n8.b8 of sm_100a, always transposed.
 #define VGPU_STMATRIX_BYTES(COUNT)                                                          \
   template <class... V, class = std::enable_if_t<sizeof...(V) == COUNT>>                    \
-  inline void ptx_stmatrix_m16n8_x##COUNT##_trans(const void* row, const V&... values) {    \
+  VGPU_ONLY_SM100A inline void ptx_stmatrix_m16n8_x##COUNT##_trans(const void* row,         \
+                                                                   const V&... values) {    \
     vgpu::store_byte_matrix(row, values...);                                                \
   }
 VGPU_STMATRIX_BYTES(1)

@@ -30,24 +30,31 @@ namespace tl {
 inline void mbarrier_init(uint64_t& barrier, uint32_t count) {
   vgpu_mbarrier_init(&barrier, count);
 }
+VGPU_FROM_SM90
 inline void mbarrier_expect_tx(uint64_t& barrier, uint32_t bytes) {
   vgpu_mbarrier_expect_tx(&barrier, bytes);
 }
 inline void mbarrier_arrive(uint64_t& barrier) { vgpu_mbarrier_arrive(&barrier, 0); }
+VGPU_FROM_SM90
 inline void mbarrier_arrive_expect_tx(uint64_t& barrier, uint32_t bytes) {
   vgpu_mbarrier_arrive(&barrier, bytes);
 }
+VGPU_FROM_SM90
 inline void mbarrier_wait(uint64_t& barrier, int parity) {
   vgpu_mbarrier_wait(&barrier, static_cast<uint32_t>(parity));
 }
+VGPU_FROM_SM90
 inline uint32_t mbarrier_try_wait(uint64_t& barrier, int parity) {
   return vgpu_mbarrier_poll(&barrier, static_cast<uint32_t>(parity));
 }
-inline void mbarrier_test_wait(uint64_t& barrier, int parity) { mbarrier_wait(barrier, parity); }
+inline void mbarrier_test_wait(uint64_t& barrier, int parity) {
+  vgpu_mbarrier_wait(&barrier, static_cast<uint32_t>(parity));
+}
 inline bool mbarrier_test_wait(uint64_t& barrier, int parity, uint32_t predicate) {
   if (predicate != 1) vgpu_fail("mbarrier.test_wait with a false predicate leaves its result undefined");
-  return mbarrier_try_wait(barrier, parity);
+  return vgpu_mbarrier_poll(&barrier, static_cast<uint32_t>(parity));
 }
+VGPU_FROM_SM90
 inline void syncthreads_partial(uint64_t& barrier) {
   const uint32_t parity = vgpu_mbarrier_parity(&barrier);
   vgpu_mbarrier_arrive(&barrier, 0);
@@ -81,7 +88,9 @@ template <class T = uint64_t>
 inline void mbarrier_cp_async_arrive_noinc(T& barrier) {
   vgpu_mbarrier_arrive_copies(vgpu::mbarrier_of(barrier), true);
 }
+VGPU_FROM_SM90
 inline void fence_barrier_init() { vgpu_fence_mbarrier_init(); }
+VGPU_FROM_SM90
 inline void fence_proxy_async() { vgpu_fence_proxy_async(); }
 
 }  // namespace tl
@@ -90,17 +99,23 @@ struct alignas(8) Barrier {
   Barrier() = delete;
 
   void init(uint32_t count) const { tl::mbarrier_init(storage(), count); }
+  VGPU_FROM_SM90
   void wait(uint32_t parity) const { vgpu_mbarrier_wait(&storage(), parity); }
+  VGPU_FROM_SM90
   bool try_wait(uint32_t parity) const { return vgpu_mbarrier_poll(&storage(), parity); }
   bool test_wait(uint32_t parity, uint32_t predicate = 1) const {
     return tl::mbarrier_test_wait(storage(), static_cast<int>(parity), predicate);
   }
   void arrive() const { tl::mbarrier_arrive(storage()); }
+  VGPU_FROM_SM90
   void arrive(uint32_t rank, uint32_t predicate = 1) const;  // of another block; vgpu/cluster.h
+  VGPU_FROM_SM90
   void arrive_and_expect_tx(uint32_t bytes, uint32_t rank, uint32_t predicate = 1) const;
-  void expect_transaction(uint32_t bytes) const { tl::mbarrier_expect_tx(storage(), bytes); }
+  VGPU_FROM_SM90
+  void expect_transaction(uint32_t bytes) const { vgpu_mbarrier_expect_tx(&storage(), bytes); }
+  VGPU_FROM_SM90
   void arrive_and_expect_tx(uint32_t bytes) const {
-    tl::mbarrier_arrive_expect_tx(storage(), bytes);
+    vgpu_mbarrier_arrive(&storage(), bytes);
   }
 
  private:

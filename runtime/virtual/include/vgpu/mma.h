@@ -132,6 +132,8 @@ struct MmaInstruction {
   static_assert(N == 8 && !TransA && TransB && !Saturate &&
                     mma_shape_modelled(AType, BType, CType, M, K),
                 "the virtual GPU does not model this mma.sync");
+  static_assert(VGPU_FROM(89) || !is_float8(AType),
+                VGPU_ARCH_NAME " lacks mma_sync of fp8, it exists from sm_89 on");
   using A = typename MmaType<AType>::type;
   using B = typename MmaType<BType>::type;
   using C = typename MmaType<CType>::type;
@@ -221,6 +223,7 @@ struct ScaledMma : GenericMma<Fp4, Fp4, float, 16, 64> {
 namespace tl {
 
 template <SM120MmaBlockScaledKind Kind, int ScaleVectorSize, SM120MmaScaleType ScaleType>
+VGPU_ONLY_SM120A
 inline void sm120_mma_sync_blockscaled(float* d, const uint32_t* a, const uint32_t* b,
                                        const float* c, uint32_t scale_a, uint32_t scale_b,
                                        uint16_t byte_a = 0, uint16_t thread_a = 0,

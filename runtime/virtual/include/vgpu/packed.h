@@ -153,17 +153,19 @@ inline uint1 pack_half2(half_t a, half_t b) { return {__pack_half2(a, b)}; }
 // cvt.rs of sm_100a: adds the random bits to those that rounding drops and cuts off. Too large
 // becomes the largest number. The order in which the forms with four results consume their random
 // bits is not modelled: those do not compile.
-inline __nv_bfloat162 __tl_cvt_f32x2_to_bf16x2_rs_sat(float2 v, unsigned random) {
-  const auto round = [](float x, unsigned bits) {
-    if (x != x) return __nv_bfloat16::bitcast(0x7fff);
-    const uint32_t sum = vgpu::bit_cast<uint32_t>(std::fabs(x)) + bits;
-    const auto code = static_cast<uint16_t>(sum < 0x7f800000u ? sum >> 16 : 0x7f7fu);
-    return __nv_bfloat16::bitcast(code | (std::signbit(x) ? 0x8000 : 0));
-  };
-  return {round(v.x, random & 0xffff), round(v.y, random >> 16)};
+inline __nv_bfloat16 bfloat16_of_sum(float x, unsigned bits) {
+  if (x != x) return __nv_bfloat16::bitcast(0x7fff);
+  const uint32_t sum = vgpu::bit_cast<uint32_t>(std::fabs(x)) + bits;
+  const auto code = static_cast<uint16_t>(sum < 0x7f800000u ? sum >> 16 : 0x7f7fu);
+  return __nv_bfloat16::bitcast(code | (std::signbit(x) ? 0x8000 : 0));
 }
+VGPU_ONLY_SM100A
+inline __nv_bfloat162 __tl_cvt_f32x2_to_bf16x2_rs_sat(float2 v, unsigned random) {
+  return {bfloat16_of_sum(v.x, random & 0xffff), bfloat16_of_sum(v.y, random >> 16)};
+}
+VGPU_ONLY_SM100A
 inline unsigned short __tl_cvt_f32x1_to_bf16x1_rs_sat(float v, unsigned random) {
-  return __tl_cvt_f32x2_to_bf16x2_rs_sat({v, 0.0f}, random).x.bits;
+  return bfloat16_of_sum(v, random & 0xffff).bits;
 }
 
 }  // namespace tl

@@ -5,6 +5,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include "vgpu/arch.h"
+
 #if !defined(__GNUC__)
 #error "the virtual GPU needs g++: its headers use GNU vector types and attributes"
 #endif

@@ -29,10 +29,12 @@ inline void set_registers() {
 namespace tl {
 
 template <uint32_t registers>
+VGPU_FROM_SM90
 inline void warpgroup_reg_alloc() {
   vgpu::set_registers<registers, true>();
 }
 template <uint32_t registers>
+VGPU_FROM_SM90
 inline void warpgroup_reg_dealloc() {
   vgpu::set_registers<registers, false>();
 }
@@ -40,5 +42,7 @@ inline void warpgroup_reg_dealloc() {
 }  // namespace tl
 
 // Programmatic dependent launch: kernels run one after another here.
+VGPU_FROM_SM90
 inline void cudaGridDependencySynchronize() { vgpu::compiler_fence(); }
+VGPU_FROM_SM90
 inline void cudaTriggerProgrammaticLaunchCompletion() { vgpu::compiler_fence(); }

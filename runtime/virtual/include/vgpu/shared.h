@@ -35,9 +35,11 @@ VGPU_SHARED(128, uint4)
 
 // st.bulk: zeroes shared memory.
 template <uint64_t bytes, uint64_t value>
+VGPU_FROM_SM100
 VGPU_RAW inline void st_bulk_shared(void* address) {
   static_assert(value == 0 && bytes % 8 == 0, "st.bulk writes zeros, 8 bytes at a time");
-  vgpu_check_shared(address, bytes, true);
+  for (uint64_t i = 0; i < bytes; i += 8)  // 8-byte aligned, however long
+    vgpu_check_shared(static_cast<char*>(address) + i, 8, true);
   std::memset(address, 0, bytes);
 }
 

@@ -78,28 +78,34 @@ inline uint64_t make_sf_smem_desc(void* start) {
 }
 
 template <bool pair = false>
+VGPU_ONLY_SM100A
 inline void tmem_allocate(void* result, int columns) {
   vgpu::once_for_warp("tcgen05.alloc", [=] {
     vgpu_tensor_allocate(static_cast<uint32_t*>(result), columns, pair);
   });
 }
 template <bool pair = false>
+VGPU_ONLY_SM100A
 inline void tmem_deallocate(uint32_t* address, int columns) {
   const uint32_t first = *address;
   vgpu::once_for_warp("tcgen05.dealloc",
                       [=] { vgpu_tensor_deallocate(first, columns, pair); });
 }
 
+VGPU_ONLY_SM100A
 inline void tcgen05_before_thread_sync() { vgpu_tensor_fence(false); }
+VGPU_ONLY_SM100A
 inline void tcgen05_after_thread_sync() { vgpu_tensor_fence(true); }
 
 template <bool pair = false>
+VGPU_ONLY_SM100A
 inline void tcgen05_mma_arrive(const void* mbarrier, const uint16_t cta_mask = 3) {
   vgpu::once_for_warp("tcgen05.commit",
                       [=] { vgpu_tensor_commit(mbarrier, pair, cta_mask); });
 }
 
 template <bool pair = false>
+VGPU_ONLY_SM100A
 inline void tcgen05_cp(const uint64_t& descriptor, const uint32_t& address) {
   vgpu::once_for_warp("tcgen05.cp",
                       [=] { vgpu_tensor_copy(descriptor, address, pair); });
@@ -115,6 +121,7 @@ inline void tcgen05_sf_warp_transpose(uint32_t* words) {
 }
 
 template <DataType type, bool pair = false>
+VGPU_ONLY_SM100A
 inline void tcgen05mma_ss(uint64_t a, uint64_t b, uint32_t d, uint32_t accumulate,
                           uint32_t instruction, int mask0, int mask1, int mask2, int mask3) {
   static_assert(!pair || type != DataType::kTensorFloat32,
@@ -127,6 +134,7 @@ inline void tcgen05mma_ss(uint64_t a, uint64_t b, uint32_t d, uint32_t accumulat
   vgpu::once_for_warp("tcgen05.mma", [=] { vgpu_tensor_mma(mma); });
 }
 template <DataType type, bool pair = false>
+VGPU_ONLY_SM100A
 inline void tcgen05mma_ts(uint32_t a, uint64_t b, uint32_t d, uint32_t accumulate,
                           uint32_t instruction, int mask0, int mask1, int mask2, int mask3) {
   static_assert(!pair || type != DataType::kTensorFloat32,
@@ -139,6 +147,7 @@ inline void tcgen05mma_ts(uint32_t a, uint64_t b, uint32_t d, uint32_t accumulat
 }
 // .ws has no lane masks; TileLang ignores those it is given.
 template <DataType type>
+VGPU_ONLY_SM100A
 inline void tcgen05mma_ws_ss(uint64_t a, uint64_t b, uint32_t d, uint32_t accumulate,
                              uint32_t instruction, int, int, int, int) {
   const vgpu::TensorMma mma{vgpu::tensor_kind(type), true, false, false, accumulate != 0, a, b, d,
@@ -146,6 +155,7 @@ inline void tcgen05mma_ws_ss(uint64_t a, uint64_t b, uint32_t d, uint32_t accumu
   vgpu::once_for_warp("tcgen05.mma.ws", [=] { vgpu_tensor_mma(mma); });
 }
 template <DataType type, bool pair = false>
+VGPU_ONLY_SM100A
 inline void tcgen05mma_blockscaled_ss(uint64_t a, uint64_t b, uint32_t d, uint32_t accumulate,
                                       uint32_t instruction, uint32_t scale_a, uint32_t scale_b) {
   static_assert(vgpu::tensor_kind(type) == vgpu::TensorKind::kF8f6f4,

@@ -72,21 +72,25 @@ inline void tensor_access(uint32_t address, T* values) {
 
 namespace tl {
 
+VGPU_ONLY_SM100A
 inline void fence_view_async_tmem_load() { vgpu::tensor_wait(false); }
+VGPU_ONLY_SM100A
 inline void fence_view_async_tmem_store() { vgpu::tensor_wait(true); }
 
 #define VGPU_TENSOR_ACCESS(NAME, LANES, BITS)                                               \
   template <int N, bool pack16, class T>                                                    \
+  VGPU_ONLY_SM100A                                                                          \
   inline void tcgen05_ld_##NAME(const uint32_t& start, const uint32_t& column, T* values) { \
     vgpu::tensor_access<false, LANES, BITS, N, pack16>(start + column, values);             \
-    fence_view_async_tmem_load();                                                           \
+    vgpu::tensor_wait(false);                                                               \
   }                                                                                         \
   template <int N, bool unpack16, class T>                                                  \
+  VGPU_ONLY_SM100A                                                                          \
   inline void tcgen05_st_##NAME(const uint32_t& start, const uint32_t& column,              \
                                 const T* values) {                                          \
     vgpu::tensor_access<true, LANES, BITS, N, unpack16>(start + column,                     \
                                                         const_cast<T*>(values));            \
-    fence_view_async_tmem_store();                                                          \
+    vgpu::tensor_wait(true);                                                                \
   }
 VGPU_TENSOR_ACCESS(32dp32bNx, 32, 32)
 VGPU_TENSOR_ACCESS(32dp64bNx, 32, 64)

@@ -55,15 +55,18 @@ enum class CacheHintSm90 : uint64_t {
 };
 
 template <class T = uint64_t>
+VGPU_FROM_SM90
 inline void tma_load(void* shared, const void* global, T& barrier, uint32_t bytes) {
   vgpu_bulk_load(shared, global, bytes, vgpu::mbarrier_of(barrier));
 }
 template <CacheHintSm90 hint = CacheHintSm90::EVICT_NORMAL, class T = uint64_t, class... Ts>
+VGPU_FROM_SM90
 inline void tma_load(const CUtensorMap& map, T& barrier, const void* shared, Ts... at) {
   const auto where = vgpu::coordinates(at...);
   vgpu_tma_load(&map, const_cast<void*>(shared), vgpu::mbarrier_of(barrier), &where);
 }
 template <CacheHintSm90 hint = CacheHintSm90::EVICT_NORMAL, class T = uint64_t>
+VGPU_FROM_SM90
 inline void tma_load_im2col(const CUtensorMap& map, T& barrier, const void* shared, int32_t c,
                             int32_t w, int32_t h, int32_t n, uint16_t offset_w,
                             uint16_t offset_h) {
@@ -71,6 +74,7 @@ inline void tma_load_im2col(const CUtensorMap& map, T& barrier, const void* shar
   vgpu_tma_load(&map, const_cast<void*>(shared), vgpu::mbarrier_of(barrier), &where);
 }
 template <CacheHintSm90 hint = CacheHintSm90::EVICT_NORMAL, class T = uint64_t>
+VGPU_FROM_SM100
 inline void tma_load_gather4(const CUtensorMap& map, T& barrier, const void* shared, int32_t column,
                              int32_t r0, int32_t r1, int32_t r2, int32_t r3) {
   const vgpu::TmaCoordinates where{{column, r0, r1, r2, r3}, 2, true};
@@ -78,35 +82,43 @@ inline void tma_load_gather4(const CUtensorMap& map, T& barrier, const void* sha
 }
 
 template <CacheHintSm90 hint = CacheHintSm90::EVICT_NORMAL>
+VGPU_FROM_SM90
 inline void tma_store(void* global, void* shared, uint32_t bytes) {
   vgpu_bulk_store(global, shared, bytes, vgpu::Reduction::kNone);
 }
 template <CacheHintSm90 hint = CacheHintSm90::EVICT_NORMAL, class... Ts>
+VGPU_FROM_SM90
 inline void tma_store(const CUtensorMap& map, const void* shared, Ts... at) {
   const auto where = vgpu::coordinates(at...);
   vgpu_tma_store(&map, shared, &where, vgpu::Reduction::kNone);
 }
 template <CacheHintSm90 hint = CacheHintSm90::EVICT_NORMAL>
+VGPU_ONLY_SM100A
 inline void tma_store_scatter4(const CUtensorMap& map, const void* shared, int32_t column,
                                int32_t r0, int32_t r1, int32_t r2, int32_t r3) {
   const vgpu::TmaCoordinates where{{column, r0, r1, r2, r3}, 2, true};
   vgpu_tma_store(&map, shared, &where, vgpu::Reduction::kNone);
 }
+VGPU_FROM_SM90
 inline void tma_store_add(float* shared, float* global, int32_t bytes) {
   vgpu_bulk_store(global, shared, static_cast<uint32_t>(bytes), vgpu::Reduction::kAdd);
 }
 template <class... Ts>
+VGPU_FROM_SM90
 inline void tma_store_add(const CUtensorMap& map, const void* shared, Ts... at) {
   const auto where = vgpu::coordinates(at...);
   vgpu_tma_store(&map, shared, &where, vgpu::Reduction::kAdd);
 }
 
+VGPU_FROM_SM90
 inline void tma_store_arrive() { vgpu_bulk_commit(); }
 template <int pending, bool read = true>
+VGPU_FROM_SM90
 inline void tma_store_wait() {
   static_assert(pending >= 0, "cp.async.bulk.wait_group counts groups");
   vgpu_bulk_wait(pending, read);
 }
+VGPU_FROM_SM90
 inline void prefetch_tma_descriptor(const CUtensorMap& map) { vgpu_tma_prefetch(&map); }
 
 }  // namespace tl

@@ -209,6 +209,7 @@ inline int get_warp_group_idx(int warp = 32, int warps = 4) {
 // One lane of each group of whole warps that holds `extent` threads; 0 means one of the block. The
 // hardware may elect any lane of the group's first warp; it takes the lowest, and so does this.
 template <int extent>
+VGPU_FROM_SM90
 inline bool tl_shuffle_elect() {
   constexpr unsigned kGroup = (extent + 31) / 32 * 32;
   const unsigned index = vgpu::thread_index();

@@ -194,33 +194,39 @@ namespace tl {
 
 template <DataType AType, DataType BType, DataType CType, int M, int N, int K, bool AMnMajor,
           bool BMnMajor, int ScaleA = 1, int ScaleB = 1>
+VGPU_ONLY_SM90A
 inline void wgmma_ss(uint64_t a, uint64_t b, uint32_t* c, bool accumulate) {
   vgpu::wgmma<AType, BType, CType, M, N, K, AMnMajor, BMnMajor, ScaleA, ScaleB>(
       {a, b, nullptr, c, accumulate});
 }
 template <DataType AType, DataType BType, DataType CType, int M, int N, int K, bool AMnMajor,
           bool BMnMajor, int ScaleA = 1, int ScaleB = 1>
+VGPU_ONLY_SM90A
 inline void wgmma_rs(const uint32_t* a, uint64_t b, uint32_t* c, bool accumulate) {
   static_assert(!AMnMajor, "register operands of wgmma are K-major");
   vgpu::wgmma<AType, BType, CType, M, N, K, AMnMajor, BMnMajor, ScaleA, ScaleB>(
       {0, b, a, c, accumulate});
 }
 
+VGPU_ONLY_SM90A
 inline void warpgroup_commit_batch() {
   int nothing = 0;
   vgpu::rendezvous<vgpu::WgmmaCommit>("wgmma.commit_group", vgpu::kFullMask, nothing);
 }
 template <int pending>
+VGPU_ONLY_SM90A
 inline void warpgroup_wait() {
   int groups = pending;
   vgpu::rendezvous<vgpu::WgmmaWait>("wgmma.wait_group", vgpu::kFullMask, groups);
 }
 template <int pending>
+VGPU_ONLY_SM90A
 inline void wait_wgmma() {
   warpgroup_wait<pending>();
 }
 
 // Fences order accesses the virtual GPU already performs in order.
+VGPU_ONLY_SM90A
 inline void warpgroup_arrive() { vgpu::compiler_fence(); }
 template <class T>
 inline void warpgroup_fence_operand(T*, int) {
