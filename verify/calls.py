@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import atomics, bulk, intrinsics
+from . import atomics, bulk, intrinsics, tensor
 from .intrinsics import NOTHING, Effect, UnmodelledError
 
-_TABLE = {**intrinsics.TABLE, **atomics.TABLE, **bulk.TABLE}
+_TABLE = {**intrinsics.TABLE, **atomics.TABLE, **bulk.TABLE, **tensor.TABLE}
 
 
 def effect(name: str, args: list[Any]) -> Effect:

@@ -7,11 +7,32 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from . import cluster, terms
+from .arena import bytes_of
 from .calls import effect
 from .convert import BINARY, Converter
 from .domain import TensorFacts
-from .facts import Access, Buffer, Check, Claim, Facts, Sync, integer_range, scalar_bits, text
-from .intrinsics import BARRIER, NOTHING, Effect, Mode, Touch, UnmodelledError
+from .facts import (
+    Access,
+    Allocation,
+    Buffer,
+    Check,
+    Claim,
+    Facts,
+    Sync,
+    integer_range,
+    scalar_bits,
+    text,
+)
+from .intrinsics import (
+    BARRIER,
+    NOTHING,
+    WARP_BARRIER,
+    Columns,
+    Effect,
+    Mode,
+    Touch,
+    UnmodelledError,
+)
 from .operands import Operands
 from .terms import Symbol, Term, add, apply, const, mul, product, sub, var
 from .tma import Map, touch_tile
@@ -47,6 +68,8 @@ class DeviceWalker(Converter):
         self.clusters = clusters
         self.elected: set[Term] = set()
         self.operands = Operands()
+        self.pointers: dict[Any, Any] = {}
+        self.taken: dict[Any, int] = {}
         self.tensors = tensors
         self.params = param_names
         self.extents = extents
@@ -73,6 +96,8 @@ class DeviceWalker(Converter):
                 self.written.add(self.params.get(node.buffer.data, ""))
             elif kind == "BufferLoad":
                 self.declare(node.buffer)
+            elif kind == "Call" and str(node.op.name) == "tl.ptx_init_tensor_memory":
+                self.taken[node.args[0].args[1]] = int(node.args[1].value)
 
         tvm.tirx.stmt_functor.post_order_visit(function.body, declare)
         self.stmt(function.body)
@@ -83,7 +108,7 @@ class DeviceWalker(Converter):
         if buffer.data in self.params:
             return
         known = self.declared.get(buffer.data)
-        if known is None or _bytes(buffer) > _bytes(known):
+        if known is None or bytes_of(buffer) > bytes_of(known):
             self.declared[buffer.data] = buffer
 
     def buffer(self, data: Any, dtype: Any, view: Any = None) -> Buffer:
@@ -114,11 +139,11 @@ class DeviceWalker(Converter):
             size = self.sizes.get(name, 0)
             shape = (const(size * 8 // bits),) if size and data in self.arena else None
             return Buffer(name, "shared.dyn", bits, shape, start, arena="shared.dyn")
-        size = _bytes(declaration)
+        size = bytes_of(declaration)
         if size < 0:
             raise UnmodelledError(f"{name} of a size known only at run time")
         if data in self.allocated:  # a view cannot be larger than the memory behind it
-            size = min(size, _bytes(self.allocated[data]))
+            size = min(size, bytes_of(self.allocated[data]))
         scope = str(declaration.scope())
         # Every dynamic allocation of CUDA text starts at the same address.
         arena = {"shared.dyn": scope, "shared": f"shared {name}"}.get(scope, "")
@@ -236,7 +261,7 @@ class DeviceWalker(Converter):
     # -- calls -------------------------------------------------------------------------------
 
     def call(self, node: Any) -> None:
-        name, args = str(node.op.name), list(node.args)
+        name, args = str(node.op.name), [self.pointed(a) for a in node.args]
         if self.operands.call(self, name, args, node):
             return
         found = effect(name, args)
@@ -249,6 +274,12 @@ class DeviceWalker(Converter):
             self.peer(const(rank), node)
         for value in found.values:
             self.value(value)
+        for touched in found.columns:
+            self.columns(touched, node)
+        if found.allocated:
+            holder = str(self.pointer(args[0])[0].name)
+            allocation = Allocation(holder, found.allocated, self.context, node)
+            self.facts.allocations.append(allocation)
         if found.sync is not None or found.collective in ("warp", "cluster"):
             self.sync(found, node)
         if found.sync is not None:
@@ -262,6 +293,8 @@ class DeviceWalker(Converter):
         for touch in found.touches:
             if touch.after_barrier:
                 self.sync(BARRIER, node)
+            if touch.after_warp:
+                self.sync(WARP_BARRIER, node)
             self.touch(touch, node)
         atomic = any(t.atomic for t in found.touches)
         if found is NOTHING or found.collective != "none" or found.unordered or atomic:
@@ -288,6 +321,9 @@ class DeviceWalker(Converter):
         index = add(offset, extra)
         if touch.slot is not None:
             index = add(offset, self.slot(*touch.slot))
+        if touch.lane_step:
+            lane = apply("mod", self.facts.linear_thread, const(32))
+            index = add(index, mul(lane, const(touch.lane_step)))
         context = self.context
         if touch.when is not None:
             condition = self.expr(touch.when)
@@ -308,6 +344,18 @@ class DeviceWalker(Converter):
             buffer, touch.mode, index, touch.count, align, node, touch.asynchronous, touch.atomic
         )
         self.context = outer
+
+    def columns(self, touched: Columns, node: Any) -> None:
+        """An access to tensor memory."""
+        if touched.holder not in self.taken:
+            raise UnmodelledError(f"tensor memory at {touched.holder.name}, which none was given")
+        shape = (const(self.taken[touched.holder]),)
+        memory = Buffer(f"tensor memory {touched.holder.name}", "tensor", 32, shape)
+        self.record(memory, touched.mode, self.expr(touched.first), touched.count, 4, node, True)
+
+    def pointed(self, e: Any) -> Any:
+        """An argument, or what it was bound to if it is a pointer with a name."""
+        return self.pointers.get(e, e) if type(e).__name__ == "Var" else e
 
     def peer(self, rank: Term, node: Any) -> None:
         """An access to the shared memory of a block of the cluster."""
@@ -478,7 +526,10 @@ class DeviceWalker(Converter):
         self.facts.checks.append(Check(size, 0, (1 << 32) - 1, what, self.context, s))
 
     def bind(self, s: Any) -> None:
-        if str(s.var.dtype) == "handle":
+        called = str(s.value.op.name) if type(s.value).__name__ == "Call" else ""
+        if called == "tirx.tvm_access_ptr":
+            self.pointers[s.var] = s.value
+        elif str(s.var.dtype) == "handle":
             self.arena_view(s)
         elif integer_range(s.var.dtype) is not None and "x" not in str(s.var.dtype):
             self.env[s.var] = self.expr(s.value)
@@ -500,9 +551,9 @@ class DeviceWalker(Converter):
         arena = self.declared.get(value.args[0])
         if declared is None or arena is None:
             return  # its accesses have no extent and say so
-        last = const(offset.value + _bytes(declared))
-        if last.value > _bytes(arena):
-            limit = _bytes(arena)
+        last = const(offset.value + bytes_of(declared))
+        if last.value > bytes_of(arena):
+            limit = bytes_of(arena)
             self.facts.checks.append(Check(last, 0, limit, "end in the arena", self.context, s))
 
     def loop(self, s: Any) -> None:
@@ -519,48 +570,12 @@ class DeviceWalker(Converter):
         self.context = outer
 
 
-def shared_sizes(stages: Mapping[str, Any]) -> dict[str, int]:
-    """Bytes of each shared buffer by name, as allocated before all were merged into one arena.
-
-    A name that two buffers of different sizes share is left out.
-    """
-    from tilelang import tvm
-
-    before: Any = None
-    for stage, mod in stages.items():
-        if stage.endswith(":tl.MergeSharedMemoryAllocations"):
-            break
-        before = mod
-    else:
-        return {}
-    found: dict[str, set[int]] = {}
-
-    def visit(node: Any) -> None:
-        if type(node).__name__ == "AllocBuffer" and str(node.buffer.scope()) == "shared.dyn":
-            found.setdefault(str(node.buffer.data.name), set()).add(_bytes(node.buffer))
-
-    for _, function in before.functions_items():
-        if isinstance(function, tvm.tirx.PrimFunc):
-            tvm.tirx.stmt_functor.post_order_visit(function.body, visit)
-    return {name: sizes.pop() for name, sizes in found.items() if len(sizes) == 1}
-
-
 def _is_const(t: Term, value: int) -> bool:
     return t.is_const and t.value == value
 
 
 def _is_one(e: Any) -> bool:
     return type(e).__name__ == "IntImm" and int(e.value) == 1
-
-
-def _bytes(buffer: Any) -> int:
-    """Size of a declared buffer, or -1 when it depends on a run-time size."""
-    total = scalar_bits(buffer.dtype)
-    for n in buffer.shape:
-        if type(n).__name__ != "IntImm":
-            return -1
-        total *= int(n.value)
-    return total // 8
 
 
 def _vector_alignment(size: int, element: int) -> int:

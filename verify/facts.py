@@ -164,6 +164,21 @@ class Sync:
         return text(self.node, 60)
 
 
+@dataclass(frozen=True, eq=False)
+class Allocation:
+    """Columns of tensor memory that a warp takes, or gives back if they are negative; `holder` is
+    the variable that holds their address."""
+
+    holder: str
+    columns: int
+    context: Context
+    node: Any
+
+    @property
+    def site(self) -> str:
+        return text(self.node, 60)
+
+
 @dataclass
 class Facts:
     """Everything the properties look at, for one launch (or for the host function).
@@ -180,6 +195,7 @@ class Facts:
     syncs: list[Sync] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
+    allocations: list[Allocation] = field(default_factory=list)
     unmodelled: list[str] = field(default_factory=list)
     unordered: list[str] = field(default_factory=list)
 

@@ -32,7 +32,8 @@ class Touch:
     the block comes right before it. `atomic` names the operation of an atomic access, "load" of one
     that reads; a read-modify-write has mode "write", and its name ends in "_ret" if the old value
     is used. `peer` is the rank of the block of the cluster whose shared memory it is, None for the
-    thread's own.
+    thread's own. `lane_step` elements for each lane of the warp are added to the offset;
+    `after_warp` says that a barrier of the warp comes right before.
     """
 
     pointer: Any
@@ -47,6 +48,33 @@ class Touch:
     after_barrier: bool = False
     atomic: str = ""
     peer: Any = None
+    lane_step: int = 0
+    after_warp: bool = False
+
+
+@dataclass(frozen=True)
+class Columns:
+    """An access to `count` columns of the tensor memory whose address lies in `holder`, a variable
+    in shared memory, from column `first` of its allocation on."""
+
+    holder: Any
+    first: Any
+    count: int
+    mode: Mode
+
+
+@dataclass(frozen=True, eq=False)
+class Operand:
+    """One operand of a multiply that is read through a descriptor: its variable, an offset in units
+    of so many bytes, and a shape of `lines` (rows of A or columns of B if K-major, values of k if
+    MN-major) of `row` contiguous bytes."""
+
+    descriptor: Any
+    units: Any
+    mn_major: bool
+    lines: int
+    row: int
+    unit: int = 16
 
 
 @dataclass(frozen=True)
@@ -79,6 +107,8 @@ class Effect:
     condition that ends the kernel where it fails. `unordered` names what orders threads or copies
     here in a way that is not modelled, "" if nothing does. `ranks` are blocks of the cluster that
     it writes to as it does to its own, `values` data that it stores.
+    `columns` are accesses to tensor memory, of which `allocated` columns are taken, or given back
+    if it is negative.
     """
 
     touches: tuple[Touch, ...] = ()
@@ -91,10 +121,13 @@ class Effect:
     unordered: str = ""
     ranks: tuple[Any, ...] = ()
     values: tuple[Any, ...] = ()
+    columns: tuple[Columns, ...] = ()
+    allocated: int = 0
 
 
 NOTHING = Effect()
 BARRIER = Effect(sync="barrier", collective="block")
+WARP_BARRIER = Effect(sync="warp", collective="warp")
 
 
 def constant(expr: Any, what: str) -> int:
@@ -213,7 +246,7 @@ def scope_sync(args: list[Any]) -> Effect:
 def _sync_warp(args: list[Any]) -> Effect:
     if args and constant(args[0], "sync_warp mask") & _LANES != _LANES:
         raise UnmodelledError("sync_warp of a part of the warp")
-    return Effect(sync="warp", collective="warp")
+    return WARP_BARRIER
 
 
 TABLE: dict[str, Callable[[list[Any]], Effect]] = {

@@ -1,4 +1,4 @@
-"""Matrix operands that wgmma reads from shared memory through descriptors.
+"""Matrix operands that wgmma and tcgen05 read from shared memory through descriptors.
 
 A descriptor is a start address, two strides and a swizzle. Which bytes an operand covers follows
 from those and the shape of the multiply (PTX ISA, "Matrix descriptor" and the canonical layouts of
@@ -11,8 +11,9 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from . import tensor
 from .facts import Context
-from .intrinsics import Touch, UnmodelledError
+from .intrinsics import Effect, Operand, Touch, UnmodelledError
 from .terms import Term, add, apply, const, mul, sub
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ _LINE = (16, 128, 64, 32)  # bytes of a line by the descriptor's layout field
 _UNIT = 16  # bytes; of the descriptor's fields and of its offsets
 _SHAPE = re.compile(r"m(\d+)n(\d+)k(\d+)")
 _GROUP = 128  # threads that multiply together
+_TCGEN05 = Effect(collective="warp")  # of which one lane is elected
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,18 +58,6 @@ def places(line: int, leading: int, stride: int, mn_major: bool, lines: int, row
     return found
 
 
-@dataclass(frozen=True, eq=False)
-class Operand:
-    """One operand of a multiply: descriptor variable, offset in units of 16 bytes, and its shape,
-    see :func:`places`."""
-
-    descriptor: Any
-    units: Any
-    mn_major: bool
-    lines: int
-    row: int
-
-
 def operands(name: str, args: list[Any]) -> tuple[list[Operand], list[Touch]]:
     """What a multiply reads through descriptors, and its touches of registers."""
     match = _SHAPE.fullmatch(str(args[0].value))
@@ -92,6 +82,17 @@ def operands(name: str, args: list[Any]) -> tuple[list[Operand], list[Touch]]:
     return read, registers
 
 
+def layout_of(node: Any) -> tuple[int, int, int]:
+    """Line of the swizzle, leading and stride in bytes, of a call that makes a descriptor."""
+    args = list(node.args)
+    if str(node.op.name) == "tl.initialize_tcgen05_descriptor":
+        line, fields = tensor.line_of(args), args[2:4]
+    else:
+        line, fields = _LINE[int(args[2].value)], args[3:5]
+    leading, stride = (int(a.value) * _UNIT for a in fields)
+    return line, leading, stride
+
+
 class Operands:
     """The descriptors of one device function, followed in program order."""
 
@@ -105,6 +106,8 @@ class Operands:
             "tl.increase_descriptor_offset": self._increase,
             "tl.ptx_wgmma_ss": self._multiply,
             "tl.ptx_wgmma_rs": self._multiply,
+            "tl.initialize_tcgen05_descriptor": self._initialize,
+            **dict.fromkeys(tensor.MULTIPLIES, self._multiply_in_tensor_memory),
         }
         if name not in handlers:
             return False
@@ -113,19 +116,27 @@ class Operands:
 
     def _initialize(self, walker: DeviceWalker, args: list[Any], node: Any) -> None:
         data, dtype, offset = walker.pointer(args[1])
-        layout, leading, stride = (int(a.value) for a in args[2:5])
+        line, leading, stride = layout_of(node)
         start = mul(offset, const(_bytes(dtype)))
-        line = _LINE[layout]
         self.known[args[0].buffer.data] = Descriptor(
-            data, start, line, leading * _UNIT, stride * _UNIT, walker.context
+            data, start, line, leading, stride, walker.context
         )
+        self._begins(walker, data, start, line, node)
+
+    def _begins(self, walker: DeviceWalker, data: Any, start: Term, line: int, node: Any) -> None:
+        """The hardware takes the number of a line from its address: eight lines begin a pattern."""
+        buffer = walker.buffer(data, "uint8")
+        align = _UNIT if line == _UNIT else 8 * line
+        walker.record(buffer, "read", start, _UNIT, align, node, asynchronous=True)
 
     def _increase(self, walker: DeviceWalker, args: list[Any], node: Any) -> None:
         found = self._find(walker, args[0].buffer.data)
         if walker.context.loops != found.context.loops or walker.context.path != found.context.path:
             raise UnmodelledError("a descriptor moved under a condition or in a loop of its own")
         moved = mul(apply("div", walker.expr(args[1]), const(_UNIT)), const(_UNIT))
-        self.known[args[0].buffer.data] = replace(found, start=add(found.start, moved))
+        start = add(found.start, moved)
+        self.known[args[0].buffer.data] = replace(found, start=start)
+        self._begins(walker, found.data, start, found.line, node)
 
     def _find(self, walker: DeviceWalker, data: Any) -> Descriptor:
         found = self.known.get(data)
@@ -146,12 +157,22 @@ class Operands:
         for touch in registers:
             walker.touch(touch, node)
 
+    def _multiply_in_tensor_memory(self, walker: DeviceWalker, args: list[Any], node: Any) -> None:
+        read, columns = tensor.multiply(str(node.op.name), args)
+        walker.sync(_TCGEN05, node)
+        for operand in read:
+            self._read(walker, operand, node)
+        for touched in columns:
+            walker.touch(Touch(touched.holder, "read"), node)
+            walker.columns(touched, node)
+
     def _read(self, walker: DeviceWalker, operand: Operand, node: Any) -> None:
         found = self._find(walker, operand.descriptor)
         layout = (found.line, found.leading, found.stride)
         last = max(places(*layout, operand.mn_major, operand.lines, operand.row))
         buffer = walker.buffer(found.data, "uint8")
-        start = add(found.start, mul(walker.expr(operand.units), const(_UNIT)))
+        offset = mul(walker.expr(operand.units), const(operand.unit))
+        start = add(found.start, mul(apply("div", offset, const(_UNIT)), const(_UNIT)))
         place = add(start, const(buffer.start))
         # All lines of the length from the first one on, and the line of the last chunk: the start
         # may point into a line.
@@ -172,16 +193,22 @@ class Replayed:
 
     def call(self, machine: Machine, name: str, args: list[Any], node: Any) -> bool:
         """Whether the call is one of those that make or use descriptors; then it is done."""
-        if name == "tl.initialize_wgmma_descriptor":
+        if name in ("tl.initialize_wgmma_descriptor", "tl.initialize_tcgen05_descriptor"):
             pointer = args[1]
-            layout, leading, stride = (int(a.value) for a in args[2:5])
             start = machine.number(pointer.args[2]) * _bytes(pointer.args[0].dtype)
-            sizes = (_LINE[layout], leading * _UNIT, stride * _UNIT)
-            self.known[args[0].buffer.data] = pointer.args[1], start, sizes
+            self.known[args[0].buffer.data] = pointer.args[1], start, layout_of(node)
+            machine.note(pointer.args[1], "read", start, _UNIT, 1, node)
         elif name == "tl.increase_descriptor_offset":
             data, start, sizes = self.known[args[0].buffer.data]
             moved = machine.number(args[1]) // _UNIT * _UNIT
             self.known[args[0].buffer.data] = data, start + moved, sizes
+            machine.note(data, "read", start + moved, _UNIT, 1, node)
+        elif name in tensor.MULTIPLIES:
+            read, columns = tensor.multiply(name, args)
+            for operand in read:
+                self._read(machine, operand, node)
+            for touched in columns:
+                machine.columns(touched, node)
         elif name in ("tl.ptx_wgmma_ss", "tl.ptx_wgmma_rs"):
             read, registers = operands(name, args)
             for operand in read:
@@ -195,7 +222,7 @@ class Replayed:
     def _read(self, machine: Machine, operand: Operand, node: Any) -> None:
         data, start, sizes = self.known[operand.descriptor]
         begin = machine.starts.get(data, 0)
-        start += begin + machine.number(operand.units) * _UNIT
+        start += begin + machine.number(operand.units) * operand.unit // _UNIT * _UNIT
         for place in places(*sizes, operand.mn_major, operand.lines, operand.row):
             at = start + place
             at ^= at >> 3 & (sizes[0] - _UNIT)  # the line's number, into that of the chunk

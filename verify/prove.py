@@ -17,7 +17,8 @@ from tileproof.codegen.target import as_prim_func
 from tileproof.dsl import ALL, ContractError, Facts, Specialization, load_library
 
 from . import cache, cluster, domain, terms
-from .device import DeviceWalker, shared_sizes
+from .arena import shared_sizes
+from .device import DeviceWalker
 from .domain import Domain, Given
 from .encode import LONG, Engine
 from .facts import Facts as KernelFacts

@@ -16,7 +16,7 @@ from tileproof.codegen.hostir import TensorMap, evaluate
 
 from . import cluster
 from .calls import effect
-from .intrinsics import Tile, Touch, UnmodelledError
+from .intrinsics import Columns, Tile, Touch, UnmodelledError
 from .operands import Replayed
 from .tma import clip, tile_bytes
 
@@ -53,11 +53,13 @@ class Trace:
     """What a thread does at a setting; `overflows` are the nodes whose value does not fit.
 
     `decided` are the loops (first index and trip count) and conditions it meets, with their values.
+    `allocated` are the columns of tensor memory it takes or, negative, gives back, by their holder.
     """
 
     touched: list[Touched] = field(default_factory=list)
     decided: list[tuple[Any, tuple[int, ...]]] = field(default_factory=list)
     overflows: list[tuple[Any, int]] = field(default_factory=list)
+    allocated: list[tuple[str, int]] = field(default_factory=list)
 
 
 class UndeterminedError(Exception):
@@ -93,11 +95,15 @@ class Machine:
         self.elements: dict[Any, int] = {}
         self.starts: dict[Any, int] = {}
         self.operands = Replayed()
+        self.pointers: dict[Any, Any] = {}
+        self.taken: dict[Any, int] = {}
 
         def declare(node: Any) -> None:
             if type(node).__name__ == "Bind" and str(node.var.dtype) == "handle":
                 offset = getattr(node.value, "args", (0, 0))[1]  # of a view of the arena
                 self.starts[node.var] = int(getattr(offset, "value", 0))
+            if type(node).__name__ == "Call" and str(node.op.name) == "tl.ptx_init_tensor_memory":
+                self.taken[node.args[0].args[1]] = int(node.args[1].value)
             buffer = getattr(node, "buffer", None)
             if buffer is not None:
                 self.elements.setdefault(buffer.data, _element(buffer.dtype))
@@ -181,6 +187,8 @@ class Machine:
         elif kind == "Bind":
             if str(s.var.dtype) != "handle":
                 self.bind(s)
+            elif str(s.value.op.name) == "tirx.tvm_access_ptr":
+                self.pointers[s.var] = s.value
         elif kind == "Evaluate":
             self.visit(s.value)
 
@@ -290,7 +298,8 @@ class Machine:
                 self.trace.decided.append((e, (self.number(e),)))
 
     def call(self, e: Any) -> None:
-        name, args = str(e.op.name), list(e.args)
+        name = str(e.op.name)
+        args = [self.pointers.get(a, a) if type(a).__name__ == "Var" else a for a in e.args]
         if name == "tirx.if_then_else":
             taken = self.decide(args[0], e)
             if taken is not None:
@@ -312,6 +321,10 @@ class Machine:
             self.tile(found.tile, e)
         for rank in found.ranks:
             self.peer(rank, e)
+        for touched in found.columns:
+            self.columns(touched, e)
+        if found.allocated:
+            self.trace.allocated.append((str(args[0].args[1].name), found.allocated))
         for a in args:
             if hasattr(a, "dtype") and str(a.dtype) != "handle":
                 self.visit(a)
@@ -339,10 +352,21 @@ class Machine:
         if touch.slot is not None:
             first, half = touch.slot
             offset += (self.setting.indices.get("threadIdx.x", 0) - first) ^ half
+        if touch.lane_step:
+            offset += self.lane() % 32 * touch.lane_step
         if touch.peer is not None:
             with contextlib.suppress(UndeterminedError):
                 self.peer(self.number(touch.peer), node)
         self.note(data, touch.mode, offset, touch.count, element, node)
+
+    def columns(self, touched: Columns, node: Any) -> None:
+        """Note an access to tensor memory."""
+        extent = self.taken.get(touched.holder, 0)
+        with contextlib.suppress(UndeterminedError):
+            first, name = self.number(touched.first), f"tensor memory {touched.holder.name}"
+            outside = not 0 <= first <= extent - touched.count
+            found = Touched(name, touched.mode, first, touched.count, extent, outside, node)
+            self.trace.touched.append(found)
 
     def peer(self, rank: int, node: Any) -> None:
         """Note an access to the shared memory of a block of the cluster."""

@@ -109,7 +109,8 @@ class Timeline(Machine):
         kind = type(s).__name__
         if kind in ("For", "IfThenElse") and s not in self.relevant:
             return
-        if kind == "Bind" and str(s.var.dtype) == "handle":
+        view = kind == "Bind" and str(s.var.dtype) == "handle"
+        if view and str(s.value.op.name) == "tirx.handle_add_byte_offset":
             base, offset = self.roots.get(s.value.args[0], (s.value.args[0], 0))
             self.roots[s.var] = (base, offset + self.number(s.value.args[1]))
         elif kind == "BufferStore":
@@ -167,6 +168,8 @@ class Timeline(Machine):
             return
         if touch.after_barrier:
             self.epoch, self.meeting = self.epoch + 1, 0
+        if touch.after_warp:
+            self.meeting += 1
         count = len(self.found)
         super().touch(touch, node)
         if touch.asynchronous:

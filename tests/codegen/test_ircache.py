@@ -9,7 +9,7 @@ import pytest
 from tileproof.codegen import ircache, lower
 from tileproof.dsl import get
 from tileproof.verify import Verdict, cache, prove_lowered
-from tileproof.verify.device import shared_sizes
+from tileproof.verify.arena import shared_sizes
 
 
 def test_a_cached_lowering_is_the_fresh_one(

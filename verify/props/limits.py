@@ -20,6 +20,7 @@ from tileproof.verify.intrinsics import UnmodelledError
 from tileproof.verify.model import Counterexample
 from tileproof.verify.terms import Term, const, evaluate
 
+from . import tensor_memory
 from ._run import PROVED, Goal, Launch, Resources, found, undecided
 
 _MOST_BLOCK = (1024, 1024, 64)
@@ -77,6 +78,7 @@ def goals(launch: Launch) -> Iterator[Goal]:
         for limit in launch.host.limits:
             yield _holds(launch, limit.what, limit.term, limit.lo, limit.hi)
     yield from _clusters(launch)
+    yield from tensor_memory.goals(launch)
     asked = launch.resources
     if asked is None:
         return
