@@ -132,6 +132,7 @@ def _bind(
     first. Nothing steps along an axis of one element: `unseen` gets a stride it could have."""
     where = f"{kernel}: {parameter.name}"
     check(isinstance(value, torch.Tensor), where, got=type(value).__name__, expected="a tensor")
+    check(value.device.type == "cpu", where, got=f"a tensor on {value.device}", expected="cpu")
     got_type = str(value.dtype).removeprefix("torch.")
     check(got_type == parameter.dtype, f"{where}.dtype", got=got_type, expected=parameter.dtype)
     shape = parameter.shape or ()

@@ -133,6 +133,11 @@ def _given(built: VirtualKernel, inputs: Sequence[Any], facts: Facts) -> Draw:
     parameters = built.lowered.parameters
     got, expected = len(inputs), len(parameters)
     check(got == expected, f"{built.lowered.name}: arguments", got=got, expected=expected)
+    for parameter, value in zip(parameters, inputs, strict=True):
+        if isinstance(value, torch.Tensor):
+            where = f"{built.lowered.name}: {parameter.name}"
+            device = value.device
+            check(device.type == "cpu", where, got=f"a tensor on {device}", expected="cpu")
     outputs = frozenset(built.written() - set(facts.inout))
     return Draw(0, {}, list(inputs), outputs)
 

@@ -239,6 +239,10 @@ int launch_kernel(void* function, tp_dim3 grid, tp_dim3 cluster, tp_dim3 block,
   if (threads == 0 || threads > kMaxThreads)
     return fail("kernel " + name + ": a block has 1 to 1024 threads, got " +
                 std::to_string(threads));
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0)
+    return fail("kernel " + name + ": a grid has at least one block, got " +
+                std::to_string(grid.x) + " x " + std::to_string(grid.y) + " x " +
+                std::to_string(grid.z));
   if (block.z > 64 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
     return fail("kernel " + name + ": no GPU launches a block with z above 64 or a grid with x "
                 "above 2147483647 or y or z above 65535, got block z " + std::to_string(block.z) +
