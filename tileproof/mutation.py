@@ -51,22 +51,26 @@ class _Checkers:
     """Whatever looks at the mutants of one kernel."""
 
     def __init__(self, lowered: Lowered, facts: Facts, run: bool) -> None:
-        from tileproof.verify.field import Reference
+        from tileproof.verify.field import Reference, UnmodelledError
 
         self.facts = facts
         self.lowered_values = Reference(lowered, facts, of_source=False)
         self.source_values = Reference(lowered, facts, of_source=True)
-        self.of_source = self.source_values.difference(lowered) is None
+        try:
+            self.of_source = self.source_values.difference(lowered) is None
+        except UnmodelledError:  # of the source alone, or the line above had failed
+            self.of_source = False
         self.known = self.complaints(lowered)
         self.run = run and not self.sanitized(lowered)
 
     def fate(self, mutant: Any) -> tuple[Fate, str]:
-        from tileproof.verify.field import UnmodelledError
-        from tileproof.verify.mutate import ORDERED
+        from tileproof.verify.changes import is_ordered
+        from tileproof.verify.field import EVERY, UnmodelledError
 
-        orders = ("together", "first", "last") if mutant.kind in ORDERED else ("together",)
         try:
-            difference = self.lowered_values.difference(mutant.lowered, orders)
+            difference = self.lowered_values.difference(mutant.lowered)
+            if difference is None and is_ordered(mutant.kind):
+                difference = self.lowered_values.difference(mutant.lowered, EVERY[1:], largest=2)
         except UnmodelledError as error:
             return "undecided", str(error)
         if difference is None:

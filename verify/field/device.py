@@ -1,62 +1,127 @@
 """The lowered program: every thread of every block.
 
-Asynchronous copies happen as late as waits let them, and warps can run ahead of each other as far
-as barriers let them: then a wait or a barrier that is missing shows as another value.
+``fragments.py``, ``wgmma.py``, ``tma.py`` and ``collectives.py`` say what calls do; here is where
+threads and their memory come from. ``schedule.py`` decides who runs ahead.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from tileproof.codegen.hostir import Launch, evaluate
+from tileproof.codegen.hostir import Launch as HostLaunch
+from tileproof.codegen.hostir import evaluate
 
-from .machine import Lanes, Machine, Meeting, Place, Pointer, arithmetic
-from .memory import FaultError, Memory, UnmodelledError, element
-
-WARP = 32
-# All threads of a block in step, or the first or the last warp ahead of the others.
-Order = Literal["together", "first", "last"]
+from . import collectives, fragments, tma, wgmma
+from .fragments import WARP
+from .machine import Lanes, Machine, Place, Pointer
+from .machine import Meeting as Waits
+from .memory import FaultError, Memory, UnmodelledError, element, width
+from .schedule import TOGETHER, DeadlockError, Groups, Mbarriers, Meeting, Schedule, run_all
 
 
 def run_launch(
-    launch: Launch,
+    launch: HostLaunch,
     function: Any,
     tensors: Mapping[str, Memory],
     sizes: Mapping[str, int],
-    order: Order = "together",
+    schedule: Schedule = TOGETHER,
 ) -> None:
     """Executes one launch on `tensors`."""
-    grid = [evaluate(n, sizes) for n in launch.grid]
-    block = [evaluate(n, sizes) for n in launch.block]
     if launch.cooperative or [evaluate(n, sizes) for n in launch.cluster] != [1, 1, 1]:
         raise UnmodelledError("blocks that run together")
-    blocks, threads = int(np.prod(grid)), int(np.prod(block))
-    if not blocks:
+    if 0 in (evaluate(n, sizes) for n in launch.grid):
         return
-    places = {}
-    scalars = _sizes(function, sizes)
-    for argument, parameter in zip(launch.args, function.params, strict=True):
-        if argument.tensor_map:
-            raise UnmodelledError("tensor maps")
-        if argument.is_tensor:
-            places[parameter] = Place(tensors[argument.name], "global")
-    shared: dict[str, Place] = {}
-    warps = []
-    most = threads if order == "together" else WARP
-    for first in range(0, threads, most):
-        width = min(most, threads - first)
-        lanes = Lanes(
-            np.repeat(np.arange(blocks), width), np.tile(np.arange(first, first + width), blocks)
-        )
-        lanes.env.update(scalars)
-        warps.append(Warp(lanes, dict(places), grid, block, shared))
-    if order == "last":
-        warps.reverse()
-    _together(warps, function.body)
+    before = [(m, m.value.copy(), m.code.copy()) for m in tensors.values()]
+    running = Launch(launch, function, tensors, sizes, schedule)
+    try:
+        running.run(function.body, running.roles(function.body))
+    except DeadlockError:
+        # All blocks at once, and warps in step, may wait for each other where none alone would.
+        for memory, value, code in before:
+            memory.value, memory.code = value, code
+        running = Launch(launch, function, tensors, sizes, schedule)
+        for block in range(running.blocks):
+            running.run(function.body, running.warps(), np.array([block]))
+
+
+@dataclass
+class Launch:
+    """What all threads of a launch share."""
+
+    host: HostLaunch
+    function: Any
+    tensors: Mapping[str, Memory]
+    sizes: Mapping[str, int]
+    schedule: Schedule
+    shared: dict[str, Place] = field(default_factory=dict)
+    coming: list[Callable[[], None]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.grid = [evaluate(n, self.sizes) for n in self.host.grid]
+        self.block = [evaluate(n, self.sizes) for n in self.host.block]
+        self.blocks, self.threads = int(np.prod(self.grid)), int(np.prod(self.block))
+        self.boxes: dict[Any, tma.Box] = {}
+        self.places: dict[Any, Place] = {}
+        self.arrays: dict[str, Mbarriers] = {}
+        self._meetings: dict[Any, Meeting] = {}
+        self._exchanged: dict[str, tuple[Any, Any]] = {}
+        for argument, parameter in zip(self.host.args, self.function.params, strict=True):
+            if argument.tensor_map is not None:
+                self.boxes[parameter] = tma.read(argument.tensor_map, self.tensors, self.sizes)
+            elif argument.is_tensor:
+                self.places[parameter] = Place(self.tensors[argument.name], "global")
+
+    def run(self, body: Any, groups: list[range], blocks: Any = None) -> None:
+        """All threads of `blocks`, those of a group in step."""
+        if blocks is None:
+            blocks = np.arange(self.blocks)
+        programs = []
+        for threads in groups:
+            lanes = Lanes(np.repeat(blocks, len(threads)), np.tile(np.array(threads), len(blocks)))
+            lanes.env.update(_sizes(self.function, self.sizes))
+            programs.append(Warp(lanes, self).program(body))
+        run_all(programs, self.coming, self.schedule)
+
+    def warps(self) -> list[range]:
+        return [range(i, min(i + WARP, self.threads)) for i in range(0, self.threads, WARP)]
+
+    def roles(self, body: Any) -> list[range]:
+        """Threads that may run in step: they come to the same waits. Or warps that run ahead."""
+        if self.schedule.ahead:
+            return self.warps()
+        ways = _ways(body, self)
+        starts = [t for t in range(self.threads) if not t or (ways[:, t] != ways[:, t - 1]).any()]
+        return [range(a, b) for a, b in zip(starts, [*starts[1:], self.threads], strict=True)]
+
+    def start(self, happens: Callable[[], None]) -> None:
+        """An operation that ends when hardware likes."""
+        if self.schedule.late:
+            self.coming.append(happens)
+        else:
+            happens()
+
+    def meeting(self, name: Any, count: int) -> Meeting:
+        return self._meetings.setdefault((name, count), Meeting(self.blocks, count))
+
+    def exchange(self, name: str) -> tuple[Any, Any]:
+        """What threads of a block give each other at one call, and get: an entry for each."""
+        if name not in self._exchanged:
+            shape = (self.blocks, self.threads)
+            self._exchanged[name] = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        return self._exchanged[name]
+
+    def index(self, tag: str, lanes: Lanes) -> Any:
+        """The block or thread index that `tag`, like "threadIdx.x", names, of each lane."""
+        where, axis = tag.split(".")
+        sizes = self.grid if where == "blockIdx" else self.block
+        index = lanes.block if where == "blockIdx" else lanes.thread
+        for size in sizes[: "xyz".index(axis)]:
+            index = index // size
+        return index % sizes["xyz".index(axis)]
 
 
 def _sizes(function: Any, sizes: Mapping[str, int]) -> dict[Any, Any]:
@@ -67,46 +132,56 @@ def _sizes(function: Any, sizes: Mapping[str, int]) -> dict[Any, Any]:
     return {v: np.int64(sizes[str(v.name)]) for v in mentioned if str(v.name) in sizes}
 
 
-def _together(warps: list[Warp], body: Any) -> None:
-    """Runs all warps, each as far as the next meeting of the block."""
-    runs = [warp.run(body) for warp in warps]
-    while True:
-        arrived = [next(run, None) for run in runs]
-        met = [m for m in arrived if m is not None]
-        if not met:
-            return
-        if len(met) < len(arrived) or any(m[0] != met[0][0] for m in met):
-            raise FaultError("threads of a block part at a barrier")
-        combine = met[0][1]
-        if combine is not None:
-            combine([m[2] for m in met], warps)
+def _ways(body: Any, launch: Launch) -> Any:
+    """For every branch around a wait that the thread index alone decides, who takes it."""
+    from tilelang import tvm
+
+    visit = tvm.tirx.stmt_functor.post_order_visit
+    lanes = Lanes(np.zeros(launch.threads, np.int64), np.arange(launch.threads))
+    branches: list[Any] = []
+
+    def waits(node: Any) -> bool:
+        found: list[str] = []
+        visit(node, lambda n: found.append(str(n.op.name)) if hasattr(n, "op") else None)
+        return any(name in collectives.WAITS for name in found)
+
+    def look(n: Any) -> None:
+        if type(n).__name__ == "AttrStmt" and str(n.attr_key) == "thread_extent":
+            if str(n.node.thread_tag).startswith("threadIdx"):
+                lanes.env[n.node.var] = launch.index(str(n.node.thread_tag), lanes)
+        elif type(n).__name__ == "IfThenElse":
+            branches.append(n)
+
+    visit(body, look)
+    ways = [np.zeros(launch.threads, bool)]
+    for branch in branches:
+        free = tvm.tirx.analysis.undefined_vars(tvm.tirx.Evaluate(branch.condition))
+        if len(free) and all(v in lanes.env for v in free) and waits(branch):
+            taken = Machine(lanes, {}).value(branch.condition)
+            ways.append(np.broadcast_to(taken, launch.threads) != 0)
+    return np.stack(ways)
 
 
 class Warp(Machine):
-    """The same warp of every block, or all warps in step."""
+    """The same warp of every block, or several in step."""
 
-    def __init__(
-        self,
-        lanes: Lanes,
-        places: dict[Any, Place],
-        grid: list[int],
-        block: list[int],
-        shared: dict[str, Place],
-    ) -> None:
-        super().__init__(lanes, places)
-        self.grid, self.block, self.shared = grid, block, shared
-        self.copies: list[list[Any]] = [[]]  # groups of cp.async, the last not committed
+    def __init__(self, lanes: Lanes, launch: Launch) -> None:
+        super().__init__(lanes, dict(launch.places))
+        self.launch = launch
+        late = launch.schedule.late
+        self.copies, self.multiplies, self.stores = (Groups(late) for _ in range(3))
+        self.descriptors: dict[Any, wgmma.Descriptor] = {}
+
+    def program(self, body: Any) -> Waits:
+        yield from self.run(body)
+        if self.stores.taken():
+            raise FaultError("a thread ends before the tiles it stores are read")
 
     # --- memory ----------------------------------------------------------------------------------
 
-    def run_AttrStmt(self, s: Any) -> Meeting:
+    def run_AttrStmt(self, s: Any) -> Waits:
         if str(s.attr_key) == "thread_extent":
-            where, axis = str(s.node.thread_tag).split(".")
-            sizes = self.grid if where == "blockIdx" else self.block
-            index = self.lanes.block if where == "blockIdx" else self.lanes.thread
-            for size in sizes[: "xyz".index(axis)]:
-                index = index // size
-            self.lanes.env[s.node.var] = index % sizes["xyz".index(axis)]
+            self.lanes.env[s.node.var] = self.launch.index(str(s.node.thread_tag), self.lanes)
         yield from self.run(s.body)
 
     def allocate(self, buffer: Any) -> None:
@@ -114,17 +189,31 @@ class Warp(Machine):
         count = 1
         for n in buffer.shape:
             count *= int(self.value(n))
-        size = count * element(str(buffer.dtype)).bytes
+        dtype = str(buffer.dtype)
+        size = count * width(dtype) * element(dtype).bytes
+        name, blocks = str(buffer.name), self.launch.blocks
         if scope.startswith("local"):
-            self.places[buffer.data] = Place(
-                Memory(buffer.name, self.lanes.count, size, "device"), "lane"
-            )
+            self.places[buffer.data] = Place(Memory(name, self.lanes.count, size, "device"), "lane")
             return
-        if scope not in ("shared", "shared.dyn"):
+        if scope not in ("shared", "shared.dyn", "shared.barrier"):
             raise UnmodelledError(f"memory of scope {scope}")
-        blocks = int(self.lanes.block.max()) + 1
-        made = Place(Memory(buffer.name, blocks, size, "device"), "block")
-        self.places[buffer.data] = self.shared.setdefault(str(buffer.data), made)
+        key = str(buffer.data)
+        if key not in self.launch.shared:
+            memory = Memory(name, blocks, size, "device")
+            self.launch.shared[key] = Place(memory, "block")
+            if scope == "shared.barrier":
+                self.launch.arrays[key] = Mbarriers(name, blocks, count)
+            else:
+                late = self.launch.schedule.late
+                memory.seen = Memory(name, blocks, size, "device") if late else memory
+        self.places[buffer.data] = self.launch.shared[key]
+
+    def mbarriers(self, load: Any) -> Mbarriers:
+        """The mbarriers one of which is the element `load`."""
+        found = self.launch.arrays.get(str(load.buffer.data)) if hasattr(load, "buffer") else None
+        if found is None:
+            raise UnmodelledError(f"mbarrier {load}")
+        return found
 
     def bind(self, var: Any, value: Any) -> None:
         if str(var.dtype) != "handle":
@@ -162,23 +251,15 @@ class Warp(Machine):
         steps = np.arange(len(value))[:, None] + offset
         place.memory.store(self.owner(place), at + steps * kind.bytes, kind, value, self.active)
 
-    # --- calls -----------------------------------------------------------------------------------
+    # --- lanes -----------------------------------------------------------------------------------
 
-    def call(self, call: Any) -> Meeting:
-        name = str(call.op.name)
-        method = _CALLS.get(name)
-        if method is not None:
-            method(self, list(call.args))
-        elif name == "tirx.tvm_storage_sync" and len(call.args) == 1:
-            yield from self.barrier(call)
-        elif name != "tirx.call_extern" or call not in self.results:
-            yield from super().call(call)
+    def spread(self, value: Any) -> Any:
+        """A value with an entry for every lane."""
+        return np.broadcast_to(value, self.active.shape)
 
-    def barrier(self, call: Any) -> Meeting:
-        present = self.active.reshape(int(self.lanes.block.max()) + 1, -1)
-        if (present.any(axis=1) != present.all(axis=1)).any():
-            raise FaultError("threads of a block part at a barrier")
-        yield str(call), None, None
+    def each(self, e: Any) -> Any:
+        """The value of a scalar expression, for every lane."""
+        return self.spread(self.value(e))
 
     def by_warp(self, values: Any) -> Any:
         """Values of lanes with the lanes of a warp in a dimension of their own."""
@@ -186,160 +267,61 @@ class Warp(Machine):
             raise UnmodelledError("a warp of fewer than 32 threads")
         return values.reshape(*values.shape[:-1], -1, WARP)
 
-    def cp_async(self, args: list[Any]) -> None:
-        to, source = self.pointer(args[0]), self.pointer(args[1])
-        outer = self.active
-        if len(args) > 3:
-            self.active = outer & (self.value(args[3]) != 0)
-        count = int(args[2].value)
-        value = self.read(source, count)  # zero where inactive, which is the fill
-        self.active = outer
-        self.copies[-1].append((to, value, outer))
+    def later(self, happens: Callable[[], None]) -> Callable[[], None]:
+        """What happens for the lanes that are active now."""
+        then = self.active
 
-    def commit(self, args: list[Any]) -> None:
-        self.copies.append([])
-
-    def wait(self, args: list[Any]) -> None:
-        pending = int(args[0].value)
-        while len(self.copies) > pending + 1:
-            outer = self.active
-            for to, value, active in self.copies.pop(0):
-                self.active = active
-                self.write(to, value)
+        def again() -> None:
+            outer, self.active = self.active, then
+            happens()
             self.active = outer
 
-    def ldmatrix(self, args: list[Any]) -> None:
-        # Lane 8m + r gives the address of row r of matrix m; lane l gets elements 2(l%4) and the
-        # next of row l/4 of each matrix, of its transpose if asked for.
-        transposed, count = bool(args[0].value), int(args[1].value)
-        source, to = self.pointer(args[2]), self.pointer(args[3])
-        place, at, kind = source
-        each = 4 // kind.bytes  # elements of a register
-        rows = self.by_warp(np.broadcast_to(at, self.active.shape))
-        lane = np.arange(WARP)
-        if transposed and each != 2:
-            raise UnmodelledError(f"ldmatrix.trans of {kind.name}")
-        values = []
-        for m in range(count):
-            for i in range(each):
-                if transposed:
-                    row, column = lane % 4 * 2 + i, lane // 4
-                else:
-                    row, column = lane // 4, lane % 4 * each + i
-                address = (rows[:, 8 * m + row] + column * kind.bytes).reshape(-1)
-                values.append(place.memory.load(self.owner(place), address, kind, self.active))
-        self.write(to, np.stack(values))
+        return again
 
-    def mma(self, args: list[Any]) -> None:
-        # PTX ISA, "Matrix fragments for mma": rows and columns of 32-bit registers of 32/bits
-        # elements; the layouts of every shape with 16 rows and 8 columns follow one rule.
-        shape = re.fullmatch(r"m16n8k(\d+)", str(args[0].value))
-        layout = (str(args[1].value), str(args[2].value))
-        if shape is None or layout != ("row", "col"):
-            raise UnmodelledError(f"mma {args[0].value} {layout}")
-        k = int(shape[1])
-        a, b, c = (self.pointer(args[i]) for i in (6, 8, 10))
-        bits = a[2].bits
-        if bits not in (8, 16, 32):
-            raise UnmodelledError(f"mma of {a[2].name}")
-        each = 32 // bits
-        lane = np.arange(WARP)
-        group, quad = lane // 4, lane % 4
+    # --- calls -----------------------------------------------------------------------------------
 
-        def gather(pointer: Pointer, offset: Any, rows: int, columns: int, place: Any) -> Any:
-            count = rows * columns // WARP
-            values = self.by_warp(self.read(pointer, count, self.value(offset)))
-            matrix = np.zeros((values.shape[1], rows, columns), np.int64)
-            for e in range(count):
-                row, column = place(e)
-                matrix[:, row, column] = values[e]
-            return matrix
+    def call(self, call: Any) -> Waits:
+        name = str(call.op.name)
+        method = _CALLS.get(name)
+        if method is not None:
+            yield from method(self, list(call.args)) or ()
+        elif name != "tirx.call_extern" or call not in self.results:
+            yield from super().call(call)
 
-        def of_a(e: int) -> Any:
-            register = e // each
-            return group + 8 * (register % 2), quad * each + e % each + 4 * each * (register // 2)
+    def meet(self, value: Any) -> Waits:
+        for call in collectives.reductions(value):
+            yield from collectives.all_reduce(self, call)
 
-        def of_b(e: int) -> Any:
-            return quad * each + e % each + 4 * each * (e // each), group
-
-        def of_c(e: int) -> Any:
-            return group + 8 * (e // 2), quad * 2 + e % 2
-
-        left, right = gather(a, args[7], 16, k, of_a), gather(b, args[9], k, 8, of_b)
-        total = gather(c, args[11], 16, 8, of_c)
-        for i in range(k):
-            wide = a[2].name if a[2].kind == "float" else c[2].name
-            product = arithmetic("Mul", wide, left[:, :, i, None], right[:, i, None, :])
-            total = arithmetic("Add", c[2].name, total, product)
-        result = np.stack([total[:, of_c(e)[0], of_c(e)[1]].reshape(-1) for e in range(4)])
-        self.write(c, result, self.value(args[11]))
-
-    # --- meetings within expressions -------------------------------------------------------------
-
-    def meet(self, value: Any) -> Meeting:
-        calls = _collectives(value)
-        for call in calls:
-            argument = np.broadcast_to(self.value(call.args[1]), self.active.shape)
-            yield str(call), _AllReduce(call), (self, argument, call)
+    def function(self, name: str, e: Any) -> Any:
+        if name == "tl.tl_shuffle_elect":
+            return collectives.elected(self, int(e.args[0].value))
+        return super().function(name, e)
 
 
-_ALL_REDUCE = re.compile(r"tl::AllReduce<tl::(Sum|Max|Min)Op, (\d+), (\d+), (\d+)\b.*>::run")
-_REDUCTIONS = {"Sum": "Add", "Max": "Max", "Min": "Min"}
+def _cp_async(warp: Warp, args: list[Any]) -> None:
+    to, source = warp.pointer(args[0]), warp.pointer(args[1])
+    outer = warp.active
+    if len(args) > 3:
+        warp.active = outer & (warp.value(args[3]) != 0)
+    value = warp.read(source, int(args[2].value))  # zero where inactive, which is the fill
+    warp.active = outer
+    warp.copies.add(warp.later(lambda: warp.write(to, value)))
 
 
-class _AllReduce:
-    """tl::AllReduce<Op, threads, scale, first, …>: every thread gets the total of those threads
-    whose numbers, counted from `first`, differ from its own only in bits from `scale` to `threads`.
-    """
-
-    def __init__(self, call: Any) -> None:
-        match = _ALL_REDUCE.fullmatch(str(call.args[0].value))
-        if match is None:
-            raise UnmodelledError(str(call.args[0].value))
-        self.operation = _REDUCTIONS[match[1]]
-        self.threads, self.scale, self.first = (int(n) for n in match.groups()[1:])
-        self.dtype = str(call.dtype)
-
-    def __call__(self, parts: list[Any], warps: list[Warp]) -> None:
-        blocks = int(warps[0].lanes.block.max()) + 1
-        threads = sum(warp.lanes.count for warp in warps) // blocks
-        value = np.zeros((blocks, threads), np.int64)
-        for machine, argument, _ in parts:
-            value[machine.lanes.block, machine.lanes.thread] = argument
-        number = np.arange(threads) - self.first
-        low, high = number % self.scale, number // self.threads
-        of_group = high * self.scale + low
-        total = np.zeros_like(value)
-        for group in np.unique(of_group[number >= 0]):
-            members = (of_group == group) & (number >= 0)
-            columns = value[:, members].T
-            result = columns[0]
-            for column in columns[1:]:
-                result = arithmetic(self.operation, self.dtype, result, column)
-            total[:, members] = result[:, None]
-        for machine, _, call in parts:
-            machine.results[call] = total[machine.lanes.block, machine.lanes.thread]
+def _zero(warp: Warp, args: list[Any]) -> None:
+    """st.bulk: (pointer, bytes, zero)"""
+    pointer = warp.pointer(args[0])
+    count = int(args[1].value) // pointer[2].bytes
+    warp.write(pointer, np.zeros((count, 1), np.int64))
 
 
-def _collectives(value: Any) -> list[Any]:
-    from tilelang import tvm
-
-    found: list[Any] = []
-
-    def visit(node: Any) -> None:
-        is_extern = type(node).__name__ == "Call" and str(node.op.name) == "tirx.call_extern"
-        if is_extern and str(node.args[0].value).startswith("tl::AllReduce"):
-            found.append(node)
-
-    tvm.tirx.stmt_functor.post_order_visit(tvm.tirx.Evaluate(value), visit)
-    return found
-
-
-_CALLS = {
-    "tl.ptx_cp_async": Warp.cp_async,
-    "tirx.ptx_commit_group": Warp.commit,
-    "tirx.ptx_wait_group": Warp.wait,
-    "tl.ptx_ldmatrix": Warp.ldmatrix,
-    "tirx.ptx_mma": Warp.mma,
-    "tl.sync_warp": lambda warp, args: None,
+_CALLS: dict[str, Callable[[Warp, list[Any]], Any]] = {
+    **fragments.CALLS,
+    **wgmma.CALLS,
+    **tma.CALLS,
+    **collectives.CALLS,
+    "tl.ptx_cp_async": _cp_async,
+    "tirx.ptx_commit_group": lambda warp, args: warp.copies.commit(),
+    "tirx.ptx_wait_group": lambda warp, args: warp.copies.wait(int(args[0].value)),
+    "tl.ptx_st_bulk_shared": _zero,
 }

@@ -14,9 +14,10 @@ from tileproof.codegen.lower import Lowered
 from tileproof.dsl import Facts
 from tileproof.dsl.expression import evaluate as evaluate_text
 
-from .device import Order, run_launch
+from .device import run_launch
 from .memory import Element, FaultError, Memory, element
 from .residues import P
+from .schedule import TOGETHER, Schedule
 from .tiles import run_source
 
 MOST_SIZES = 12
@@ -41,19 +42,23 @@ class Reference:
 
     def __init__(self, lowered: Lowered, facts: Facts, *, of_source: bool, seed: int = 0) -> None:
         self.lowered, self.facts, self.of_source, self.seed = lowered, facts, of_source, seed
-        self.sizes = list(covering_sizes(lowered, facts))
-        self._found: list[tuple[dict[str, Memory], dict[str, Memory]]] = []
+        self.sizes = sorted(covering_sizes(lowered, facts), key=lambda s: sum(s.values()))
+        self._found: dict[int, tuple[dict[str, Memory], dict[str, Memory]]] = {}
 
     def difference(
-        self, other: Lowered, orders: Sequence[Order] = ("together",)
+        self,
+        other: Lowered,
+        schedules: Sequence[Schedule] = (TOGETHER,),
+        largest: int | None = None,
     ) -> Difference | None:
-        """The first element in which `other` leaves another value, or its fault, or None."""
-        for number, sizes in enumerate(self.sizes):
+        """The first element in which `other` leaves another value, or its fault, or None: at all
+        sizes, or the `largest` few."""
+        for number, sizes in list(enumerate(self.sizes))[-(largest or 0) :]:
             drawn, expected = self._case(number, sizes)
-            for order in orders:
+            for schedule in schedules:
                 got = _copies(drawn)
                 try:
-                    run_lowered(other, got, sizes, order)
+                    run_lowered(other, got, sizes, schedule)
                 except FaultError as fault:
                     return Difference(sizes, "", None, str(fault))
                 found = _difference(self.lowered, expected, got, sizes)
@@ -64,14 +69,14 @@ class Reference:
     def _case(
         self, number: int, sizes: dict[str, int]
     ) -> tuple[dict[str, Memory], dict[str, Memory]]:
-        if number == len(self._found):
+        if number not in self._found:
             drawn = _tensors(self.lowered, self.facts, sizes, self.seed)
             expected = _copies(drawn)
             if self.of_source:
                 run_source(self.lowered.source, expected, sizes)
             else:
                 run_lowered(self.lowered, expected, sizes)
-            self._found.append((drawn, expected))
+            self._found[number] = drawn, expected
         return self._found[number]
 
 
@@ -79,12 +84,12 @@ def run_lowered(
     lowered: Lowered,
     tensors: Mapping[str, Memory],
     sizes: Mapping[str, int],
-    order: Order = "together",
+    schedule: Schedule = TOGETHER,
 ) -> None:
     """Every launch of one call, one after another."""
     functions = {str(g.name_hint): f for g, f in lowered.device_mod.functions_items()}
     for launch in lowered.launches:
-        run_launch(launch, functions[launch.kernel], tensors, sizes, order)
+        run_launch(launch, functions[launch.kernel], tensors, sizes, schedule)
 
 
 def covering_sizes(lowered: Lowered, facts: Facts) -> Iterator[dict[str, int]]:
@@ -104,6 +109,7 @@ def covering_sizes(lowered: Lowered, facts: Facts) -> Iterator[dict[str, int]]:
             for size in (0, 1, tile - 1, tile, tile + 1, 2 * tile + 1):
                 size = max(size, low) // step * step
                 sizes.add(size + step if size < low else size)
+        sizes.add(-(-(low + 1) // step) * step)  # of a dim of few values, more than one
         sizes &= {size for size in sizes if low <= size <= high}
     count = max((len(s) for s in symbols.values()), default=1)
     for number in range(min(count, MOST_SIZES)):

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from . import residues
-from .memory import Element, FaultError, Memory, UnmodelledError, element
+from .arithmetic import arithmetic, convert, wrapped
+from .memory import Element, FaultError, Memory, UnmodelledError, element, width
 
 STEPS = 1 << 22  # statements after which a program is endless
 
@@ -42,7 +43,7 @@ class Place:
     offset: Any = 0
 
 
-Meeting = Iterator[Any]
+Meeting = Iterator[Callable[[], bool]]  # whether who waits here may go on
 Pointer = tuple[Place, Any, Element]  # memory, byte, type of what it points to
 
 _COMPARE = {
@@ -60,8 +61,9 @@ _BITS = {
     "shift_left": np.left_shift,
     "shift_right": np.right_shift,
 }
+_ATOMIC_ADDS = {f"tl.atomic_add{n}_elem_op" for n in ("", "x2", "x4")}
 _SAME = {"likely", "pow_of_int"}
-_ARITHMETIC = {"add": "Add", "sub": "Sub", "mul": "Mul", "fdiv": "Div"}
+_ARITHMETIC = {"add": "Add", "sub": "Sub", "mul": "Mul", "fdiv": "Div", "max": "Max", "min": "Min"}
 
 
 class Machine:
@@ -160,10 +162,12 @@ class Machine:
 
     def call(self, call: Any) -> Meeting:
         """A call made for its effect."""
-        if str(call.op.name) != "tl.atomic_add_elem_op":
+        if str(call.op.name) not in _ATOMIC_ADDS:
             raise UnmodelledError(_name(call))
         place, at, kind = self.pointer(call.args[0])
         value = self.value(call.args[1])
+        if np.ndim(value) > 1:
+            at = at + np.arange(len(value))[:, None] * kind.bytes
         place.memory.add(self.owner(place), at, kind, value, self.active)
         return iter(())
 
@@ -200,6 +204,9 @@ class Machine:
         for index, stride, n in zip(indices, strides, shape, strict=True):
             offset = offset + index * stride
             within = within & (index >= 0) & (index < n)
+        many = width(str(buffer.dtype))
+        if many > 1:
+            offset = offset * many + np.arange(many)[:, None]
         return place, place.offset + offset * kind.bytes, kind, within
 
     def pointer(self, e: Any) -> Pointer:
@@ -264,6 +271,14 @@ class Machine:
 
     def value_Broadcast(self, e: Any) -> Any:
         return self.value(e.value)
+
+    def value_Shuffle(self, e: Any) -> Any:
+        rows: list[Any] = []
+        for vector in e.vectors:
+            value = self.value(vector)
+            rows += list(value) if np.ndim(value) > 1 else [value] * width(str(vector.dtype))
+        chosen = [rows[int(i.value)] for i in e.indices]
+        return chosen[0] if len(chosen) == 1 else np.stack(np.broadcast_arrays(*chosen))
 
     def value_And(self, e: Any) -> Any:
         return (self.value(e.a) != 0) & (self.value(e.b) != 0)
@@ -345,74 +360,3 @@ PURE = {
 def _name(call: Any) -> str:
     name = str(call.op.name)
     return str(call.args[0].value) if name == "tirx.call_extern" else name
-
-
-def wrapped(value: Any, kind: Element) -> Any:
-    """An integer as its type stores it."""
-    if kind.kind == "bool" or kind.bits == 64:
-        return value
-    low = -(1 << (kind.bits - 1)) if kind.name.startswith("int") else 0
-    return (value - low) % (1 << kind.bits) + low
-
-
-def _float_division(a: Any, b: Any) -> Any:
-    return residues.multiply(a, residues.inverse(b))
-
-
-_FLOAT: dict[str, Callable[[Any, Any], Any]] = {
-    "Add": lambda a, b: (a + b) % residues.P,
-    "Sub": lambda a, b: (a - b) % residues.P,
-    "Mul": residues.multiply,
-    "Div": _float_division,
-    "Max": residues.maximum,
-    "Min": residues.minimum,
-}
-
-
-def _truncated(a: Any, b: Any) -> Any:
-    quotient = np.abs(a) // np.where(b == 0, 1, np.abs(b))
-    return np.where((a < 0) != (b < 0), -quotient, quotient)
-
-
-_INT: dict[str, Callable[[Any, Any], Any]] = {
-    "Add": operator.add,
-    "Sub": operator.sub,
-    "Mul": operator.mul,
-    "Div": _truncated,
-    "Mod": lambda a, b: a - _truncated(a, b) * b,
-    "FloorDiv": lambda a, b: a // np.where(b == 0, 1, b),
-    "FloorMod": lambda a, b: a % np.where(b == 0, 1, b),
-    "Max": np.maximum,
-    "Min": np.minimum,
-}
-
-
-def arithmetic(name: str, dtype: str, a: Any, b: Any) -> Any:
-    """`a` and `b` combined as numbers of `dtype`."""
-    kind = element(dtype)
-    if kind.kind == "float":
-        return _FLOAT[name](a, b)
-    return wrapped(_INT[name](a, b), kind)
-
-
-def convert(value: Any, source: str, target: str) -> Any:
-    """A cast between scalar types, or vectors of them."""
-    a, b = element(source), element(target)
-    if a.name == b.name:
-        return value
-    if b.kind != "float":
-        if a.kind != "float":
-            return value != 0 if b.kind == "bool" else wrapped(np.asarray(value, np.int64), b)
-        drawn = residues.scramble(f"to {b.name}", value) >> np.uint64(1)
-        return wrapped(drawn.astype(np.int64), b)
-    if a.kind != "float":
-        value = np.asarray(value, np.int64) % residues.P
-        return value if b.bits >= 32 else residues.rounded(b.name, value)
-    return value if _holds(b, a) else residues.rounded(b.name, value)
-
-
-def _holds(wide: Element, narrow: Element) -> bool:
-    """Whether every value of `narrow` is one of `wide`."""
-    if narrow.name == "float8_e8m0fnu" and wide.name == "float16":
-        return False
-    return wide.bits >= 2 * narrow.bits or (wide.bits >= 32 and narrow.name == "tfloat32")

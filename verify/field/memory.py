@@ -65,6 +65,12 @@ def element(dtype: str) -> Element:
     return Element(scalar, "float", int(digits[0]) if digits else 0)
 
 
+def width(dtype: str) -> int:
+    """How many scalars an element of a TIR dtype holds."""
+    match = re.search(r"x(\d+)$", dtype)
+    return int(match[1]) if match else 1
+
+
 _INSIDE = 255  # code of the bytes of an element but its first
 
 
@@ -72,13 +78,23 @@ class Memory:
     """`owners` pieces of `size` bytes.
 
     What was not written as what it is read as reads as a value of `salt` and its place. `reread`
-    tells whether bits of another type were read: a difference that follows may be none.
+    tells whether bits of another type were read: a difference that follows may be none. `seen` is
+    what asynchronous units see of shared memory, which threads change only by a fence.
     """
+
+    seen: Memory | None = None
 
     def __init__(self, name: str, owners: int, size: int, salt: str) -> None:
         self.name, self.size, self.salt, self.reread = name, size, salt, False
         self.value = np.zeros((owners, size), np.int64)
         self.code = np.zeros((owners, size), np.uint8)
+
+    @property
+    def async_view(self) -> Memory:
+        """`seen`, of shared memory."""
+        if self.seen is None:
+            raise UnmodelledError(f"asynchronous accesses to {self.name}")
+        return self.seen
 
     def repeated(self, count: int, rows: Any = slice(None)) -> Memory:
         """Memory of `count` owners in the place of each, of those in `rows`."""
@@ -124,7 +140,8 @@ class Memory:
     def add(self, owner: Any, at: Any, kind: Element, value: Any, active: Any) -> None:
         """Adds to elements, every lane in its turn: to integers, or modulo P to residues."""
         at = self._inside(at, kind.bytes, active)
-        owner, at, value = (a[active] for a in np.broadcast_arrays(owner, at, value, active)[:3])
+        owner, at, value, active = np.broadcast_arrays(owner, at, value, active)
+        owner, at, value = owner[active], at[active], value[active]
         places = (owner, at)
         present = self.load(owner, at, kind, np.ones(at.shape, bool))
         self.store(owner, at, kind, present, np.ones(at.shape, bool))
@@ -133,3 +150,12 @@ class Memory:
         size = P if kind.kind == "float" else 1 << kind.bits
         if size < 1 << 63:
             self.value[places] = (self.value[places] - low) % size + low
+
+    def move(self, owner: Any, at: Any, source: Memory, source_at: Any, kind: Element) -> None:
+        """Elements of `kind` from `source_at`, (owner, byte), to bytes `at`, whatever they are."""
+        of, start = source_at
+        at = self._inside(at, kind.bytes, np.ones(at.shape, bool))
+        start = source._inside(start, kind.bytes, np.ones(start.shape, bool))
+        for byte in range(kind.bytes):
+            self.value[owner, at + byte] = source.value[of, start + byte]
+            self.code[owner, at + byte] = source.code[of, start + byte]

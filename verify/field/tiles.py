@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from .machine import Lanes, Machine, Meeting, Place, arithmetic, convert
+from .arithmetic import arithmetic, convert
+from .machine import Lanes, Machine, Meeting, Place
 from .memory import Memory, UnmodelledError, element
 
 Region = tuple[Any, list[Any], list[int]]  # buffer, first index, extents
