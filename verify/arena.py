@@ -15,7 +15,7 @@ def bytes_of(buffer: Any) -> int:
         if type(n).__name__ != "IntImm":
             return -1
         total *= int(n.value)
-    return total // 8
+    return -(-total // 8)
 
 
 def shared_sizes(stages: Mapping[str, Any]) -> dict[str, int]:

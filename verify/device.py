@@ -163,7 +163,7 @@ class DeviceWalker(Converter):
             raise UnmodelledError("an access that was not flattened")
         index = indices[0]
         lanes = int(str(index.dtype).split("x")[1]) if "x" in str(index.dtype) else 1
-        width = max(1, memory.bits // 8)
+        width = memory.bits // 8  # 0 for a part of a byte, which is cut out of its byte
         if lanes == 1:
             if memory.bits < 8 and memory.tensor and mode == "write":
                 # It rewrites the whole byte, which its neighbour's writer may do at the same time.
@@ -175,7 +175,7 @@ class DeviceWalker(Converter):
             if memory.bits * lanes % 8:
                 raise UnmodelledError(f"{lanes} elements of {memory.bits} bits at once")
             size = memory.bits * lanes // 8
-            align = _vector_alignment(size, width)
+            align = _vector_alignment(size, max(1, width))
             self.record(memory, mode, self.expr(index.base), lanes, align, node)
             return []
         if memory.bits < 8:

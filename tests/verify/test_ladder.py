@@ -352,3 +352,47 @@ def test_dynamic_gemm_is_proved_where_copies_are_guarded():
     bare = prove_lowered(replace(lowered, stages={}), use_cache=False)
     assert bare.properties["bounds"].verdict is Verdict.UNKNOWN
     assert any("no extent is known" in r for r in bare.properties["bounds"].reasons)
+
+
+def chosen(default=True, scattered=False):
+    """Row m of y is the row of x that an index names, or zeros where it names none."""
+    M, R = T.dynamic("M"), T.dynamic("R")
+
+    @T.prim_func
+    def kernel(
+        x: T.Tensor((R, 64), "float32"),
+        rows: T.Tensor((M,), "int32"),
+        y: T.Tensor((M, 64), "float32"),
+    ):
+        with T.Kernel(M, threads=64) as m:
+            t = T.get_thread_binding()
+            if scattered:
+                if rows[m] < M:
+                    y[rows[m], t] = 0.0
+            elif rows[m] >= 0:
+                y[m, t] = x[rows[m], t]
+            elif default:
+                y[m, t] = 0.0
+
+    return kernel
+
+
+@pytest.mark.parametrize(
+    ("kernel", "verdict", "reason"),
+    [
+        (chosen(), Verdict.PROVED, ""),
+        (chosen(default=False), Verdict.UNKNOWN, "a store depends on the value of data"),
+        (chosen(scattered=True), Verdict.UNKNOWN, "no contract that it never says it twice"),
+    ],
+)
+def test_data_may_decide_what_is_stored_but_not_whether_or_where(kernel, verdict, reason):
+    lowered = lower(kernel, "sm_80", pass_configs=CONFIGS, keep_stages=True)
+    facts = {
+        "dims": {"M": [0, 1 << 20], "R": [1, 1 << 20]},
+        "values": {"rows": [0, "R-1"]},
+        "none": {"rows": -1},
+        "written": {"y": "once"},
+    }
+    coverage = prove_lowered(lowered, facts=facts, use_cache=False).properties["coverage"]
+    assert coverage.verdict is verdict
+    assert reason in " ".join(coverage.reasons)

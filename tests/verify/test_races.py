@@ -164,7 +164,7 @@ LADDER = {
         shared_store(lambda x, m, t: T.cast(t, "float32")),
     ),
     "half bytes": ("races", halves(2), halves(1)),
-    "whole byte": ("alignment", halves(2, start=2), halves(2, start=1)),
+    "whole byte": ("races", halves(2, start=2), halves(2, start=1)),
     "wait": ("async", pipeline(1), pipeline(2)),
     "own copy": ("async", pipeline(1, sync=False), pipeline(1, sync=False, mirror=True)),
     "path": (

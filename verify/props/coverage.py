@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,7 @@ def _prove(launch: Launch, writes: list[Access], once: bool) -> None:
     if not writes:
         raise ShapelessError("it is never written")
     tiles = []
+    writes = _joined(writes)
     layout: tuple[list[tuple[tuple[Symbol, int], ...]], list[Term]] | None = None
     for access in writes:
         outer, offsets = _tile(launch, access)
@@ -97,12 +98,42 @@ def _prove(launch: Launch, writes: list[Access], once: bool) -> None:
         raise ShapelessError("two threads of a block write the same element")
 
 
+def _joined(writes: list[Access]) -> list[Access]:
+    """The stores, where two that differ in one condition, which one of them negates, are one: each
+    thread makes exactly one of the two, whatever data decides which."""
+    left = [*writes]
+    for first in writes:
+        for second in left:
+            paths = [{*a.context.path} for a in (first, second)]
+            only = [path - other for path, other in zip(paths, reversed(paths), strict=True)]
+            if (
+                first in left
+                and [len(part) for part in only] == [1, 1]
+                and _negates(*only[0], *only[1])
+                and (first.index, first.lanes) == (second.index, second.lanes)
+                and first.context.loops == second.context.loops
+            ):
+                path = tuple(c for c in first.context.path if c not in only[0])
+                both = replace(first, context=replace(first.context, path=path))
+                rest = [a for a in left if a not in (first, second)]
+                return _joined([*rest, both])
+    return left
+
+
+def _negates(first: Term, second: Term) -> bool:
+    return apply("not", first) is second or apply("not", second) is first
+
+
 def _tile(launch: Launch, access: Access) -> tuple[list[Outer], np.ndarray]:
     """The outer structure of a store and the offsets (digit by point) that one tile writes."""
     lane = Symbol("lane", "lane", const(0), const(access.lanes - 1))
     digits = [*access.digits]
     if not digits:
         raise ShapelessError("its strides are no products")
+    if any(True for digit in digits for _ in digit.term.loads()):
+        raise ShapelessError(
+            "data says where it stores, and no contract that it never says it twice"
+        )
     last = digits[-1]
     digits[-1] = Digit(terms.add(last.term, var(lane)), last.extent, 1)
     inner = _enumerable(launch, access, digits, lane)

@@ -123,6 +123,11 @@ class _Pair:
         if answer.point is None:
             return undecided(answer, f"{first.site} and {second.site}")
         if first is second and first.stored is None and not first.asynchronous and same is None:
+            if first.buffer.bits < 8:  # the rest of its byte is written as it was read
+                other = apply("ne", first.index, terms.substitute(second.index, view))
+                lost = self.launch.engine.never(apply("and", violation, other), context, everyone)
+                if lost.point is not None:
+                    return found(self._example(meeting, view, lost), lost.point, lost.loads)
             unknown = "several threads do, and whether they store the same value is not known"
             return Goal(Verdict.UNKNOWN, f"{first.site}: {unknown}")
         return found(self._example(meeting, view, answer), answer.point, answer.loads)
@@ -214,7 +219,10 @@ def _same_value(first: Access, second: Access, view: dict[Symbol, Term]) -> Term
             or str(first.node.value) != str(second.node.value)
         ):
             return None
-    equal = apply("eq", byte_range(first)[0], terms.substitute(byte_range(second)[0], view))
+    places = first.index, second.index  # parts of one byte are different places
+    if first.buffer.bits >= 8:
+        places = byte_range(first)[0], byte_range(second)[0]
+    equal = apply("eq", places[0], terms.substitute(places[1], view))
     for term in first.stored:
         equal = apply("and", equal, apply("eq", term, terms.substitute(term, view)))
     return equal
