@@ -1,1 +1,1 @@
-"""Benchmarks beside peers, in one run on one machine: ``tileproof bench launch|virtual``."""
+"""Benchmarks beside peers, in one run on one machine: ``tileproof bench``."""

@@ -1,12 +1,15 @@
 """Host cost of a call, on the null driver: everything but the launch itself.
 
-Compares, in one run and on one machine, our launcher with all its checks (direct, through the
-library with its allocation, through the torch op) with an empty TVM-FFI function that takes the
-same arguments. Medians of many rounds; on a shared machine look at the ratios.
+In one run, on one machine and with the same arguments (eight tensors, two sizes): our launcher with
+all its checks, directly and through the torch op, without and with tensor maps; an empty TVM-FFI
+function; torch's dispatcher; TileLang's generated host function; Triton. Medians of many rounds, in
+which all take turns, of the calling thread's processor time: nothing waits here, and on a shared
+machine others do not count. CuPy's RawKernel is not among them: it cannot be made without a device.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
 import tempfile
 import time
@@ -18,41 +21,62 @@ import torch
 import tvm_ffi
 
 import tileproof
+from tileproof.bench.peers import launchers
 from tileproof.codegen.build import build
-from tileproof.dsl import get
+from tileproof.codegen.target import Target
+from tileproof.codegen.user import specialize
 
-CALLS, ROUNDS = 2000, 15
+CALLS, ROUNDS = 500, 41
+FLOOR = "TVM-FFI, empty function"
+_FILE = Path(__file__).with_name("kernels.py")
+PLAIN, MAPS = Target(f"{_FILE}:eight"), Target(f"{_FILE}:eight_maps")
 
 
-def nanoseconds(call: Callable[[], object]) -> float:
-    """Median over rounds of the time of one call."""
-    rounds = []
+def nanoseconds(ways: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Median over rounds of the time of one call of each; the ways take turns in every round."""
+    rounds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(ROUNDS):
-        start = time.perf_counter_ns()
-        for _ in range(CALLS):
+        for name, call in ways.items():
             call()
-        rounds.append((time.perf_counter_ns() - start) / CALLS)
-    return statistics.median(rounds)
+            start = time.thread_time_ns()
+            for _ in range(CALLS):
+                call()
+            rounds[name].append((time.thread_time_ns() - start) / CALLS)
+    return {name: statistics.median(times) for name, times in rounds.items()}
 
 
 def measure() -> list[dict[str, Any]]:
-    """Nanoseconds of a call and its ratio to the floor, for each way of calling ``mhc/post``
-    (4 inputs, 1 output, 7 tokens)."""
-    spec = get("mhc/post").specialize(N=4, D=64, act="bf16")
-    with tempfile.TemporaryDirectory() as folder:
-        library = tileproof.load(build([spec], ["sm_80"], Path(folder) / "b"), backend="null")
-        direct = library.mhc_post.kernel(spec.symbol)
-    x = torch.zeros(7, 4, 64, dtype=torch.bfloat16)
-    y, out = torch.zeros(7, 64, dtype=torch.bfloat16), torch.empty_like(x)
-    inputs = (x, y, torch.zeros(7, 4), torch.zeros(7, 4, 4))
+    """Nanoseconds of a call and its ratio to the floor, for each way of calling ``eight``."""
+    specs = [specialize(PLAIN, None, "sm_90a"), specialize(MAPS, None, "sm_90a")]
+    rows = torch.zeros(100, 64)
+    inputs = tuple(rows.clone() for _ in range(7))
+    tensors = (*inputs, torch.empty_like(rows))
     floor = tvm_ffi.get_global_func("testing.nop")
-    ways: dict[str, Callable[[], object]] = {
-        "TVM-FFI, empty function": lambda: floor(*inputs, out),
-        "launcher, all checks": lambda: direct(*inputs, out),
-        "torch.empty_like": lambda: torch.empty_like(x),
-        "library, allocates": lambda: library.mhc_post(*inputs),
-        "torch op, allocates": lambda: torch.ops.tileproof.mhc_post(*inputs),
-    }
-    times = {name: nanoseconds(call) for name, call in ways.items()}
-    least = times["TVM-FFI, empty function"]
-    return [{"case": k, "nanoseconds": round(v), "ratio": v / least} for k, v in times.items()]
+    with tempfile.TemporaryDirectory() as name, torch.inference_mode():
+        folder = Path(name)
+        library = tileproof.load(build(specs, ["sm_90a"], folder / "b", jobs=1), backend="null")
+        plain, maps = (library[s.op.name].kernel(s.symbol) for s in specs)
+        dispatched = launchers.torch_floor(len(inputs), folder)
+        hosts = [
+            launchers.tilelang_host(t.resolve(), folder / t.text.rpartition(":")[2])
+            for t in (PLAIN, MAPS)
+        ]
+        ways: dict[str, Callable[[], object]] = {
+            FLOOR: lambda: floor(*tensors),
+            "launcher": lambda: plain(*tensors),
+            "launcher, 7 tensor maps": lambda: maps(*tensors),
+            "torch dispatcher, empty op": lambda: dispatched(*inputs),
+            "torch.empty_like": lambda: torch.empty_like(rows),
+            "torch op, allocates": lambda: torch.ops.tileproof.eight(*inputs),
+            "torch op, allocates, 7 tensor maps": lambda: torch.ops.tileproof.eight_maps(*inputs),
+            "library, allocates": lambda: library["eight"](*inputs),
+            "TileLang's host function": lambda: hosts[0](*tensors),
+            "TileLang's host function, 7 tensor maps": lambda: hosts[1](*tensors),
+        }
+        if importlib.util.find_spec("triton"):
+            triton = launchers.triton_kernel()
+            ways["Triton, kernel of a grid"] = lambda: triton(*tensors)
+        times = nanoseconds(ways)
+    return [
+        {"case": k, "nanoseconds": round(v), "ratio": v / times[FLOOR]} for k, v in times.items()
+    ]

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from tileproof.dsl import check
 
-SUITES = ("launch", "virtual")
+SUITES = ("launch", "coldstart", "virtual")
 _PEERS = ("torch", "apache-tvm-ffi", "tilelang", "triton")
 _NO_TRITON = (
     "triton is not installed: the virtual GPU is timed without its peer. "
@@ -31,7 +31,7 @@ def run(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
-    """Measure beside peers: what a call costs, how fast the virtual GPU is."""
+    """Measure beside peers: a launch, a cold start, how fast the virtual GPU is."""
     chosen = suites or list(SUITES)
     unknown = sorted(set(chosen) - set(SUITES))
     check(not unknown, "bench suites", got=unknown, expected=f"among {', '.join(SUITES)}")
