@@ -30,6 +30,14 @@ from .host import HostKernel, PlannedLaunch, compile_launchers, generate
 from .resources import Resources
 from .toolchain import Versions
 
+# What device code and launchers are made of.
+_LICENSES = {
+    "tileproof": "MIT",
+    "tilelang": "MIT",
+    "cutlass": "BSD-3-Clause",
+    "tvm-ffi": "Apache-2.0",
+}
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -154,6 +162,8 @@ def _contents(units: Sequence[Unit], tools: Versions) -> tuple[dict[str, bytes],
     manifest = {
         "schema": SCHEMA,
         "tileproof": tileproof.__version__,
+        "license": "MIT",
+        "licenses": _LICENSES,
         "tools": asdict(tools),
         "archs": {a: {"runs_on": arch(a).runs_on, "cards": arch(a).cards} for a in archs},
         "launchers": {platform_tag(): library},

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -25,9 +26,13 @@ from .signature import Signature
 if TYPE_CHECKING:
     from .loader import Library
 
-_registry = torch.library.Library("tileproof", "FRAGMENT")
+# A copy of this runtime inside a package of kernels (`codegen.package`) has ops of its own.
+_PACKAGE = re.sub(r"\W", "_", __name__.removesuffix(".runtime.ops"))
+NAMESPACE = _PACKAGE.removesuffix("__runtime_ops")
+_registry = torch.library.Library(NAMESPACE, "FRAGMENT")
 # The Python implementations, of the same schemas; what is wrong is kept for whoever called them.
-_python = torch.library.Library("tileproof_python", "FRAGMENT")
+_PYTHON = f"{NAMESPACE}_python"
+_python = torch.library.Library(_PYTHON, "FRAGMENT")
 _defined: dict[str, _Defined] = {}
 _native: Any = None  # the launchers of the first bundle that has any, kept for the process
 _loaded: list[Library] = []
@@ -108,7 +113,7 @@ class _Defined:
         _python.define(self.schema)
         for key in ("CPU", "CUDA"):
             _python.impl(stem, self.answer, key)
-        torch.library.register_fake(f"tileproof::{stem}", self.fake, lib=_registry)
+        torch.library.register_fake(f"{NAMESPACE}::{stem}", self.fake, lib=_registry)
         self.implement()
 
     def implement(self) -> None:
@@ -123,9 +128,10 @@ class _Defined:
             typed = [i for _, i in signature.type_axes]
             counts = [len(signature.inputs), len(signature.outputs)]
             counts += [len(signature.static_axes), len(typed), len(options)]
-            if _call("implement", signature.stem, [*counts, *axes, *typed, *options]):
+            layout = [*counts, *axes, *typed, *options]
+            if _call("implement", NAMESPACE, _PYTHON, signature.stem, layout):
                 return
-        self.kernel = torch.library.Library("tileproof", "IMPL")
+        self.kernel = torch.library.Library(NAMESPACE, "IMPL")
         for key in ("CPU", "CUDA"):
             self.kernel.impl(signature.stem, self.run, key)
 
@@ -217,7 +223,7 @@ def __getattr__(name: str) -> Any:
     if name not in _defined:
         have = f"one of {', '.join(sorted(_defined))}" if _defined else "a loaded bundle"
         raise AttributeError(f"tileproof.ops: got {name}, expected {have}; see tileproof.load")
-    return getattr(torch.ops.tileproof, name)
+    return getattr(getattr(torch.ops, NAMESPACE), name)
 
 
 def __dir__() -> list[str]:

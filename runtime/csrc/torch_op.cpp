@@ -371,15 +371,17 @@ int failed(const char* words) {
 
 }  // namespace
 
-// (stem, layout) -> whether torch.ops.tileproof.<stem> is implemented here from now on. Addresses
-// are integers; the stem is NUL-terminated. layout: inputs, outputs, axes, typed inputs, options;
+// (namespace, namespace of the Python implementations, stem, layout) -> whether
+// torch.ops.<namespace>.<stem> is implemented here from now on. Addresses are integers; texts are
+// NUL-terminated. layout: inputs, outputs, axes, typed inputs, options;
 // then (input, axis) of each axis, the typed inputs, and for each option whether it is optional.
 TILEPROOF_EXPORT int __tvm_ffi_torch_implement(void*, const TVMFFIAny* args, int32_t,
                                                TVMFFIAny* result) {
   result->type_index = kTVMFFIBool;
   result->v_int64 = 0;
-  const std::string stem = reinterpret_cast<const char*>(args[0].v_int64);
-  const int64_t* layout = numbers(args[1]);
+  const auto text = [args](int i) { return reinterpret_cast<const char*>(args[i].v_int64); };
+  const std::string space = text(0), stem = text(2);
+  const int64_t* layout = numbers(args[3]);
   const int64_t *counts = layout, *rest = layout + 5;
   const bool fits = counts[0] + counts[1] <= kMaxInputs && counts[0] > 0 &&
                     2 + counts[2] + counts[3] + counts[4] <= kMaxKey;
@@ -387,7 +389,7 @@ TILEPROOF_EXPORT int __tvm_ffi_torch_implement(void*, const TVMFFIAny* args, int
   const std::lock_guard<std::shared_mutex> lock(mutex);
   if (op_count == kMaxOps) return 0;
   Op& op = ops[op_count];
-  op.python = "tileproof_python::" + stem;
+  op.python = std::string(text(1)) + "::" + stem;
   op.inputs = static_cast<int>(counts[0]);
   op.outputs = static_cast<int>(counts[1]);
   for (int64_t i = 0; i < counts[2]; ++i, rest += 2) op.axes.push_back({rest[0], rest[1]});
@@ -395,9 +397,9 @@ TILEPROOF_EXPORT int __tvm_ffi_torch_implement(void*, const TVMFFIAny* args, int
   for (int64_t i = 0; i < counts[4]; ++i) op.options.push_back(*rest++ != 0);
   for (const char* key : {"CPU", "CUDA"}) {
     void* library;  // never deleted: that would take the implementation back
-    if (torch.library_init_impl("tileproof", key, "torch_op.cpp", 0, &library) ||
+    if (torch.library_init_impl(space.c_str(), key, "torch_op.cpp", 0, &library) ||
         torch.library_impl(library, stem.c_str(), kernels[op_count]))
-      return failed(("torch refused the kernel of tileproof::" + stem).c_str());
+      return failed(("torch refused the kernel of " + space + "::" + stem).c_str());
   }
   ++op_count;
   result->v_int64 = 1;

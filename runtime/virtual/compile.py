@@ -15,8 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tileproof.runtime.cache import atomic_write, cache_dir, locked, replacing
-
+from ..cache import (  # noqa: TID252 - the runtime may be a part of another package
+    atomic_write,
+    cache_dir,
+    locked,
+    replacing,
+)
 from .batching import batched
 
 _HERE = Path(__file__).parent

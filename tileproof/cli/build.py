@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from tileproof.dsl import check
+
 from . import targets
 from .progress import bar
 
@@ -27,11 +29,23 @@ def run(
     arg: targets.Args = None,
     facts: targets.FactsFile = None,
     jobs: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,
+    wheel: Annotated[bool, typer.Option("--wheel", help="A wheel too, beside the bundle.")] = False,
+    form: Annotated[
+        str | None,
+        typer.Option("--format", help="hf-kernels: a repository for Hugging Face's kernels too."),
+    ] = None,
+    name: Annotated[str, typer.Option(help="Of the wheel or repository.")] = "tileproof_kernels",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON event a line.")] = False,
 ) -> int:
-    """Compile ops for several GPU architectures into one bundle."""
+    """Compile ops for several GPU architectures into one bundle.
+
+    What compiled before is not compiled again; an interrupted build goes on where it was.
+    """
+    from tileproof.codegen import package
     from tileproof.codegen.build import Event, build
 
+    known = form in (None, "hf-kernels")
+    check(known, "--format", got=repr(form), expected="hf-kernels")
     archs = targets.archs(arch)
     specs = targets.specs_and_kernels(ops or [], model, archs, arg or [], facts, dim or [])
     with bar("compiling", len(specs) * len(archs)) as advance:
@@ -42,8 +56,36 @@ def run(
                 print(json.dumps(vars(event)), flush=True)
 
         bundle = build(specs, archs, output, jobs=jobs, on_event=on_event)
-    files = [f for f in bundle.rglob("*") if f.is_file()]
-    size = sum(f.stat().st_size for f in files) / 1e6
-    words = f"{len(specs)} kernels x {len(archs)} archs, {size:.1f} MB"
-    print(f"{bundle}: {words}", file=sys.stderr if as_json else sys.stdout)
+    out = sys.stderr if as_json else sys.stdout
+    for line in _sizes(bundle):
+        print(line, file=out)
+    if wheel:
+        print(package.write_wheel(bundle, name, output.parent), file=out)
+    if form is not None:
+        folder = output.with_name(f"{output.name}-hf")
+        for variant in package.write_hf_kernels(bundle, name, folder):
+            print(variant, file=out)
     return 0
+
+
+def _sizes(bundle: Path) -> list[str]:
+    """Bytes per op and architecture, and of everything."""
+    from tileproof.runtime.bundle import read_manifest
+
+    manifest = read_manifest(bundle)
+    kernels, files = manifest["specializations"], manifest["files"]
+    lines = []
+    for op in manifest["ops"]:
+        own = [k["archs"] for k in kernels.values() if k["op"] == op]
+        archs = {
+            arch: sum(files[k[arch][what]]["bytes"] for k in own if arch in k for what in _PARTS)
+            for arch in manifest["archs"]
+        }
+        sizes = ", ".join(f"{arch} {size / 1000:.0f} kB" for arch, size in archs.items() if size)
+        lines.append(f"{op}: {len(own)} kernels, {sizes}")
+    total = sum(f["bytes"] for f in files.values()) / 1e6
+    words = f"{len(kernels)} kernels x {len(manifest['archs'])} archs, {total:.1f} MB"
+    return [*lines, f"{bundle}: {words}"]
+
+
+_PARTS = ("cubin", "cuda")
