@@ -86,6 +86,7 @@ def _tensor(op: str, parameter: Parameter, facts: Facts, is_output: bool) -> Ten
     tensor = Tensor(
         parameter.name, shape, _NAMES[parameter.dtype], role, values=values, strides=strides
     )
+    tensor = dataclasses.replace(tensor, align=facts.align.get(parameter.name, tensor.align))
     return dataclasses.replace(tensor, written=once) if is_output else tensor
 
 

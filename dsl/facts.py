@@ -37,6 +37,7 @@ class Facts:
         deterministic: whether the result may depend on no order of execution.
         batch: dims that may not influence how others are reduced.
         none: the value of an integer tensor that means "no index", beside its range.
+        align: bytes of which a tensor's address is a multiple, 16 if nothing is said.
     """
 
     dims: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -49,6 +50,7 @@ class Facts:
     deterministic: bool = True
     batch: tuple[str, ...] = ()
     none: Mapping[str, int] = field(default_factory=dict)
+    align: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "facts") -> Facts:
@@ -98,6 +100,7 @@ class Facts:
             written={a.name: a.written for a in spec.args if a.written is not None},
             batch=tuple(letter for letter, d in dynamic.items() if d.batch),
             none={name: v.none for name, v in ranged.items() if v.none is not None},
+            align={a.name: a.align for a in spec.args},
         )
 
 
@@ -170,6 +173,12 @@ def _positive(value: Any, where: str) -> int:
     return int(value)
 
 
+def _alignment(value: Any, where: str) -> int:
+    fits = _is_int(value) and value > 0 and value & (value - 1) == 0
+    check(fits, where, got=repr(value), expected="a power of two")
+    return int(value)
+
+
 def _integer(value: Any, where: str) -> int:
     check(_is_int(value), where, got=repr(value), expected="an integer")
     return int(value)
@@ -205,4 +214,5 @@ _READERS: dict[str, Callable[[Any, str], Any]] = {
     "deterministic": _flag,
     "batch": _names,
     "none": _mapping(_integer),
+    "align": _mapping(_alignment),
 }

@@ -215,6 +215,7 @@ def _tensor(
         if arg.values is not None:
             lo, hi = (expression(e, domain.dims) for e in (arg.values.lo, arg.values.hi))
             values = ValueRange(lo, hi, arg.values.none)
+    align = given.align.get(name, align)
     written = given.written.get(name, written)
     if name in given.values:
         lo, hi = (expression(str(e), domain.dims) for e in given.values[name])

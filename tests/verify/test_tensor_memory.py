@@ -320,3 +320,14 @@ def test_what_is_not_modelled_is_unknown_by_name():
         report = prove_lowered(kernel, facts=FACTS, use_cache=False)
         assert any(name in found for found in report.unmodelled), report.unmodelled
         assert report.properties["bounds"].verdict is not Verdict.PROVED
+
+
+@pytest.mark.parametrize(("align", "verdict"), [(32, Verdict.PROVED), (16, Verdict.REFUTED)])
+def test_vectors_of_32_bytes_need_an_address_that_is_said_to_be_aligned(align, verdict):
+    configs = {**CONFIGS, "tl.disable_vectorize_256": False}
+    kernel = lower(gemm(), "sm_100a", pass_configs=configs, keep_stages=True)
+    facts = {**FACTS, "align": {"a": align, "b": align, "c": align}}
+    found = prove_lowered(kernel, facts=facts, use_cache=False).properties["alignment"]
+    assert found.verdict is verdict
+    if verdict is Verdict.REFUTED:
+        assert "c is accessed 32 bytes wide, but its pointer is only aligned to 16" in found.reasons

@@ -69,6 +69,7 @@ _FACTS: dict[str, Callable[[str], Any]] = {
     "values": lambda text: [_bound(e) for e in text.split("..")],
     "multiples": lambda text: _bound(text),
     "none": lambda text: _bound(text),
+    "align": lambda text: _bound(text),
     "strides": lambda text: [[_bound(e) for e in text.split(",")]],
     "written": str,
 }
