@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,13 +28,14 @@ from .toolchain import ToolchainError, Toolkit, versions
 
 @dataclass(frozen=True)
 class Event:
-    """Progress of a build: unit `done` of `total` was compiled; `cached` if nothing had to run."""
+    """Progress: unit `done` of `total` took `seconds`; `cached` if nothing had to run."""
 
     symbol: str
     arch: str
     done: int
     total: int
     cached: bool
+    seconds: float
 
 
 def build(
@@ -72,14 +74,16 @@ def build(
     left = []
     for i, (spec, target) in enumerate(work):
         if _is_cached(spec, target, toolkit):
+            start = time.monotonic()
             units[i] = compile_unit(spec, target, toolkit)
-            counter.report(spec, target, cached=True)
+            counter.report(spec, target, start, cached=True)
         else:
             left.append(i)
 
     def compile_here(i: int) -> None:
+        start = time.monotonic()
         units[i] = compile_unit(*work[i], toolkit)
-        counter.report(*work[i], cached=False)
+        counter.report(*work[i], start, cached=False)
 
     workers = min(jobs or os.cpu_count() or 1, len(left))
     remote = [i for i in left if ircache.in_library(work[i][0])] if workers > 1 else []
@@ -101,11 +105,13 @@ class _Counter:
         self.total, self.done, self.on_event = total, 0, on_event
         self.lock = threading.Lock()
 
-    def report(self, spec: Specialization, target: str, *, cached: bool) -> None:
+    def report(self, spec: Specialization, target: str, start: float, *, cached: bool) -> None:
+        """A unit that was begun at `start`, by time.monotonic, is done."""
+        seconds = time.monotonic() - start
         with self.lock:
             self.done += 1
             if self.on_event is not None:
-                self.on_event(Event(spec.symbol, target, self.done, self.total, cached))
+                self.on_event(Event(spec.symbol, target, self.done, self.total, cached, seconds))
 
 
 def compile_unit(spec: Specialization, target: str, toolkit: Toolkit = "pip") -> Unit:
@@ -182,9 +188,9 @@ class _Workers:
         lock = threading.Lock()
 
         def serve() -> None:
-            start = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
-            start += "from tileproof.codegen.build import _serve; _serve()"
-            command = [sys.executable, "-c", start, json.dumps(sys.path)]
+            code = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
+            code += "from tileproof.codegen.build import _serve; _serve()"
+            command = [sys.executable, "-c", code, json.dumps(sys.path)]
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
@@ -195,14 +201,14 @@ class _Workers:
                         job = next(queue, None)
                     if job is None:
                         break
-                    spec, target = job
+                    start, (spec, target) = time.monotonic(), job
                     sizes = {**spec.types, **spec.params}
                     sizes |= {k: v for k, v in spec.dims.items() if not spec.op.dims[k].derived}
                     message = {"op": spec.op.name, "sizes": sizes, "arch": target}
                     process.stdin.write(json.dumps(message | {"toolkit": self.toolkit}) + "\n")
                     process.stdin.flush()
                     _raise_reply(process.stdout.readline(), f"{spec.symbol} on {target}")
-                    counter.report(spec, target, cached=False)
+                    counter.report(spec, target, start, cached=False)
             except BaseException:
                 self.failed.set()
                 raise

@@ -9,6 +9,7 @@ cuda/<symbol>.<arch>.cu
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import inspect
 import json
@@ -24,7 +25,7 @@ from typing import Any
 import tileproof
 from tileproof.dsl import Op, Specialization, arch, check
 from tileproof.runtime.bundle import SCHEMA, read_manifest
-from tileproof.runtime.cache import atomic_write
+from tileproof.runtime.cache import atomic_write, cache_dir, locked
 
 from .host import HostKernel, PlannedLaunch, compile_launchers, generate
 from .resources import Resources
@@ -108,24 +109,37 @@ def write_bundle(units: Sequence[Unit], out: Path, tools: Versions) -> Path:
     check(replaceable, "output folder", got=f"{out} with other files", expected="a new folder")
     files, manifest = _contents(units, tools)
     out.parent.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        for name, data in files.items():
-            (stage / name).parent.mkdir(exist_ok=True)
-            (stage / name).write_bytes(data)
-        _write_manifest(stage, manifest)
-        stage.chmod(0o755)
-        if out.exists():
-            # A folder cannot replace a folder in one step; the old one steps aside for a moment.
-            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-            out.rename(old)
-            stage.rename(out)
-            shutil.rmtree(old)
-        else:
-            stage.rename(out)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+    with locked(cache_dir("bundles") / hashlib.sha256(bytes(out.resolve())).hexdigest()):
+        for left in out.parent.glob(f".{out.name}.*"):  # by a build that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        try:
+            for name, data in files.items():
+                (stage / name).parent.mkdir(exist_ok=True)
+                (stage / name).write_bytes(data)
+            _write_manifest(stage, manifest)
+            stage.chmod(0o755)
+            if out.exists():
+                _exchange(stage, out)
+            else:
+                stage.rename(out)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
     return out
+
+
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+
+
+def _exchange(stage: Path, out: Path) -> None:
+    """Two folders change places, in one step where the file system can do that."""
+    swap = getattr(ctypes.CDLL(None), "renameat2", None)
+    if swap is not None and swap(_HERE, bytes(stage), _HERE, bytes(out), _EXCHANGE) == 0:
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    out.rename(old)
+    stage.rename(out)
+    old.rename(stage)
 
 
 def _is_empty(folder: Path) -> bool:

@@ -114,3 +114,41 @@ def test_resources_are_in_the_manifest(bundle):
     assert used["sass"]["STG"] > 0
     assert used["instructions"] > sum(used["sass"].values()) / 2
     assert facts["proofs"] is None
+
+
+def places(value, path=()):
+    """Every leaf of a manifest by its path."""
+    if isinstance(value, (dict, list)):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from places(inner, (*path, key))
+    else:
+        yield path, value
+
+
+def test_every_field_of_the_manifest_and_every_byte_of_a_file_counts(copied):
+    """One flipped bit in each value of the manifest, and in each file: one sentence each."""
+    path = copied / "manifest.json"
+    text = path.read_bytes()
+    leaves = [(p, v) for p, v in places(json.loads(text)) if v not in (None, "")]
+    assert len(leaves) > 300
+    at = 0
+    for _, value in leaves:
+        at = text.index(json.dumps(value).encode(), at)
+        for change in (1, 64):
+            flipped = bytearray(text)
+            flipped[at + (1 if isinstance(value, str) else 0)] ^= change
+            path.write_bytes(flipped)
+            with pytest.raises(BundleError, match=r"manifest.json: got sha256 \w+… over"):
+                read_manifest(copied)
+    path.write_bytes(text)
+    opened = Bundle(copied)
+    for name in opened.manifest["files"]:
+        data = bytearray((copied / name).read_bytes())
+        for place in (0, len(data) // 2, len(data) - 1):
+            data[place] ^= 1
+            (copied / name).write_bytes(data)
+            with pytest.raises(BundleError, match=re.escape(name) + r": got sha256 \w+… over"):
+                opened.read(name)
+            data[place] ^= 1
+        (copied / name).write_bytes(data)
+        assert opened.read(name) == bytes(data)

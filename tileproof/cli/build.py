@@ -51,7 +51,7 @@ def run(
     with bar("compiling", len(specs) * len(archs)) as advance:
 
         def on_event(event: Event) -> None:
-            advance(f"{event.symbol} {event.arch}")
+            advance(f"{event.symbol} {event.arch} {event.seconds:.1f} s")
             if as_json:
                 print(json.dumps(vars(event)), flush=True)
 
