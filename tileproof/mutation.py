@@ -6,7 +6,7 @@ with warps that run ahead and copies that come late; no checker under test has a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -32,9 +32,14 @@ class Outcome:
 
 
 def examine(
-    lowered: Lowered, facts: Facts, *, most: int | None = None, run: bool = True
+    lowered: Lowered,
+    facts: Facts,
+    *,
+    kinds: Collection[str] = (),
+    most: int | None = None,
+    run: bool = True,
 ) -> Iterator[Outcome]:
-    """Every mutant of `lowered` (`most` of a class) and what finds it.
+    """Every mutant of `lowered` (of some `kinds`; `most` of a class) and what finds it.
 
     `run` sends what the verifier misses to the sanitizer. What is wrong with `lowered` itself finds
     no mutant. Raises UnmodelledError for a kernel the prime-field run does not know.
@@ -42,7 +47,7 @@ def examine(
     from tileproof.verify.mutate import mutants
 
     checkers = _Checkers(lowered, facts, run)
-    for mutant in mutants(lowered, most=most):
+    for mutant in mutants(lowered, kinds, most):
         fate, why = checkers.fate(mutant)
         yield Outcome(lowered.name, lowered.arch, mutant.name, mutant.kind, mutant.site, fate, why)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tileproof.codegen.lower import Lowered
+from tileproof.dsl import check
 
 from .changes import Change, classes
 
@@ -30,8 +31,11 @@ def mutants(
     lowered: Lowered, kinds: Collection[str] = (), most: int | None = None
 ) -> Iterator[Mutant]:
     """Mutants of every class (or of `kinds` alone), one changed site each: of all sites, or of
-    `most` of a class, spread evenly over the program."""
-    for kind, (where, keys, change) in classes(lowered).items():
+    `most` of a class, spread evenly over the program. Raises ContractError for other `kinds`."""
+    known = classes(lowered)
+    unknown = sorted(set(kinds) - set(known))
+    check(not unknown, "classes of bugs", got=unknown, expected=f"among {', '.join(known)}")
+    for kind, (where, keys, change) in known.items():
         if kinds and kind not in kinds:
             continue
         yield from _each_site(lowered, f"{where}_mod", kind, keys, change, most)

@@ -29,6 +29,7 @@ def run(
     most: Annotated[
         int | None, typer.Option(min=1, help="Mutants of a class per kernel; default: every site.")
     ] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="A class of bugs; repeatable.")] = None,
     sanitize: Annotated[bool, typer.Option(help="Run what the verifier misses.")] = True,
     jobs: Annotated[int | None, typer.Option("-j", min=1, help="Default: one per core.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
@@ -47,7 +48,9 @@ def run(
     count = min(jobs or os.cpu_count() or 1, len(work))
     with ProcessPoolExecutor(count, mp_context=context) as pool, bar("mutating", len(work)) as step:
         futures = {
-            pool.submit(_examine, name, a, arg or [], known, most, sanitize): f"{name} {a}"
+            pool.submit(
+                _examine, name, a, arg or [], known, kind or [], most, sanitize
+            ): f"{name} {a}"
             for name, a in work
         }
         for future in as_completed(futures):
@@ -67,7 +70,13 @@ def run(
 
 
 def _examine(
-    name: str, arch: str, args: list[str], known: dict[str, Any], most: int | None, sanitize: bool
+    name: str,
+    arch: str,
+    args: list[str],
+    known: dict[str, Any],
+    kinds: list[str],
+    most: int | None,
+    sanitize: bool,
 ) -> tuple[list[dict[str, Any]], str]:
     """Outcomes of one kernel, or of each of an op's tiny shapes; why not, if there are none."""
     from tileproof.codegen.lower import lower
@@ -86,7 +95,9 @@ def _examine(
             lowered = lower(kernel, arch, keep_stages=True)
             own = Facts.of(lowered.spec) if lowered.spec is not None else lowered.facts
             facts = own.updated(Facts.from_dict(known))
-            found += [asdict(o) for o in examine(lowered, facts, most=most, run=sanitize)]
+            found += [
+                asdict(o) for o in examine(lowered, facts, kinds=kinds, most=most, run=sanitize)
+            ]
     except (UnmodelledError, FaultError) as error:
         return [], f"not executed over a prime field: {error}"
     return found, ""

@@ -91,10 +91,10 @@ class Launch:
 
     def roles(self, body: Any) -> list[range]:
         """Threads that may run in step: they come to the same waits. Or warps that run ahead."""
-        if self.schedule.ahead:
-            return self.warps()
         ways = _ways(body, self)
         starts = [t for t in range(self.threads) if not t or (ways[:, t] != ways[:, t - 1]).any()]
+        if self.schedule.ahead or any(t % WARP for t in starts):
+            return self.warps()
         return [range(a, b) for a, b in zip(starts, [*starts[1:], self.threads], strict=True)]
 
     def start(self, happens: Callable[[], None]) -> None:
