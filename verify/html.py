@@ -120,6 +120,8 @@ def _open(name: str, p: PropertyReport) -> str:
             text += (
                 f"<br><small>{escape(place(step) + said)}</small> <code>{escape(step.site)}</code>"
             )
+        if e.reproduced:
+            text += f"<br><small>{escape(e.reproduced)}</small>"
         items.append(text)
     shown = {e.message for e in p.counterexamples}
     items += [escape(r) for r in p.reasons if not any(r.startswith(m) for m in shown)]

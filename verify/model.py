@@ -74,6 +74,7 @@ class Counterexample:
     `offset` and `extent` count elements of `buffer`; `other` describes the second access of a
     property that relates two. A violation that takes several threads lists what they do in `steps`,
     in an order of execution that shows it: the two accesses of a race, the path to a deadlock.
+    `reproduced` says what a run at these sizes showed, "" if there was none.
     """
 
     property: str
@@ -89,6 +90,7 @@ class Counterexample:
     other: str = ""
     steps: tuple[Step, ...] = ()
     confirmed: bool = False
+    reproduced: str = ""
 
 
 @dataclass

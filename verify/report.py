@@ -63,6 +63,10 @@ def _details(kernel: KernelReport) -> list[str]:
 
 
 def _example(example: Counterexample) -> list[str]:
+    return _where(example) + (_wrap(example.reproduced) if example.reproduced else [])
+
+
+def _where(example: Counterexample) -> list[str]:
     lines = _wrap(example.message)
     sizes = ", ".join(f"{k}={v}" for k, v in example.sizes.items())
     if example.steps:

@@ -68,6 +68,8 @@ def _result(
     }
     if example is not None:
         result["properties"] |= {"sizes": dict(example.sizes), "replayed": example.confirmed}
+        if example.reproduced:
+            result["properties"]["reproduced"] = example.reproduced
         steps = example.steps or (_single(example),)
         result["codeFlows"] = [_flow(kernel, steps)]
     if p.waived:

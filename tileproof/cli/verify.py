@@ -52,6 +52,9 @@ def run(
     html: Annotated[Path | None, typer.Option(help="Write a summary page here, too.")] = None,
     sarif: Annotated[Path | None, typer.Option(help="Write SARIF here, too.")] = None,
     baseline: Annotated[Path | None, typer.Option(help="Waivers, TOML.")] = None,
+    reproduce: Annotated[
+        bool, typer.Option("--reproduce", help="Run counterexamples on the virtual GPU.")
+    ] = False,
     rlimit: Annotated[
         int | None, typer.Option(min=1, help="Solver steps a query may take; default: 60000000.")
     ] = None,
@@ -90,6 +93,10 @@ def run(
             rlimit=rlimit or verify.RLIMIT,
             routes=route.each,
         )
+    if reproduce:
+        from tileproof.reproduce import reproduce as run_counterexamples
+
+        run_counterexamples(report, work, user)
     targets.meant(user.get("dims", {}), {n for k in report.kernels for n in k.domain})
     stale = waivers.apply(report, waived)
     writers = {
