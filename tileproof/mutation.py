@@ -56,15 +56,16 @@ class _Checkers:
     """Whatever looks at the mutants of one kernel."""
 
     def __init__(self, lowered: Lowered, facts: Facts, run: bool) -> None:
-        from tileproof.verify.field import Reference, UnmodelledError
+        from tileproof.verify.field import Reference, UnmodelledError, parting
 
         self.facts = facts
         self.lowered_values = Reference(lowered, facts, of_source=False)
         self.source_values = Reference(lowered, facts, of_source=True)
         try:
             self.of_source = self.source_values.difference(lowered) is None
-        except UnmodelledError:  # of the source alone, or the line above had failed
-            self.of_source = False
+            self.of_schedules = False
+        except UnmodelledError:  # only what is wrong whatever the source is left
+            self.of_source, self.of_schedules = False, parting(lowered, facts) is None
         self.known = self.complaints(lowered)
         self.run = run and not self.sanitized(lowered)
 
@@ -83,12 +84,19 @@ class _Checkers:
         for name, words in self.complaints(mutant.lowered).items():
             if name not in self.known:
                 return "verify", f"{name}: {words}"
-        other = self.source_values.difference(mutant.lowered) if self.of_source else None
-        if other is not None:
+        if (other := self.valued(mutant.lowered)) is not None:
             return "values", other.message
         if self.run and (words := self.sanitized(mutant.lowered)):
             return "sanitize", words
         return "escaped", f"at {dict(difference.sizes)}: {difference.message}"
+
+    def valued(self, lowered: Lowered) -> Any:
+        """What ``verify --route values`` complains of, None if it does not."""
+        from tileproof.verify.field import parting
+
+        if self.of_source:
+            return self.source_values.anywhere(lowered)
+        return parting(lowered, self.facts) if self.of_schedules else None
 
     def complaints(self, lowered: Lowered) -> dict[str, str]:
         """The properties that are refuted or an alarm, each with a reason."""

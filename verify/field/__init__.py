@@ -13,7 +13,7 @@ calls, and ``schedule.py`` decides who runs ahead. ``equivalence.py`` compares t
 ``prove.py`` reports it. No reasoning is shared with the prover.
 """
 
-from .equivalence import Difference, Reference
+from .equivalence import Difference, Reference, parting
 from .memory import FaultError, UnmodelledError
 from .prove import compare_values
 from .schedule import EVERY, TOGETHER, Schedule
@@ -27,4 +27,5 @@ __all__ = [
     "Schedule",
     "UnmodelledError",
     "compare_values",
+    "parting",
 ]

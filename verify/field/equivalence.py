@@ -17,7 +17,7 @@ from tileproof.dsl.expression import evaluate as evaluate_text
 from .device import run_launch
 from .memory import Element, FaultError, Memory, element
 from .residues import P
-from .schedule import TOGETHER, Schedule
+from .schedule import EVERY, TOGETHER, Schedule
 from .tiles import run_source
 
 MOST_SIZES = 12
@@ -66,6 +66,11 @@ class Reference:
                     return found
         return None
 
+    def anywhere(self, other: Lowered) -> Difference | None:
+        """The same at all sizes, and at the largest on every schedule."""
+        found = self.difference(other)
+        return found or self.difference(other, EVERY[1:], largest=2)
+
     def _case(
         self, number: int, sizes: dict[str, int]
     ) -> tuple[dict[str, Memory], dict[str, Memory]]:
@@ -78,6 +83,15 @@ class Reference:
                 run_lowered(self.lowered, expected, sizes)
             self._found[number] = drawn, expected
         return self._found[number]
+
+
+def parting(lowered: Lowered, facts: Facts) -> Difference | None:
+    """Where schedules of `lowered` part, or one is faulty: what is wrong whatever its source."""
+    reference = Reference(lowered, facts, of_source=False)
+    try:
+        return reference.anywhere(lowered)
+    except FaultError as fault:  # of the run the others are compared with
+        return Difference({}, "", None, str(fault))
 
 
 def run_lowered(

@@ -10,7 +10,7 @@ from tileproof.verify import cache, domain
 from tileproof.verify.domain import Given
 from tileproof.verify.model import Counterexample, KernelReport, PropertyReport, Verdict
 
-from .equivalence import Reference
+from .equivalence import Reference, parting
 from .memory import FaultError, UnmodelledError
 
 
@@ -20,7 +20,8 @@ def compare_values(
     """Whether `lowered` computes what its source says, at sizes that cover its tiles.
 
     The property ``values`` is TESTED if no element differs, an ALARM where one does, REFUTED where
-    the lowered program does what no correct one does, UNKNOWN where a program is not executed.
+    the lowered program does what no correct one does, UNKNOWN where a program is not executed. If
+    that is the source alone, schedules of the lowered program that part are still an ALARM.
     """
     start = time.perf_counter()
     known = lowered.facts.updated(Facts.read(facts))
@@ -57,7 +58,13 @@ def compare_values(
 def _values(lowered: Lowered, facts: Facts, report: KernelReport) -> PropertyReport:
     facts = Facts.of(lowered.spec).updated(facts) if lowered.spec is not None else facts
     reference = Reference(lowered, facts, of_source=True)
-    difference = reference.difference(lowered)
+    try:
+        difference = reference.anywhere(lowered)
+    except UnmodelledError as error:
+        difference = parting(lowered, facts)
+        if difference is None:
+            raise
+        report.unmodelled.append(str(error))
     count = len(reference.sizes)
     if difference is None:
         sizes = "; ".join(", ".join(f"{k}={v}" for k, v in s.items()) for s in reference.sizes)
