@@ -146,3 +146,11 @@ def test_bad_words_are_one_sentence_and_exit_code_3(words: tuple, message: str) 
 def test_the_installed_command_exists() -> None:
     command = Path(sys.executable).with_name("tileproof")
     assert shutil.which(str(command)), "the package is not installed with its entry point"
+
+
+def test_the_reference_page_is_current() -> None:
+    command = [sys.executable, "-m", "tileproof.cli.reference"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.count("\n## tileproof ") >= 8
+    page = (ROOT / "docs" / "cli.md").read_text()
+    assert page == done.stdout, f"docs/cli.md is old; run: {' '.join(command[1:])} > docs/cli.md"
