@@ -265,6 +265,7 @@ _ACT = {"bfloat16": "bf16", "float32": "f32"}
 # What the ops ask of a configuration, for the two released models (spec §2).
 _COMMON = {
     "head_dim": 512,
+    "qk_rope_head_dim": 64,
     "index_head_dim": 128,
     "hc_mult": 4,
     "hc_sinkhorn_iters": 20,

@@ -50,6 +50,8 @@ def join(a: Any, b: Any) -> Any:
 
 def combine(name: str, parts: list[Flow]) -> Flow:
     """A function of data; sums and products of two do not care which comes first."""
+    if any(np.ndim(v) == 2 for part in parts for v in part):  # a scalar is alike in every lane
+        parts = [Flow(*(v[:, None] if np.ndim(v) == 1 else v for v in part)) for part in parts]
     label = parts[0].label if parts else np.int64(NONE)
     for part in parts[1:]:
         label = join(label, part.label)

@@ -59,7 +59,8 @@ def place(access: Access, domain: Domain, engine: Engine) -> Place:
     if size % access.lanes:  # its elements may lie in several rows
         left = add(left, var(Symbol("lane", "lane", const(0), const(access.lanes - 1))))
     lo, hi = engine.ranges.of_poly(poly(left))
-    if lo >= 0 and hi < size:
+    outside = apply("or", apply("lt", left, const(0)), terms.le(const(size), left))
+    if (lo >= 0 and hi < size) or engine.never(outside, access.context).proved:
         return Place(whole.term(), (*columns, left))
     row = add(whole.term(), apply("div", left, const(size)))
     return Place(row, (*columns, apply("mod", left, const(size))))

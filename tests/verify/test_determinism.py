@@ -84,6 +84,31 @@ def tiled(partner=0, start=lambda row: 0, guard=lambda row, M: row < M):
     return kernel
 
 
+def chosen(partner=0, by_value=True):
+    """Eight rows a block; the data of one, as an integer, decides what becomes of a row."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def kernel(x: T.Tensor((M,), "float32"), y: T.Tensor((M,), "float32")):
+        with T.Kernel(T.ceildiv(M, 8), threads=8) as block:
+            bits = T.alloc_shared((8,), "int32")
+            kept = T.alloc_local((1,), "float32")
+            thread = T.get_thread_binding()
+            if block * 8 + thread < M:
+                bits[thread] = T.reinterpret(x[block * 8 + thread], "int32")
+            T.sync_threads()
+            if block * 8 + thread < M:
+                kept[0] = x[block * 8 + thread]
+                if by_value:
+                    kept[0] = T.if_then_else(bits[thread ^ partner] > 0, kept[0], 0.0)
+                else:
+                    if bits[thread ^ partner] < 0:
+                        kept[0] = 0.0
+                y[block * 8 + thread] = kept[0]
+
+    return kernel
+
+
 def persistent(trips):
     """Two blocks walk over all rows; each row is summed in ``trips(M)`` strides."""
     M = T.dynamic("M")
@@ -118,6 +143,7 @@ CLEAN = {
     "fixed column order": read(lambda m: m, lambda m, i: 7 - i),
     "fixed scale": read(lambda m: m, scale=lambda M, m: 3),
     "tile": tiled(),
+    "its data decides": chosen(),
 }
 BATCH = {
     "trips by batch size": summed(lambda M, m: T.if_then_else(M < 8, 4, 8)),
@@ -128,6 +154,7 @@ BATCH = {
     "row as data": read(lambda m: m, scale=lambda M, m: m),
     "guard by neighbour": tiled(guard=lambda row, M: row + 1 < M),
     "other row of the tile": tiled(partner=1),
+    "a neighbour's data decides": chosen(partner=1),
     "order by place in the tile": tiled(start=lambda row: row),
 }
 
@@ -160,6 +187,12 @@ def test_two_runs_of_one_row_are_shown():
     assert found.verdict is Verdict.REFUTED
     message = found.counterexamples[0].message
     assert "4 times" in message and "8 times" in message
+
+
+def test_what_is_done_may_hang_on_data_that_is_not_followed():
+    found = verdict(chosen(by_value=False), batch=["M"])
+    assert found.verdict is Verdict.UNKNOWN, found
+    assert verdict(chosen(by_value=False)).verdict is Verdict.PROVED
 
 
 def test_a_persistent_kernel_is_not_refuted_for_its_rows_but_for_its_sums():

@@ -164,7 +164,11 @@ class _Batch:
         return next(n for n in shape if n.symbols & batch)
 
     def same(self, found: tuple[Term, ...], context: Context, what: Any, message: Any) -> Goal:
-        """Terms that two runs must agree on."""
+        """Terms that two runs must agree on, given the same data of a row in both.
+
+        That the data is the row's own is for :meth:`tile` to show, or to give up where data decides
+        what is done rather than which value it is done with.
+        """
         memo: dict[int, Term] = {}
         known = [rows.same_data(t, memo) for t in found]
         moved = [terms.substitute(t, self.twin) for t in known]
@@ -173,21 +177,14 @@ class _Batch:
             if terms.poly(a).terms != terms.poly(b).terms:
                 differ = apply("or", differ, apply("ne", a, b))
         if differ.is_const and not differ.value:
-            return self.of_own_row(found, what)
+            return PROVED
         extra = [*self.facts.symbols.values(), *(t.value for t in self.twin.values())]
         answer = self.engine.never(differ, rows.both(context, self.twin, memo), extra)
         if answer.proved:
-            return self.of_own_row(found, what)
+            return PROVED
         if answer.point is None:
             return undecided(answer, f"batch invariance of {what.site}")
         return self.report(what, message, answer)
-
-    def of_own_row(self, found: tuple[Term, ...], what: Any) -> Goal:
-        """Data that decides must be the row's own; through shared memory it might be another's."""
-        data = [s for t in found for s in t.symbols if s.kind == "opaque"]
-        if not data or self.single_row:
-            return PROVED
-        return Goal(Verdict.UNKNOWN, f"{what.site} hangs on data that may be another row's")
 
     @cached_property
     def single_row(self) -> bool:
