@@ -6,7 +6,7 @@ powers of two and are handled as codes, 2^(code - 127), computed on the bits of 
 
 from dataclasses import dataclass
 
-from tileproof.dsl import derived, dim, static
+from tileproof.dsl import check, derived, dim, static
 from tileproof.kernels.row_stream import THREADS, ceildiv
 
 TOKENS = dim(0, 1 << 20, batch=True)
@@ -18,11 +18,17 @@ FP4_GROUP = 32
 FP8_VECTOR = 16  # elements a thread takes at once: 16 bytes of codes
 MOST_ROWS = [0, 1, 31, 32, 33, 127, 129, 4099]
 
+
+def _groups(K: int, B: int) -> int:
+    check(B in (32, 64, 128), "elements of a group", got=B, expected="32, 64 or 128")
+    return ceildiv(K, B)
+
+
 FP8_DIMS = {
     "M": TOKENS,
     "K": static(32, 16384, multiple=32),
     "B": static(32, 128, multiple=32),
-    "G": derived(lambda K, B: ceildiv(K, B)),
+    "G": derived(_groups),
 }
 FP8_SHAPES = {
     "tiny": {"M": 7, "K": 64, "B": 32},

@@ -165,9 +165,8 @@ def fp4_to_fp8(p: torch.Tensor, s: torch.Tensor) -> tuple[torch.Tensor, torch.Te
     largest = tiles.amax((1, 3))
     t = torch.where(largest == 255, 255, (largest - 6).clamp(min=0))
     k = (tiles - t[:, None, :, None]).clamp(min=-126)
-    factor = torch.ldexp(torch.ones_like(k, dtype=torch.float32), k).where(
-        t[:, None, :, None] != 255, torch.nan
-    )
+    factor = torch.ldexp(torch.ones_like(k, dtype=torch.float32), k)
+    factor = factor.where(t[:, None, :, None] != 255, torch.nan)
     factor = factor.flatten(-2)[..., : s.shape[-1], None]
     wanted = _rows(_groups(values, 32) * factor, values)
     q = wanted.to(torch.float8_e4m3fn)

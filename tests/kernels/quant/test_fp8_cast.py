@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from tileproof.dsl import formats
+from tileproof.dsl import ContractError, formats
 from tileproof.kernels.quant import reference
 from tileproof.kernels.quant.fp8_cast import op
 
@@ -84,3 +84,8 @@ def test_schedules_agree(seed):
 
 def test_architectures_agree(seed):
     assert_archs_agree(op, [activations(13, 448, "bf16", seed)], **EDGE)
+
+
+def test_groups_are_powers_of_two():
+    with pytest.raises(ContractError, match="elements of a group: got 96, expected 32, 64 or 128"):
+        op.specialize(K=96, B=96)
