@@ -104,6 +104,13 @@ def _is_int(expr: Any) -> bool:
     return type(expr).__name__ == "IntImm" or isinstance(expr, int)
 
 
+def tvm_target(arch_name: str) -> Any:
+    """TVM's target of an architecture; a context manager."""
+    from tilelang import tvm
+
+    return tvm.target.Target({"kind": "cuda", "arch": arch(arch_name).name})
+
+
 def lower(
     kernel: Any,
     arch_name: str,
@@ -120,12 +127,11 @@ def lower(
     import tilelang
     from tilelang import tvm
 
-    target_arch = arch(arch_name)
+    target = tvm_target(arch_name)
     spec = kernel if isinstance(kernel, Specialization) else None
     configs = {**(pass_configs or {}), origins.MARK: True}
     if spec is not None:
         configs = {**spec.op.variant(arch_name).pass_configs, **configs}
-    target = tvm.target.Target({"kind": "cuda", "arch": target_arch.name})
     stages: dict[str, Any] = {}
 
     @tvm.instrument.pass_instrument
@@ -156,7 +162,7 @@ def lower(
     cuda, by_line = origins.split(artifact.kernel_source, origin)
     return Lowered(
         name=str(source.attrs["global_symbol"]),
-        arch=target_arch.name,
+        arch=arch(arch_name).name,
         source=source,
         cuda=cuda,
         device_mod=artifact.device_mod,
@@ -171,11 +177,10 @@ def lower(
 
 def cuda_text(device_mod: Any, arch_name: str) -> str:
     """CUDA text of a device module as :func:`lower` leaves it, changed by whoever asks."""
-    from tilelang import tvm
     from tilelang.backend.module import create_backend_context
     from tilelang.engine.lower import device_codegen_without_compile
 
-    target = tvm.target.Target({"kind": "cuda", "arch": arch(arch_name).name})
+    target = tvm_target(arch_name)
     with target:
         context = create_backend_context(target, None, "auto")
         return str(device_codegen_without_compile(device_mod, context).inspect_source())

@@ -63,8 +63,9 @@ def sanitize(
     if isinstance(kernel, Lowered):
         lowered = kernel
     else:
-        source = kernel if isinstance(kernel, Specialization) else as_prim_func(kernel, args)
-        lowered = lower(source, arch)
+        if not isinstance(kernel, Specialization):
+            kernel = as_prim_func(kernel, args, arch_name=arch)
+        lowered = lower(kernel, arch)
     known = Facts.of(lowered.spec) if lowered.spec is not None else lowered.facts
     facts = known.updated(Facts.read(facts))
     report = KernelReport(

@@ -9,25 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .intrinsics import NOTHING, Effect, Mode, Tile, Touch, UnmodelledError, constant, scope_sync
+from .intrinsics import (
+    NOTHING,
+    Effect,
+    Mode,
+    Tile,
+    Touch,
+    UnmodelledError,
+    constant,
+    elements,
+    scope_sync,
+)
 
 _UNIT = 16  # bytes; of the size and of both addresses of a copy without a tensor map
 _COORDINATES = range(3, 6)  # dimensions of an im2col copy, channels and images included
 _STORES = "TMA stores"
 _MBARRIERS = "mbarriers"
 _PEERS = "accesses to another block's shared memory"
-
-
-def elements(pointer: Any, size: int) -> int:
-    """How many elements of a pointer's type `size` bytes are."""
-    from .facts import scalar_bits
-
-    if type(pointer).__name__ != "Call":
-        raise UnmodelledError("a copy through a pointer without a type")
-    bits = scalar_bits(pointer.args[0].dtype)
-    if size * 8 % bits:
-        raise UnmodelledError(f"{size} bytes of elements of {bits} bits")
-    return size * 8 // bits
 
 
 def _plain(pointer: Any, mode: Mode, size: Any, atomic: str = "", peer: Any = None) -> Touch:

@@ -25,6 +25,7 @@ from .facts import (
 )
 from .intrinsics import (
     BARRIER,
+    GROUPS,
     NOTHING,
     WARP_BARRIER,
     Columns,
@@ -32,6 +33,7 @@ from .intrinsics import (
     Mode,
     Touch,
     UnmodelledError,
+    group_size,
 )
 from .operands import Operands
 from .terms import Symbol, Term, add, apply, const, mul, product, sub, var
@@ -368,9 +370,14 @@ class DeviceWalker(Converter):
             super().value_call(e)
 
     def integer_call(self, e: Any) -> Term:
-        if str(e.op.name) == "tl.block_rank_in_cluster":
+        name = str(e.op.name)
+        if name in GROUPS:
+            threads = const(group_size(name, list(e.args)))
+            part = "mod" if name == "tl.get_lane_idx" else "div"
+            return apply(part, self.facts.linear_thread, threads)
+        if name == "tl.block_rank_in_cluster":
             return cluster.rank(self.facts.symbols, self.clusters)
-        if str(e.op.name) != "tl.tl_shuffle_elect":
+        if name != "tl.tl_shuffle_elect":
             return super().integer_call(e)
         if any(not _is_const(s.hi, 0) for s in self.facts.threads if s.name != "threadIdx.x"):
             raise UnmodelledError("tl_shuffle_elect in a block of several dimensions")

@@ -33,6 +33,12 @@ class Point:
     values: Mapping[Symbol, int]
 
     @property
+    def numbers(self) -> list[str]:
+        """Integers the point rests on that are computed in registers or shared memory."""
+        truth = (const(0), const(1))
+        return [s.name for s in self.values if s.kind == "opaque" and (s.lo, s.hi) != truth]
+
+    @property
     def needs_data(self) -> bool:
         """Whether the violation hangs on a value the model does not follow."""
         return any(s.kind == "opaque" for s in self.values)

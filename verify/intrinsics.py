@@ -137,6 +137,18 @@ def constant(expr: Any, what: str) -> int:
     return value
 
 
+def elements(pointer: Any, size: int) -> int:
+    """How many elements of a pointer's type `size` bytes are."""
+    from .facts import scalar_bits
+
+    if type(pointer).__name__ != "Call":
+        raise UnmodelledError("a copy through a pointer without a type")
+    bits = scalar_bits(pointer.args[0].dtype)
+    if size * 8 % bits:
+        raise UnmodelledError(f"{size} bytes of elements of {bits} bits")
+    return size * 8 // bits
+
+
 def _cp_async(args: list[Any]) -> Effect:
     # Zero-fill: when the predicate is false the source is not read but the destination is written.
     count = constant(args[2], "cp.async size")
@@ -157,8 +169,8 @@ def _ldmatrix(args: list[Any]) -> Effect:
         raise UnmodelledError(f"ptx_ldmatrix of {num} matrices with {len(args)} arguments")
     return Effect(
         (
-            Touch(args[2], "read", 8, align=16, lane_below=8 * num),
-            Touch(args[3], "write", 2 * num),
+            Touch(args[2], "read", elements(args[2], 16), align=16, lane_below=8 * num),
+            Touch(args[3], "write", elements(args[3], 4 * num)),
         ),
         collective="warp",
     )
@@ -170,7 +182,8 @@ def _stmatrix(args: list[Any]) -> Effect:
     shape = str(getattr(args[-1], "value", args[-1]))
     if num not in (1, 2, 4) or len(args) != 4 + num or shape != "m8n8":
         raise UnmodelledError(f"ptx_stmatrix {shape} of {num} matrices")
-    return Effect((Touch(args[2], "write", 8, align=16, lane_below=8 * num),), collective="warp")
+    row = Touch(args[2], "write", elements(args[2], 16), align=16, lane_below=8 * num)
+    return Effect((row,), collective="warp")
 
 
 # PTX ISA, "Matrix fragments for mma": a warp holds each of A (m*k), B (k*n) and C (m*n) once.
@@ -234,6 +247,10 @@ def _mbarrier(args: list[Any]) -> Effect:
     return Effect((Touch(args[0], "write"),), unordered="mbarriers")
 
 
+def _shuffled(args: list[Any]) -> Effect:
+    return Effect(collective="warp")
+
+
 def scope_sync(args: list[Any]) -> Effect:
     scope = str(args[0].value)
     if scope in ("shared", "shared.dyn") and len(args) == 3:
@@ -241,6 +258,26 @@ def scope_sync(args: list[Any]) -> Effect:
     if scope not in ("shared", "shared.dyn") or len(args) != 1:
         raise UnmodelledError(f"tvm_storage_sync({scope}, …)")
     return BARRIER
+
+
+def _global_load(bits: int) -> Callable[[list[Any]], Effect]:
+    # ld.global of that many bits; the predicate, if there is one, comes last.
+    def read(args: list[Any]) -> Effect:
+        when = args[1] if len(args) > 1 else None
+        return Effect(
+            (Touch(args[0], "read", elements(args[0], bits // 8), align=bits // 8, when=when),)
+        )
+
+    return read
+
+
+def _global_store(bits: int) -> Callable[[list[Any]], Effect]:
+    def write(args: list[Any]) -> Effect:
+        when = args[2] if len(args) > 2 else None
+        place = Touch(args[0], "write", elements(args[0], bits // 8), align=bits // 8, when=when)
+        return Effect((place,), values=(args[1],))
+
+    return write
 
 
 def _sync_warp(args: list[Any]) -> Effect:
@@ -274,14 +311,43 @@ TABLE: dict[str, Callable[[list[Any]], Effect]] = {
     "tirx.ptx_mma": _mma,
     "tirx.call_extern": _extern,
     "tl.sync_warp": _sync_warp,
+    # Every lane gets the reduction of the whole warp, by shuffles.
+    **{f"tl.warp_reduce_{name}": _shuffled for name in ("sum", "max", "min", "bitand", "bitor")},
+    **{f"tl.ldg{bits}": _global_load(bits) for bits in (32, 64, 128, 256)},
+    **{f"tl.stg{bits}": _global_store(bits) for bits in (32, 64, 128, 256)},
+    # The order of two grids, not of threads of one.
+    "tl.pdl_sync": lambda _: NOTHING,
+    "tl.pdl_trigger": lambda _: NOTHING,
     "tl.device_assert": lambda args: Effect(asserts=args[0]),
     "tl.device_assert_with_msg": lambda args: Effect(asserts=args[0]),
 }
 
-# Functions of their arguments alone.
+# Numbers of a thread's warp or warpgroup, or of its lane; the sizes of the two by default.
+GROUPS = {
+    "tl.get_lane_idx": (_WARP, 1),
+    "tl.get_warp_idx": (_WARP, 1),
+    "tl.get_warp_idx_sync": (_WARP, 1),
+    "tl.get_warp_group_idx": (_WARP, 4),
+}
+
+
+def group_size(name: str, args: list[Any]) -> int:
+    """How many threads make up what a call of :data:`GROUPS` counts."""
+    sizes = [constant(a, "warp size") for a in args]
+    warp, warps = (*sizes, *GROUPS[name][len(sizes) :])
+    if warp < 1 or warps < 1:
+        raise UnmodelledError(f"{name} of groups of {warp * warps} threads")
+    return warp * warps
+
+
+# Functions of their arguments and of the thread's number alone.
 PURE = {
+    *GROUPS,
     *(f"tirx.{n}" for n in ("exp", "exp2", "log", "log2", "log1p", "sqrt", "rsqrt", "pow", "tanh")),
-    *(f"tirx.{n}" for n in ("fabs", "floor", "ceil", "round", "trunc", "sigmoid", "fma", "isnan")),
+    *(
+        f"tirx.{n}"
+        for n in ("copysign", "fabs", "floor", "ceil", "round", "trunc", "sigmoid", "fma", "isnan")
+    ),
     *(f"tirx.{n}" for n in ("reinterpret", "likely", "type_annotation", "popcount", "clz")),
     *(f"tirx.{n}" for n in ("bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not")),
     *(f"tirx.{n}" for n in ("shift_left", "shift_right", "isinf", "isfinite", "nearbyint")),

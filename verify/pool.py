@@ -36,7 +36,7 @@ class _Task:
 
     def run(self) -> dict[str, Any]:
         if isinstance(self.kernel, Target):
-            kernel = self.kernel.resolve()
+            kernel = self.kernel.resolve(self.arch)
         else:
             name, sizes = self.kernel
             kernel = load_library()[name].specialize(**sizes)

@@ -7,6 +7,7 @@ integer wraps. N/A means that the kernel has nothing the property speaks about.
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,10 +30,12 @@ from .model import KernelReport, PropertyReport, Report, Route, Verdict, worst
 from .props import PROPERTIES, Launch, Property, asserts, limits
 from .ptx import prove_ptx
 from .replay import Machine
+from .returns import structured
 from .terms import le
 from .tma import Map, read
 
 _MOST_REASONS = 5
+_LONGEST_ERROR = 300
 _DOUBTS = {
     "overflow": "integers may wrap: see overflow",
     "barriers": "threads may not meet at the same barrier: see barriers",
@@ -68,10 +71,13 @@ def prove(
         route: what is read, TileLang's device IR or the PTX nvcc makes of it; or ``"values"``, for
             the IR to be executed beside the source.
     """
-    if not isinstance(kernel, Specialization):
-        kernel = as_prim_func(kernel, args)
     archs = [arch] if isinstance(arch, str) else list(arch or _archs(kernel))
-    reports = [prove_one(kernel, a, facts, pass_configs, use_cache, rlimit, route) for a in archs]
+    reports = []
+    for a in archs:
+        traced = kernel
+        if not isinstance(kernel, Specialization):
+            traced = as_prim_func(kernel, args, arch_name=a)
+        reports.append(prove_one(traced, a, facts, pass_configs, use_cache, rlimit, route))
     return Report(reports, cache.tools())
 
 
@@ -109,7 +115,8 @@ def prove_one(
         raise
     except Exception as error:  # TileLang's passes raise anything; its text runs over many lines
         words = [line.strip() for line in str(error).splitlines() if line.strip()]
-        text = f"TileLang does not lower it: {words[-1] if words else type(error).__name__}"
+        last = textwrap.shorten(words[-1] if words else type(error).__name__, _LONGEST_ERROR)
+        text = f"TileLang does not lower it: {last}"
         return KernelReport(_name(kernel), arch, error=text, route=route)
     lower_seconds = time.perf_counter() - start
     if route == "ir":
@@ -193,6 +200,8 @@ def launches_of(
     layouts = {
         str(b.name): (list(b.shape), list(b.strides)) for b in lowered.source.buffer_map.values()
     }
+    # A tensor that the kernel reshapes is called by the reshaped one's name in host code.
+    named = {str(b.data.name): str(b.name) for b in lowered.source.buffer_map.values()}
     parts = []
     writers: dict[str, int] = {}
     try:
@@ -202,11 +211,13 @@ def launches_of(
         calls = ()
         unmodelled.append(f"host: {error}")
     for launch in calls:
-        function = functions[launch.kernel]
+        function = structured(functions[launch.kernel])
         extents = launch_checks(launch, host, assumed)
         # Device parameters are reordered; the host's call says which tensor each one is.
         names = {
-            p: a.name for p, a in zip(function.params, launch.args, strict=True) if a.is_tensor
+            p: named.get(a.name, a.name)
+            for p, a in zip(function.params, launch.args, strict=True)
+            if a.is_tensor
         }
         encoded = {
             p: a.tensor_map

@@ -16,7 +16,7 @@ from tileproof.codegen.hostir import TensorMap, evaluate
 
 from . import cluster
 from .calls import effect
-from .intrinsics import Columns, Tile, Touch, UnmodelledError
+from .intrinsics import GROUPS, Columns, Tile, Touch, UnmodelledError, group_size
 from .operands import Replayed
 from .tma import clip, tile_bytes
 
@@ -100,7 +100,8 @@ class Machine:
 
         def declare(node: Any) -> None:
             if type(node).__name__ == "Bind" and str(node.var.dtype) == "handle":
-                offset = getattr(node.value, "args", (0, 0))[1]  # of a view of the arena
+                args: Any = getattr(node.value, "args", ())
+                offset = args[1] if len(args) > 1 else 0  # of a view of the arena
                 self.starts[node.var] = int(getattr(offset, "value", 0))
             if type(node).__name__ == "Call" and str(node.op.name) == "tl.ptx_init_tensor_memory":
                 self.taken[node.args[0].args[1]] = int(node.args[1].value)
@@ -241,7 +242,10 @@ class Machine:
         if kind == "Cast":
             return self.fits(e, self.number(e.value))
         if kind in _ARITHMETIC:
-            return self.fits(e, _ARITHMETIC[kind](self.number(e.a), self.number(e.b)))
+            a, b = self.number(e.a), self.number(e.b)
+            if b == 0 and kind in _DIVISIONS:
+                raise UndeterminedError("a quotient by 0")
+            return self.fits(e, _ARITHMETIC[kind](a, b))
         if kind == "And":
             return int(bool(self.number(e.a)) and bool(self.number(e.b)))
         if kind == "Or":
@@ -256,6 +260,9 @@ class Machine:
             return self.number(e.true_value if self.number(e.condition) else e.false_value)
         if kind == "Call" and str(e.op.name) == "tl.block_rank_in_cluster":
             return cluster.number(self.setting.indices, self.setting.sizes)
+        if kind == "Call" and str(e.op.name) in GROUPS:
+            group, number = divmod(self.lane(), group_size(str(e.op.name), list(e.args)))
+            return number if str(e.op.name) == "tl.get_lane_idx" else group
         if kind == "Call" and str(e.op.name) == "tl.tl_shuffle_elect":
             own, extent = self.setting.indices.get("threadIdx.x", 0), int(e.args[0].value)
             return int((own % (-(-extent // 32) * 32) if extent else own) == 0)
@@ -462,6 +469,7 @@ def _truncate(a: int, b: int) -> int:
     return quotient if (a < 0) == (b < 0) else -quotient
 
 
+_DIVISIONS = ("FloorDiv", "FloorMod", "Div", "Mod")
 _ARITHMETIC: dict[str, Callable[[int, int], int]] = {
     "Add": lambda a, b: a + b,
     "Sub": lambda a, b: a - b,

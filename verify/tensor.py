@@ -11,8 +11,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from .bulk import elements
-from .intrinsics import NOTHING, Columns, Effect, Operand, Touch, UnmodelledError, constant
+from .intrinsics import (
+    NOTHING,
+    Columns,
+    Effect,
+    Operand,
+    Touch,
+    UnmodelledError,
+    constant,
+    elements,
+)
 
 _ORDER = "tensor memory"
 _ROW = 32  # bytes of a row of an operand along K

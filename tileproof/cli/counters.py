@@ -87,7 +87,7 @@ def _count(
 
     known = Facts.from_dict(targets.facts(facts, dims))
     if is_target(what):
-        lowered = lower(resolve_target(what, parse_args(args)), arch)
+        lowered = lower(resolve_target(what, parse_args(args), arch), arch)
     else:
         spec = _specialization(what, known.dims)
         lowered = lower(spec, arch)

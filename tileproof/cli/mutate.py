@@ -86,7 +86,7 @@ def _examine(
     from tileproof.verify.field import FaultError, UnmodelledError
 
     if is_target(name):
-        kernels = [resolve_target(name, parse_args(args))]
+        kernels = [resolve_target(name, parse_args(args), arch)]
     else:
         kernels = list(get(name).shape_set("tiny")[0])[:1]
     found = []

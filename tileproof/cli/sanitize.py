@@ -45,8 +45,8 @@ def run(
     work: list[tuple[Any, str, Facts]] = []
     for name in names:
         if is_target(name):
-            kernel = resolve_target(name, parse_args(arg or []))
-            work += [(kernel, a, user) for a in archs]
+            given = parse_args(arg or [])
+            work += [(resolve_target(name, given, a), a, user) for a in archs]
             continue
         specs, _ = get(name).shape_set("tiny")
         for spec in specs:

@@ -81,7 +81,7 @@ def run(
     for path in filter(None, (output, html, sarif)):
         targets.writable(path)
     for file in files:
-        file.resolve()  # what is wrong with it is said before anything is proved
+        file.resolve(archs[0])  # what is wrong with it is said before anything is proved
         work += [(file, a) for a in archs]
     with bar("proving", len(work) * len(route.each)) as advance:
         report = verify.prove_many(

@@ -124,9 +124,13 @@ def undecided(answer: Answer, what: str) -> Goal:
 
 
 def found(example: Counterexample, point: Point, loads: bool) -> Goal:
-    """REFUTED if the counterexample was confirmed, else ALARM with the reason it could not be."""
+    """REFUTED if the counterexample was confirmed. Else ALARM if some contents of the tensors show
+    it; UNKNOWN if it takes numbers that the model does not follow, which may never be so."""
     if example.confirmed:
         return Goal(Verdict.REFUTED, example.message, example)
+    if point.numbers:
+        names = ", ".join(point.numbers)
+        return Goal(Verdict.UNKNOWN, f"{example.message} (if {names} may be so)")
     why = (
         "it hangs on the value of data"
         if point.needs_data or loads

@@ -34,7 +34,7 @@ def goals(launch: Launch) -> Iterator[Goal]:
             yield PROVED
         elif answer.point is None:
             yield undecided(answer, _name(claim))
-        elif claim.traps:
+        elif claim.traps or answer.point.numbers:
             yield found(_example(launch, claim, answer), answer.point, answer.loads)
         else:
             why = f"{_name(claim)} does not follow from the contracts"

@@ -44,7 +44,7 @@ def _example(launch: Launch, check: Check, answer: Answer, on_host: bool) -> Cou
     where = "host: " if on_host else ""
     try:
         value = int(evaluate(check.term, point))
-    except KeyError:
+    except (KeyError, ZeroDivisionError):  # data decides, or a divisor that is 0 itself
         return Counterexample(
             "overflow",
             check.site,
