@@ -7,6 +7,7 @@ depend on how busy the machine is.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,9 @@ from .facts import Context, Facts
 from .terms import Symbol, Term, const, le, var
 
 QUICK, LONG = 2_000_000, 60_000_000
+# A net under the budget of steps, some of which (products of unknown bit-vectors) take very long:
+# the first query that falls into it is the last of its launch to get more than a quick look.
+_MOST_SECONDS = 30
 _SEED = 7
 
 
@@ -194,6 +198,7 @@ class Engine:
     def __init__(self, facts: Facts, domain: Domain, rlimit: int = LONG) -> None:
         self.rlimit = rlimit
         self.spent = 0
+        self.tired = False
         self.facts = facts
         self.domain = domain
         self.ranges = terms.Ranges(lambda t: domain.load_interval(t, self.ranges))
@@ -296,6 +301,9 @@ class Engine:
         reason = f"the solver's budget of {self.rlimit:,} steps is spent, --rlimit raises it"
         quick, most = min(QUICK, self.rlimit), self.rlimit
         for backend, budget in ((Ints, quick), (Vectors, quick), (Ints, most), (Vectors, most)):
+            if self.tired and budget > quick:
+                reason = f"the solver's {_MOST_SECONDS} s for one query are spent"
+                break
             try:
                 encoding = backend(self, members)
                 constraints = [_bool(encoding.term(m)) for m in members]
@@ -315,15 +323,17 @@ class Engine:
     def _solver(self, constraints: list[Any], budget: int) -> Any:
         solver = z3.Solver()
         solver.set("rlimit", budget)
+        solver.set("timeout", 1000 * _MOST_SECONDS)
         solver.set("random_seed", _SEED)
         solver.add(*constraints)
         return solver
 
     def _check(self, solver: Any) -> Any:
         # Z3 counts over the life of its context, which outlives a query.
-        before = _steps(solver)
+        before, start = _steps(solver), time.monotonic()
         outcome = solver.check()
         self.spent += _steps(solver) - before
+        self.tired = self.tired or time.monotonic() - start >= _MOST_SECONDS
         return outcome
 
     def _minimise(self, solver: Any, encoding: Any, symbols: list[Symbol]) -> Point:
@@ -335,7 +345,7 @@ class Engine:
                 continue
             z, lo = encoding.symbol(s), self.ranges.of(var(s))[0]
             low, high = lo, values[s]
-            while low < high:
+            while low < high and not self.tired:
                 middle = (low + high) // 2
                 solver.push()
                 solver.add(z <= encoding.number(middle))

@@ -293,8 +293,8 @@ def test_store_that_depends_on_data_is_not_called_covered():
 def test_data_differs_between_blocks():
     """A value from shared memory is each block's own; its row may be any other block's."""
     blocks = run(scattered()).properties["blocks"]
-    assert blocks.verdict is Verdict.ALARM
-    assert "hangs on the value of data" in blocks.reasons[0]
+    assert blocks.verdict is Verdict.UNKNOWN
+    assert "may be so" in blocks.reasons[0]
 
 
 def test_rows_that_lie_apart_are_proved():
