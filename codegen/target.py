@@ -101,6 +101,7 @@ def _traced(kernel: Any, given: dict[str, Any], what: str) -> Any:
     configs: dict[str, Any] = {}
     facts: dict[str, Any] = {}
     for _ in range(3):  # a factory may return a jit function
+        kernel = getattr(kernel, "jit_impl", kernel)  # the arguments are given: nothing to tune
         if isinstance(kernel, tvm.tirx.PrimFunc):
             check(not given, f"arguments of {what}", got=sorted(given), expected="none")
             configs = {**pass_configs(kernel.attrs.get(_OWN_CONFIGS)), **configs}

@@ -247,6 +247,12 @@ def _mbarrier(args: list[Any]) -> Effect:
     return Effect((Touch(args[0], "write"),), unordered="mbarriers")
 
 
+def _shuffle(args: list[Any]) -> Effect:
+    if constant(args[0], "shfl mask") & _LANES != _LANES:
+        raise UnmodelledError("a shuffle of a part of the warp")
+    return Effect(collective="warp")
+
+
 def _shuffled(args: list[Any]) -> Effect:
     return Effect(collective="warp")
 
@@ -311,7 +317,8 @@ TABLE: dict[str, Callable[[list[Any]], Effect]] = {
     "tirx.ptx_mma": _mma,
     "tirx.call_extern": _extern,
     "tl.sync_warp": _sync_warp,
-    # Every lane gets the reduction of the whole warp, by shuffles.
+    # Every lane gets another's value, or the reduction of the whole warp.
+    **{f"tl.shfl_{name}sync": _shuffle for name in ("", "xor_", "up_", "down_")},
     **{f"tl.warp_reduce_{name}": _shuffled for name in ("sum", "max", "min", "bitand", "bitor")},
     **{f"tl.ldg{bits}": _global_load(bits) for bits in (32, 64, 128, 256)},
     **{f"tl.stg{bits}": _global_store(bits) for bits in (32, 64, 128, 256)},
@@ -355,6 +362,7 @@ PURE = {
     *(f"tl.{n}" for n in ("ieee_add", "ieee_sub", "ieee_mul", "ieee_fmaf", "ieee_frcp")),
     *(f"tl.{n}" for n in ("ieee_fsqrt", "ieee_frsqrt", "ieee_fdiv", "__exp", "__log")),
     "tl.pow_of_int",
+    "tl.clamp",
     "tl.pack_b16",
     "tl.infinity",
 }

@@ -333,8 +333,11 @@ class Tile:
             return self.reduce(self.value(args[1]), match)
         if name.startswith(("tirx.", "tl.")) and all(str(a.dtype) != "handle" for a in args):
             from .calls import effect
+            from .intrinsics import GROUPS
 
-            if effect(name, args).touches or effect(name, args).sync:
+            found = effect(name, args)
+            by_thread = name in GROUPS or found.collective != "none"  # lanes do not do it alone
+            if found.touches or found.sync or by_thread:
                 raise UnfollowedError(name)
             return combine(name, [self.value(a) for a in args])
         raise UnfollowedError(name)

@@ -115,6 +115,46 @@ def test_wide_loads_and_stores_by_lane_and_warp(predicate):
     assert found["bounds"] is found["alignment"] is Verdict.REFUTED
 
 
+def test_rows_that_a_warp_exchanges_are_not_called_independent():
+    """A lane that is a row of its own gets a value of the other rows by a shuffle."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def kernel(x: T.Tensor((M, 4), "float32"), y: T.Tensor((M, 4), "float32")):
+        with T.Kernel(T.ceildiv(M, 32), threads=32) as block:
+            m = block * 32 + T.get_thread_binding()
+            value = T.alloc_var("float32")
+            value = 0.0
+            if m < M:
+                value = x[m, 0]
+            value = T.warp_reduce_sum(value)
+            if m < M:
+                for i in T.serial(4):
+                    y[m, i] = value
+
+    found, report = verdicts(kernel, batch=["M"])
+    assert found["bounds"] is found["barriers"] is Verdict.PROVED
+    assert found["determinism"] is not Verdict.PROVED
+    assert any("tl.warp_reduce_sum" in r for r in report.properties["determinism"].reasons)
+
+
+@tilelang.autotune(configs=[{"threads": 32}, {"threads": 64}])
+@tilelang.jit
+def tuned(N, threads=32):
+    @T.prim_func
+    def kernel(y: T.Tensor((N,), "float32")):
+        with T.Kernel(T.ceildiv(N, threads), threads=threads) as block:
+            if block * threads + T.get_thread_binding() < N:
+                y[block * threads + T.get_thread_binding()] = 0.0
+
+    return kernel
+
+
+def test_a_kernel_that_is_tuned_is_taken_at_the_arguments_given():
+    (launch,) = lower(as_prim_func(tuned, {"N": 100, "threads": 64}), "sm_80").launches
+    assert launch.block[0] == 64
+
+
 def test_a_tensor_that_may_be_left_out_has_its_shape_where_it_is_there():
     M, P = T.dynamic("M"), T.dynamic("P")
 
