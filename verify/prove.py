@@ -321,7 +321,11 @@ def _decide(
     failed = [g for g in goals if g.verdict is not Verdict.PROVED]
     verdict = worst(g.verdict for g in goals) if goals else Verdict.NOT_APPLICABLE
     reasons = list(dict.fromkeys(g.reason for g in failed))
-    if verdict in (Verdict.PROVED, Verdict.NOT_APPLICABLE):
+    if verdict is Verdict.ALARM and unmodelled:
+        # What was passed over may be just what rules an unconfirmed counterexample out.
+        verdict = Verdict.UNKNOWN
+        reasons += [f"not modelled: {name}" for name in unmodelled]
+    elif verdict in (Verdict.PROVED, Verdict.NOT_APPLICABLE):
         doubts = [f"not modelled: {name}" for name in unmodelled]
         doubts += [f"order not modelled: {name}" for name in dict.fromkeys(open_)]
         if vacuous:

@@ -8,6 +8,7 @@ started one must keep away as well.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -176,14 +177,16 @@ class _Pair:
         places = [self.launch.describe(p) for p in points]
         numbers = [int(terms.evaluate(self.launch.facts.linear_thread, p)) for p in points]
         starts = (byte_range(first)[0], terms.substitute(byte_range(second)[0], view))
-        byte = max(int(terms.evaluate(t, values)) for t in starts)
+        byte = None
+        with contextlib.suppress(KeyError):  # an index that data decides
+            byte = max(int(terms.evaluate(t, values)) for t in starts)
         clash = self._replayed(points, (numbers[0], numbers[1]), meeting)
         if clash is not None:
             byte = max(clash[0].first, clash[1].first)
             for place, moment in zip(places, clash, strict=True):
                 place["loops"] = moment.loops
         arena = "shared memory" if first.buffer.arena == "shared.dyn" else first.buffer.name
-        message = _message(meeting, numbers, byte, arena)
+        message = _message(meeting, numbers, "a byte" if byte is None else f"byte {byte}", arena)
         steps = tuple(_step(a, p) for a, p in zip((first, second), places, strict=True))
         return Counterexample(
             self.name,
@@ -238,9 +241,9 @@ def _verb(access: Access) -> str:
     return "writes" if access.mode == "write" else "reads"
 
 
-def _message(meeting: Meeting, threads: list[int], byte: int, arena: str) -> str:
+def _message(meeting: Meeting, threads: list[int], byte: str, arena: str) -> str:
     first, second = meeting.first, meeting.second
-    one = f"thread {threads[0]} {_verb(first)} byte {byte} of {arena}"
+    one = f"thread {threads[0]} {_verb(first)} {byte} of {arena}"
     two = f"thread {threads[1]} {_verb(second)} it"
     if meeting.who in ("any", "itself"):
         return f"{one}, and {two} before the copy was waited for"
