@@ -271,10 +271,23 @@ _COMMON = {
     "hc_sinkhorn_iters": 20,
     "hc_eps": 1e-6,
     "rms_norm_eps": 1e-6,
+    "num_experts_per_tok": 6,
 }
 MODELS: Mapping[str, Mapping[str, Any]] = {
-    "flash": {**_COMMON, "hidden_size": 4096, "q_lora_rank": 1024},
-    "pro": {**_COMMON, "hidden_size": 7168, "q_lora_rank": 1536},
+    "flash": {
+        **_COMMON,
+        "hidden_size": 4096,
+        "q_lora_rank": 1024,
+        "n_routed_experts": 256,
+        "routed_scaling_factor": 1.5,
+    },
+    "pro": {
+        **_COMMON,
+        "hidden_size": 7168,
+        "q_lora_rank": 1536,
+        "n_routed_experts": 384,
+        "routed_scaling_factor": 2.5,
+    },
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
@@ -60,6 +61,11 @@ def fold(
 def evaluate(source: str, sizes: Mapping[str, int]) -> int:
     """``evaluate("T-1", {"T": 8})`` is 7."""
     return fold(source, sizes, int, lambda op, a, b: _INTEGERS[op](a, b))
+
+
+def fixed(source: str, sizes: Mapping[str, int]) -> str:
+    """`source` with the dims that have a size written as numbers: ``"E*V-1"`` → ``"256*V-1"``."""
+    return re.sub(r"[A-Za-z_]\w*", lambda name: str(sizes.get(name[0], name[0])), source)
 
 
 def to_c(source: str, names: Mapping[str, str]) -> str:

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from . import layout, registry
 from .arch import ALL
 from .check import check
 from .dtypes import DTYPES, DType, dtype
+from .expression import fixed
 
 Role = Literal["in", "out", "inout"]
 
@@ -73,6 +74,10 @@ class Values:
     hi: str
     none: int | None = None
     monotone: bool = False
+
+    def at(self, sizes: Mapping[str, int]) -> Values:
+        """The contract with the dims that have a size written as numbers."""
+        return replace(self, lo=fixed(self.lo, sizes), hi=fixed(self.hi, sizes))
 
 
 @dataclass(frozen=True)
@@ -343,7 +348,8 @@ class Specialization:
         for a in self.op.args:
             element = dtype(self.types.get(a.dtype, a.dtype))
             steps = None if a.strides is None else self._bound(a.strides)
-            facts = (a.role, a.written, a.values, steps, a.align)
+            values = a.values and a.values.at(self.dims)
+            facts = (a.role, a.written, values, steps, a.align)
             out.append(BoundTensor(a.name, self._bound(a.shape), element, *facts))
         return tuple(out)
 

@@ -6,8 +6,9 @@ row ``m`` and its columns ``(s, d)``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -64,6 +65,29 @@ def place(access: Access, domain: Domain, engine: Engine) -> Place:
         return Place(whole.term(), (*columns, left))
     row = add(whole.term(), apply("div", left, const(size)))
     return Place(row, (*columns, apply("mod", left, const(size))))
+
+
+def at_point(place: Place, point: Mapping[Symbol, Any]) -> tuple[Any, tuple[Any, ...]]:
+    """Row and columns as numbers, where data in a column counts as 0. Raises RowlessError for a row
+    that hangs on data."""
+
+    def number(term: Term) -> Any:
+        return evaluate(_without_data(term), point)
+
+    if place.row is not None and (_without_data(place.row) is not place.row):
+        raise RowlessError("which row it is hangs on data")
+    return None if place.row is None else number(place.row), tuple(map(number, place.columns))
+
+
+def _without_data(term: Term) -> Term:
+    if term.op == "load" or (term.op == "var" and term.value.kind == "opaque"):
+        return const(0)
+    if not term.args:
+        return term
+    args = [_without_data(a) for a in term.args]
+    return (
+        term if all(a is b for a, b in zip(args, term.args, strict=True)) else apply(term.op, *args)
+    )
 
 
 def _divide(p: Poly, by: Term) -> tuple[Poly, Poly]:

@@ -9,13 +9,13 @@ label, and the same word in every row. Lockstep is one of the orders a race-free
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from . import terms
-from .facts import scalar_bits
+from . import rows, terms
+from .facts import Access, scalar_bits
 from .flow import (
     MIXED,
     NONE,
@@ -28,6 +28,7 @@ from .flow import (
     name_word,
 )
 from .replay import _ARITHMETIC, _BITWISE, Setting
+from .rows import Place
 from .terms import Symbol
 
 _WARP = 32
@@ -59,7 +60,10 @@ class Tile:
         layouts: Mapping[str, tuple[list[int], list[int]]],
         axis: Mapping[str, int],
         shared: Mapping[str, int],
+        places: Mapping[Access, Place],
+        symbols: Mapping[str, Symbol],
     ) -> None:
+        self.places, self.symbols = places, symbols
         self.function, self.names, self.sizes = function, names, sizes
         self.indices, self.block, self.layouts, self.axis = indices, block, layouts, axis
         self.shared_sizes = shared
@@ -222,6 +226,43 @@ class Tile:
         row, word = self.place(tensor, index)
         return Flow(np.broadcast_to(row, np.shape(word) or np.shape(row)), word)
 
+    def gathered(self, e: Any) -> Flow:
+        """An element of a tensor chosen by data, which flows into it like its own."""
+        place = next((p for a, p in self.places.items() if e.same_as(a.node)), None)
+        data = list(self.sources(e.indices[0]))
+        if place is None:
+            raise UnfollowedError(f"which element of {e.buffer.name} is read")
+        point: dict[Symbol, Any] = {s: self.indices[tag] for tag, s in self.symbols.items()}
+        wanted = {s for t in (place.row, *place.columns) if t is not None for s in t.symbols}
+        for s in wanted - point.keys():
+            if s.kind == "dim":
+                point[s] = np.int64(self.sizes[s.name])
+            elif s.origin in self.env:
+                point[s] = self.env[s.origin]
+        try:
+            row, columns = rows.at_point(place, point)
+        except (KeyError, rows.RowlessError) as why:
+            raise UnfollowedError(f"which element of {e.buffer.name} is read: {why}") from None
+        which = (name_word(str(e.buffer.name)), name_word(str(e.indices[0])))
+        word = mix(*which, *columns, *(flow.word for flow in data))
+        label = self.per_lane(np.int64(NONE) if row is None else row)
+        for flow in data:
+            label = join(label, self.per_lane(flow.label))
+        return Flow(label, self.per_lane(word))
+
+    def sources(self, e: Any) -> Iterator[Flow]:
+        """The data in an index, which is arithmetic on it and on numbers."""
+        kind = type(e).__name__
+        if kind == "BufferLoad" or (kind == "Var" and e in self.data):
+            yield self.value(e)
+        elif kind == "Cast":
+            yield from self.sources(e.value)
+        elif kind in _NUMPY:
+            yield from self.sources(e.a)
+            yield from self.sources(e.b)
+        else:
+            self.number(e)
+
     # -- expressions -------------------------------------------------------------------------
 
     def number(self, e: Any) -> Any:
@@ -267,7 +308,11 @@ class Tile:
         if kind == "Var" and e in self.data:
             return self.data[e]
         if kind == "BufferLoad":
-            return self.get(e.buffer.data, e.buffer.dtype, self.index(e.indices[0], e.buffer.dtype))
+            try:
+                index = self.index(e.indices[0], e.buffer.dtype)
+            except UnfollowedError:
+                return self.gathered(e)
+            return self.get(e.buffer.data, e.buffer.dtype, index)
         if kind == "Cast":
             return combine(f"to {str(e.dtype).split('x')[0]}", [self.value(e.value)])
         if kind == "Broadcast":
@@ -433,10 +478,17 @@ class Tile:
         return Flow(label, word)
 
 
-def run_tile(launch: Any, batch: Symbol, count: int, alone: Collection[Symbol]) -> str:
+def run_tile(
+    launch: Any,
+    batch: Symbol,
+    count: int,
+    alone: Collection[Symbol],
+    places: Mapping[Access, Place],
+) -> str:
     """Execute one tile at batch size `count`: what is wrong with its rows, "" if nothing is.
 
     Of the blocks `alone` only the first is run, of others that share the tile's rows all are.
+    `places` gives row and columns of each access.
     """
     domain, facts = launch.domain, launch.facts
     point = domain.complete({batch: count})
@@ -475,6 +527,8 @@ def run_tile(launch: Any, batch: Symbol, count: int, alone: Collection[Symbol]) 
         layouts,
         axis,
         machine.sizes,
+        places,
+        facts.symbols,
     )
     tile.run()
     return _verdict(tile, count)

@@ -48,24 +48,23 @@ def _spread(tensor, strides):
 
 
 def run(op, inputs, arch="sm_80", checked=False, finite=True, **sizes):
-    """Outputs of the kernel, which found NaN in them; M is the token dim of the first input.
+    """Outputs of the kernel, which found poison in them; dims are those of the inputs.
 
-    With `finite`, a NaN that is still there is an element that was not written.
+    With `finite`, poison that is still there is an element that was not written.
     """
     spec, call = kernel(op, arch, checked, **sizes)
-    M = _tokens(spec, inputs)
-    shapes = spec.bind(M=M)
-    outputs = [
-        torch.empty(shapes[a.name], dtype=getattr(torch, a.dtype.torch))
-        for a in spec.args
-        if a.role == "out"
-    ]
+    shapes = spec.bind(**_letters(spec, inputs))
+    types = {a.name: getattr(torch, a.dtype.torch) for a in spec.args if a.role == "out"}
+    outputs = [torch.empty(shapes[name], dtype=t) for name, t in types.items()]
     for output in outputs:
-        as_bytes(output).fill_(255)  # NaN in every floating-point format
+        as_bytes(output).fill_(255)  # NaN in every floating-point format, -1 of an index
     call(*inputs, *outputs)
-    unwritten = finite and any(o.float().isnan().any() for o in outputs)
-    assert not unwritten, "an element was not written"
+    assert not finite or not any(_poisoned(o).any() for o in outputs), "an element was not written"
     return outputs
+
+
+def _poisoned(output):
+    return output.float().isnan() if output.dtype.is_floating_point else output == -1
 
 
 def as_bytes(tensor):
@@ -73,8 +72,13 @@ def as_bytes(tensor):
     return tensor.view(torch.uint8)
 
 
-def _tokens(spec, inputs):
-    return inputs[0].shape[spec.args[0].shape.index("M")]
+def _letters(spec, inputs):
+    return {
+        letter: size
+        for tensor, a in zip(inputs, spec.args, strict=False)
+        for letter, size in zip(a.shape, tensor.shape, strict=True)
+        if isinstance(letter, str)
+    }
 
 
 def tokens(op, tile=32, cap=257):

@@ -109,6 +109,39 @@ def chosen(partner=0, by_value=True):
     return kernel
 
 
+def gathered(partner=0, index=0):
+    """Eight rows a block, one a thread: a row takes its largest element, and one that an index
+    names; `partner` compares with, and `index` asks, another row of the tile."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def kernel(
+        x: T.Tensor((M, 8), "float32"),
+        which: T.Tensor((M,), "int32"),
+        y: T.Tensor((M,), "float32"),
+        z: T.Tensor((M,), "float32"),
+    ):
+        with T.Kernel(T.ceildiv(M, 8), threads=8) as block:
+            values = T.alloc_shared((8, 8), "float32")
+            picks = T.alloc_shared((8,), "int32")
+            best = T.alloc_local((1,), "float32")
+            thread = T.get_thread_binding()
+            row = block * 8 + thread
+            for i in T.serial(8):
+                values[thread, i] = T.if_then_else(row < M, x[row, i], 0.0)
+            picks[thread] = T.if_then_else(row < M, which[row], 0)
+            T.sync_threads()
+            best[0] = values[thread, 0]
+            for i in T.serial(8):
+                limit = values[thread ^ partner, i]
+                best[0] = T.if_then_else(limit > best[0], values[thread, i], best[0])
+            if row < M:
+                y[row] = best[0]
+                z[row] = x[row, picks[thread ^ index] % 8]
+
+    return kernel
+
+
 def persistent(trips):
     """Two blocks walk over all rows; each row is summed in ``trips(M)`` strides."""
     M = T.dynamic("M")
@@ -170,6 +203,17 @@ def test_a_row_depends_on_its_batch(name):
     found = verdict(BATCH[name], batch=["M"])
     assert found.verdict in (Verdict.REFUTED, Verdict.ALARM), found
     assert verdict(BATCH[name]).verdict is Verdict.PROVED  # nobody asked for more than that
+
+
+def test_a_row_may_choose_by_its_own_data():
+    found = verdict(gathered(), batch=["M"])
+    assert found.verdict is Verdict.PROVED, found
+
+
+@pytest.mark.parametrize("kernel", [gathered(partner=1), gathered(index=1)])
+def test_a_row_that_chooses_by_anothers_data_depends_on_its_batch(kernel):
+    found = verdict(kernel, batch=["M"])
+    assert found.verdict in (Verdict.REFUTED, Verdict.ALARM), found
 
 
 @pytest.mark.parametrize("kernel", [totals(), totals("float32", "max")])

@@ -266,7 +266,8 @@ class _Batch:
             count = 1 + int(max(r.max() for r in rows_of))
             lowest, multiple = int(batch[0].lo.value), self.domain.multiples.get(batch[0].name, 1)
             count = -(-max(count, lowest) // multiple) * multiple
-            found = run_tile(self.launch, batch[0], count, {*self.moves, *self.columns_only()})
+            alone = {*self.moves, *self.columns_only()}
+            found = run_tile(self.launch, batch[0], count, alone, self.places)
         except (RowlessError, UnfollowedError, UnmodelledError) as why:
             return Goal(Verdict.UNKNOWN, f"rows of a tile of {name}: {why}")
         if not found:
