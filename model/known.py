@@ -22,6 +22,8 @@ KNOWN = {
     "DeepseekV4HyperConnection": ("9b2c376b12392174", "6b0e6de83330b777"),
     "DeepseekV4DecoderLayer": ("f2482f81a799aa62",),
     "DeepseekV4HyperHead": ("30e0ab0442a3cd91",),
+    "DeepseekV4TopKRouter": ("d61f7ec728319d20",),
+    "DeepseekV4HashRouter": ("16bab18db40b40fe",),
 }
 
 

@@ -8,7 +8,8 @@ exist and gives each the attribute `_tileproof`.
 from __future__ import annotations
 
 import copyreg
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from transformers.models.deepseek_v4 import modeling_deepseek_v4 as hf
@@ -20,6 +21,8 @@ class Patched:
     """A module that runs tileproof ops; copies and pickles of it are plain Hugging Face modules."""
 
     _tileproof: Kernels
+    # What the config must say for the ops to compute what the original does.
+    REQUIRES: ClassVar[Mapping[str, object]] = {}
 
     @classmethod
     def original(cls) -> type:
@@ -104,6 +107,39 @@ class DeepseekV4DecoderLayer(Patched, hf.DeepseekV4DecoderLayer):
         return self._tileproof("mhc_post", rows, y, post, comb).view(B, S, N, D)
 
 
+class DeepseekV4TopKRouter(Patched, hf.DeepseekV4TopKRouter):
+    REQUIRES: ClassVar[Mapping[str, object]] = {"scoring_func": "sqrtsoftplus"}
+
+    def forward(
+        self, hidden_states: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """x [..., D] → logits [M, E] in f32, weights [M, K] as x, experts [M, K] best first."""
+        run = self._tileproof
+        logits = _logits(self, hidden_states)
+        bias, scale = run.weight(self.e_score_correction_bias), self.routed_scaling_factor
+        index, weight = run("moe_topk_gate", logits, bias, K=self.top_k, scale=scale)
+        return logits, weight.to(hidden_states.dtype), index
+
+
+class DeepseekV4HashRouter(Patched, hf.DeepseekV4HashRouter):
+    REQUIRES: ClassVar[Mapping[str, object]] = {"scoring_func": "sqrtsoftplus"}
+
+    def forward(
+        self, hidden_states: torch.Tensor, input_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """x [..., D], ids → logits [M, E] in f32, weights [M, K] as x, experts [M, K] of the ids."""
+        logits = _logits(self, hidden_states)
+        tokens, scale = input_ids.reshape(-1).long(), self.routed_scaling_factor
+        index, weight = self._tileproof("moe_hash_gate", logits, tokens, self.tid2eid, scale=scale)
+        return logits, weight.to(hidden_states.dtype), index
+
+
+def _logits(router: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+    """x W^T [M, E] in float32, also of bfloat16 activations (spec §5.1)."""
+    flat = hidden_states.reshape(-1, router.hidden_dim)
+    return torch.nn.functional.linear(flat.float(), router._tileproof.weight(router.weight))
+
+
 # Op the user names → the class that runs it. `mhc/pre` stands for prenorm_gemm, sinkhorn and
 # collapse as well: which path runs depends on the number of tokens and never changes a bit.
 REPLACEMENTS: dict[str, type[Patched]] = {
@@ -112,6 +148,8 @@ REPLACEMENTS: dict[str, type[Patched]] = {
     "mhc/pre": DeepseekV4HyperConnection,
     "mhc/post": DeepseekV4DecoderLayer,
     "mhc/head": DeepseekV4HyperHead,
+    "moe/topk_gate": DeepseekV4TopKRouter,
+    "moe/hash_gate": DeepseekV4HashRouter,
 }
 
 # Every kernel a replacement may launch.

@@ -62,7 +62,7 @@ def patch(
     ops: Iterable[str] | None = None,
     on_missing: OnMissing = "compile",
 ) -> Patch:
-    """Run mHC and RMSNorm of a transformers DeepSeek-V4 `model` (bf16 or f32) on our kernels.
+    """Run mHC, RMSNorm and routing of a transformers DeepSeek-V4 `model` (bf16 or f32) on our kernels.
 
     Only modules of this model change, and only their class: parameters, buffers, module names and
     the state dict stay what they are, and copies or pickles of the model are unpatched. The
@@ -76,8 +76,8 @@ def patch(
         bundle: the kernels to load; None for those this model needs from the user's cache.
         arch: the architecture the virtual GPU plays, e.g. ``sm_90a``.
         ops: which to swap, among ``norm/rmsnorm``, ``norm/rmsnorm_unweighted``, ``mhc/pre``
-            (HyperConnection), ``mhc/post`` (the residual mix of the decoder layer) and
-            ``mhc/head``; None for all.
+            (HyperConnection), ``mhc/post`` (the residual mix of the decoder layer), ``mhc/head``,
+            ``moe/topk_gate`` and ``moe/hash_gate`` (the routers); None for all.
         on_missing: what happens where no kernel fits (a size the bundle lacks, another dtype, a
             call that needs gradients): ``compile`` builds missing sizes on the spot where TileLang
             is installed and raises for the rest, ``error`` raises, ``reference`` runs the op's
@@ -131,6 +131,9 @@ def _chosen(model: torch.nn.Module, ops: Iterable[str] | None) -> dict[str, list
     check(any(chosen.values()), "model", got=none_found, expected=expected)
     for original, name in originals.items():
         check_known(original)
+        for key, value in REPLACEMENTS[name].REQUIRES.items() if chosen[name] else ():
+            got = getattr(getattr(model, "config", None), key, None)
+            check(got == value, f"{name}: {key} of the model", got=repr(got), expected=repr(value))
         wrapped = [m for m in chosen[name] if "forward" in vars(m)]
         check(
             not wrapped,

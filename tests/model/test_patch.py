@@ -22,6 +22,8 @@ SWAPPED = {
     hf.DeepseekV4HyperConnection: "mhc/pre",
     hf.DeepseekV4DecoderLayer: "mhc/post",
     hf.DeepseekV4HyperHead: "mhc/head",
+    hf.DeepseekV4TopKRouter: "moe/topk_gate",
+    hf.DeepseekV4HashRouter: "moe/hash_gate",
 }
 
 
@@ -248,3 +250,14 @@ def test_half_precision_is_refused_or_served_by_the_references(seed):
     assert ours.dtype == torch.float16
     assert not torch.equal(ours, theirs)
     assert (ours - theirs).abs().mean() < 0.1 * theirs.std()
+
+
+def test_routers_that_score_otherwise_are_refused(seed):
+    m = model(seed)
+    m.config.scoring_func = "softmax"
+    before = classes(m)
+    with pytest.raises(ContractError, match="scoring_func of the model: got 'softmax', expected"):
+        tileproof.patch(m, "reference")
+    assert classes(m) == before
+    with tileproof.patch(m, "reference", ops=["norm/rmsnorm"]):
+        logits(m, token_ids(seed, 1, 5))
