@@ -127,7 +127,7 @@ class DeepseekV4HashRouter(Patched, hf.DeepseekV4HashRouter):
     def forward(
         self, hidden_states: torch.Tensor, input_ids: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """x [..., D], ids → logits [M, E] in f32, weights [M, K] as x, experts [M, K] of the ids."""
+        """x [..., D], ids → logits [M, E] in f32, weights [M, K] as x, the ids' experts [M, K]."""
         logits = _logits(self, hidden_states)
         tokens, scale = input_ids.reshape(-1).long(), self.routed_scaling_factor
         index, weight = self._tileproof("moe_hash_gate", logits, tokens, self.tid2eid, scale=scale)

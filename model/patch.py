@@ -62,7 +62,7 @@ def patch(
     ops: Iterable[str] | None = None,
     on_missing: OnMissing = "compile",
 ) -> Patch:
-    """Run mHC, RMSNorm and routing of a transformers DeepSeek-V4 `model` (bf16 or f32) on our kernels.
+    """Run mHC, RMSNorm and routing of a transformers DeepSeek-V4 `model` on our kernels.
 
     Only modules of this model change, and only their class: parameters, buffers, module names and
     the state dict stay what they are, and copies or pickles of the model are unpatched. The
@@ -71,7 +71,7 @@ def patch(
 
     Args:
         model: a ``DeepseekV4ForCausalLM``, ``DeepseekV4Model`` or anything that contains one and
-            has its ``config``.
+            has its ``config``, in bf16 or f32.
         backend: ``auto``, ``cuda``, ``virtual`` or ``reference``, as for :func:`tileproof.load`.
         bundle: the kernels to load; None for those this model needs from the user's cache.
         arch: the architecture the virtual GPU plays, e.g. ``sm_90a``.
