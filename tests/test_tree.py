@@ -193,7 +193,7 @@ def test_a_wheel_holds_everything(tmp_path: Path) -> None:
         root = pathlib.Path(tileproof.__file__).parent
         assert root.parent == pathlib.Path(sys.argv[1]), root
         names = "cli demo dsl kernels.mhc kernels.norm verify codegen.build runtime model "
-        names += "verify.props verify.ptx"
+        names += "verify.props verify.ptx verify.field verify.order"
         for name in names.split():
             found = importlib.import_module(f"tileproof.{name}").__file__
             assert pathlib.Path(found).is_relative_to(root), found

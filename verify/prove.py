@@ -316,8 +316,7 @@ def _decide(
 ) -> PropertyReport:
     start = time.perf_counter()
     spent = sum(launch.engine.spent for launch in launches)
-    open_ = [n for launch in launches for n in launch.facts.unordered] if p.ordered else []
-    goals = [g for launch in launches if not open_ for g in p.goals(launch)]
+    goals = [g for launch in launches for g in p.goals(launch)]
     failed = [g for g in goals if g.verdict is not Verdict.PROVED]
     verdict = worst(g.verdict for g in goals) if goals else Verdict.NOT_APPLICABLE
     reasons = list(dict.fromkeys(g.reason for g in failed))
@@ -327,7 +326,6 @@ def _decide(
         reasons += [f"not modelled: {name}" for name in unmodelled]
     elif verdict in (Verdict.PROVED, Verdict.NOT_APPLICABLE):
         doubts = [f"not modelled: {name}" for name in unmodelled]
-        doubts += [f"order not modelled: {name}" for name in dict.fromkeys(open_)]
         if vacuous:
             doubts.append(vacuous)
         for name, doubt in _DOUBTS.items():

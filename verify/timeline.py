@@ -57,6 +57,12 @@ class Timeline(Machine):
 
         Raises UndeterminedError where data decides about synchronisation, or the run is too long.
         """
+        self.begin()
+        self.run(setting)
+        return self.found
+
+    def begin(self) -> None:
+        """Forget the thread before."""
         self.found: list[Moment] = []
         self.reached: dict[Any, int] = {}
         self.roots: dict[Any, tuple[Any, int]] = {}
@@ -64,9 +70,8 @@ class Timeline(Machine):
         self.epoch = self.meeting = self.steps = 0
         self.open: list[Moment] = []
         self.groups: list[list[Moment]] = []
-        self.relevant = self._relevant()
-        self.run(setting)
-        return self.found
+        if not hasattr(self, "relevant"):
+            self.relevant = self._relevant()
 
     def _relevant(self) -> set[Any]:
         """Statements that touch shared memory or synchronise, by handle."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 from tileproof.verify.domain import Domain
 from tileproof.verify.encode import Answer, Engine, Point
 from tileproof.verify.facts import Access, Facts
 from tileproof.verify.model import Counterexample, Verdict
+from tileproof.verify.order import Order, analyse
 from tileproof.verify.replay import Machine, Setting, Trace
 from tileproof.verify.terms import Symbol, Term, evaluate
 from tileproof.verify.timeline import Moment, Timeline
@@ -65,6 +67,11 @@ class Launch:
     runs: dict[Any, tuple[list[Moment], dict[Any, int]]] = field(default_factory=dict)
     resources: Resources | None = None
     clusters: tuple[int, int, int] = (1, 1, 1)
+
+    @cached_property
+    def order(self) -> Order | None:
+        """Where more than barriers of the whole block orders threads, what comes before what."""
+        return analyse(self) if self.facts.unordered else None
 
     def writes(self, tensor: str) -> list[Access]:
         """Every store to a global tensor."""
@@ -142,10 +149,18 @@ def found(example: Counterexample, point: Point, loads: bool) -> Goal:
 @dataclass(frozen=True)
 class Property:
     """A name, the function that yields its obligations for one launch, and the properties that its
-    proof relies on. `ordered` says that it is about who comes first, so that it is unknown where
-    that is not modelled."""
+    proof relies on. `ordered` says that it is about who comes first: ``"itself"`` where it is a
+    question of :mod:`tileproof.verify.order`, ``"rests"`` where its own obligations need the
+    answer."""
 
     name: str
-    goals: Callable[[Launch], Iterator[Goal]]
+    obligations: Callable[[Launch], Iterator[Goal]]
     relies_on: tuple[str, ...] = ("overflow",)
-    ordered: bool = False
+    ordered: Literal["", "itself", "rests"] = ""
+
+    def goals(self, launch: Launch) -> Iterator[Goal]:
+        """Its obligations for one launch, decided."""
+        order = launch.order if self.ordered else None
+        if order is not None and (self.ordered == "itself" or order.why):
+            return order.goals(self.name)
+        return self.obligations(launch)
