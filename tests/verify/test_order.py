@@ -80,6 +80,20 @@ def test_every_seeded_bug_of_synchronisation_is_found(target, args):
     assert not missed
 
 
+@pytest.mark.parametrize("arch", ["sm_90a", "sm_120a"])
+def test_a_slot_that_tilelang_gives_back_before_its_last_read(arch):
+    """What 0.1.15's warp specialisation makes of a scaled GEMM; the sanitizer reports it too."""
+    kernel = resolve_target(f"{PROGRAMS}/fp8_gemm.py:fp8_gemm", {})
+    configs = {"tl.disable_warp_specialized": False}
+    found = order(lower(kernel, arch, pass_configs=configs, keep_stages=True))
+    (race,) = found.findings
+    assert race.property == "races"
+    assert [s.message for s in race.steps] == ["writes", "reads"]
+    assert all(s.site.startswith("scale[") for s in race.steps)
+    # the slot is written for the next round while another thread still reads it
+    assert race.steps[0].loops["k"] == race.steps[1].loops["k"] + 2
+
+
 def shared(body):
     """A block of two warpgroups, with an mbarrier of 128 arrivals each way."""
 

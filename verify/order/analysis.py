@@ -130,7 +130,13 @@ def _conflicting(c: Conflict, exact: bool) -> Finding:
     stores = one.mode == two.mode == "write" and not (one.asynchronous or two.asynchronous)
     steps = (_step(one), _step(two))
     name = "races" if c.why == "race" else "async"
-    return Finding(name, message, text(one.node, 60), steps, exact and not stores)
+    return Finding(name, message, _site(one.node), steps, exact and not stores)
+
+
+def _site(node: Any) -> str:
+    if type(node).__name__ == "BufferStore":  # whose text begins with declarations
+        return f"{node.buffer.name}[{text(node.indices[0], 60)}]"
+    return text(node, 60)
 
 
 def _outliving(a: Access) -> Finding:
@@ -138,11 +144,11 @@ def _outliving(a: Access) -> Finding:
         f"thread {a.thread} ends without waiting for its copy from byte {a.first} of {a.arena},"
         " which may still read there"
     )
-    return Finding("async", message, text(a.node, 60), (_step(a),), True)
+    return Finding("async", message, _site(a.node), (_step(a),), True)
 
 
 def _step(a: Access) -> Step:
-    return Step(_verb(a), text(a.node, 60), (0, 0, 0), (a.thread, 0, 0), dict(a.loops))
+    return Step(_verb(a), _site(a.node), (0, 0, 0), (a.thread, 0, 0), dict(a.loops))
 
 
 def _verb(a: Access) -> str:
@@ -150,4 +156,4 @@ def _verb(a: Access) -> str:
 
 
 def _event_step(kind: str, node: tuple[Any, dict[str, int]], thread: int) -> Step:
-    return Step(kind, text(node[0], 60), (0, 0, 0), (thread, 0, 0), node[1])
+    return Step(kind, _site(node[0]), (0, 0, 0), (thread, 0, 0), node[1])
