@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -247,17 +247,21 @@ def _serve() -> None:
         answers.flush()
 
 
-def specs_for_model(config: Mapping[str, Any], act: str | None = None) -> list[Specialization]:
-    """What a Hugging Face DeepSeek-V4 config (as a dict) needs of every op of the library.
+def specs_for_model(
+    config: Mapping[str, Any], act: str | None = None, ops: Collection[str] = ()
+) -> list[Specialization]:
+    """What a Hugging Face DeepSeek-V4 config (as a dict) needs of `ops`, by default of all.
 
     `act` is the activation type, ``"bf16"`` or ``"f32"``; None is the config's own dtype, bf16 if
-    it names none. Raises ContractError for a dtype no kernel takes.
+    it names none. Raises ContractError for a dtype no kernel takes, and for a config
+    without a size that an op needs.
     """
     if act is None:
         name = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
         check(name in _ACT, "dtype of the model", got=name, expected=f"one of {', '.join(_ACT)}")
         act = _ACT[name]
-    return [spec for op in load_library().values() for spec in op.for_model(config, act)]
+    wanted = [op for name, op in load_library().items() if not ops or name in ops]
+    return [spec for op in wanted for spec in op.for_model(config, act)]
 
 
 _ACT = {"bfloat16": "bf16", "float32": "f32"}

@@ -298,7 +298,11 @@ class Op:
         """The specializations a Hugging Face DeepSeek-V4 config needs (none when it has no use)."""
         if self.model_sizes is None:
             return []
-        sizes = [dict(s) for s in self.model_sizes(config)]
+        try:
+            sizes = [dict(s) for s in self.model_sizes(config)]
+        except KeyError as missing:
+            where = f"{self.name}: {missing} of the model's config"
+            check(False, where, got="none", expected="a size")
         if act is not None and "act" in self.types:
             sizes = [s | {"act": act} for s in sizes]
         unique = {s.symbol: s for s in (self.specialize(**s) for s in sizes)}

@@ -3,9 +3,11 @@
 import importlib.util
 import io
 import json
+import subprocess
+import sys
+import textwrap
 
 import pytest
-import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -57,15 +59,22 @@ def test_without_triton_the_words_say_so_and_json_stays_alone(measured, monkeypa
 @pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="triton: an extra, as a peer")
 @pytest.mark.filterwarnings("error")
 def test_a_gate_whose_exponential_is_infinite_is_no_warning_of_the_peer():
-    # Triton is first imported with its interpreter switched on.
-    from tileproof.bench.peers import triton_kernels
-
-    M, N, D = 3, 4, 64
-    x, fn = torch.ones(M, N, D), torch.zeros(N * (N + 2), N * D)
-    base = torch.zeros(N * (N + 2))
-    base[:N] = torch.tensor([-100.0, 0, 1, 100])
-    post, comb = torch.zeros(M, N), torch.zeros(M, N, N)
-    collapsed = torch.zeros(M, D)
-    triton_kernels.mhc_pre(x, fn, torch.ones(3), base, post, comb, collapsed, depth=64, width=64)
-    gates = base[:N].double().sigmoid().sum() + 4e-6
-    assert torch.allclose(collapsed.double(), gates.expand(M, D), rtol=1e-6, atol=0)
+    pytest.importorskip("triton", reason="the peer is of the bench extra")
+    # In a process of its own, in which Triton is first imported with its interpreter switched on.
+    code = """
+        import torch
+        from tileproof.bench.peers import triton_kernels
+        M, N, D = 3, 4, 64
+        x, fn = torch.ones(M, N, D), torch.zeros(N * (N + 2), N * D)
+        base = torch.zeros(N * (N + 2))
+        base[:N] = torch.tensor([-100.0, 0, 1, 100])
+        post, comb = torch.zeros(M, N), torch.zeros(M, N, N)
+        collapsed = torch.zeros(M, D)
+        sizes = {"depth": 64, "width": 64}
+        triton_kernels.mhc_pre(x, fn, torch.ones(3), base, post, comb, collapsed, **sizes)
+        gates = base[:N].double().sigmoid().sum() + 4e-6
+        assert torch.allclose(collapsed.double(), gates.expand(M, D), rtol=1e-6, atol=0)
+    """
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -28,13 +28,13 @@ def kernel(op, arch="sm_80", checked=False, **sizes):
     return _compiled(op, tuple(sorted(sizes.items())), arch, checked)
 
 
-def draw(spec, M, seed, **pitches):
+def draw(spec, M, seed, **sizes):
     """Seeded standard normal inputs in call order, in their declared types and strides.
 
     Between the rows of a strided tensor lies NaN.
     """
-    arrays = strategies.inputs(spec, {"M": M}, seed % 2**31)
-    strides = spec.strides(M=M, **pitches)
+    arrays = strategies.inputs(spec, {"M": M, **sizes}, seed % 2**31)
+    strides = spec.strides(M=M, **sizes)
     dtypes = {a.name: getattr(torch, a.dtype.torch) for a in spec.args}
     return [_spread(torch.from_numpy(v).to(dtypes[k]), strides[k]) for k, v in arrays.items()]
 
@@ -57,14 +57,18 @@ def run(op, inputs, arch="sm_80", checked=False, finite=True, **sizes):
     types = {a.name: getattr(torch, a.dtype.torch) for a in spec.args if a.role == "out"}
     outputs = [torch.empty(shapes[name], dtype=t) for name, t in types.items()]
     for output in outputs:
-        as_bytes(output).fill_(255)  # NaN in every floating-point format, -1 of an index
+        as_bytes(output).fill_(
+            255
+        )  # NaN in every floating-point format, -1 of an index; of codes any byte may be meant
     call(*inputs, *outputs)
     assert not finite or not any(_poisoned(o).any() for o in outputs), "an element was not written"
     return outputs
 
 
 def _poisoned(output):
-    return output.float().isnan() if output.dtype.is_floating_point else output == -1
+    if output.dtype.is_floating_point:
+        return output.float().isnan()
+    return output == -1 if output.dtype in (torch.int32, torch.int64) else output != output
 
 
 def as_bytes(tensor):

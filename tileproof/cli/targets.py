@@ -132,7 +132,7 @@ def specs(names: list[str], model: Path | None) -> list[Specialization]:
     from tileproof.codegen.build import default_specs, specs_for_model
 
     wanted = {get(name).name for name in names}
-    every = default_specs() if model is None else specs_for_model(config(model))
+    every = default_specs() if model is None else specs_for_model(config(model), ops=wanted)
     return [s for s in every if not wanted or s.op.name in wanted]
 
 

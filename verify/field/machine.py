@@ -344,7 +344,7 @@ class Machine:
             product = arithmetic("Mul", str(e.dtype), a, b)
             return arithmetic("Add", str(e.dtype), product, c)
         if name not in PURE or element(str(e.dtype)).kind != "float":
-            raise UnmodelledError(name)
+            raise UnmodelledError(str(name))
         return residues.symbol(name, *(self.value(a) for a in e.args))
 
 
