@@ -147,6 +147,9 @@ _portable = False
 def _machine_flags() -> tuple[str, ...]:
     if _portable:
         return ("-DVGPU_PORTABLE",)
+    if platform.machine() == "aarch64":
+        # With descriptors, its default, the loader is not told where a thread's shared memory lies.
+        return ("-mtls-dialect=trad",)
     if platform.machine() != "x86_64":
         return ()
     base = ("-mno-red-zone",)  # switching fibers pushes onto the stack in the middle of a function
