@@ -36,11 +36,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Order:
-    """The outcome: `why` it stays unknown, or what was found; `obligations` were looked at."""
+    """The outcome: `why` it stays unknown, or what was found."""
 
     why: str = ""
     findings: tuple[Finding, ...] = ()
-    obligations: int = 0
 
     def goals(self, name: str) -> Iterator[Goal]:
         """The obligations of one property."""
@@ -92,7 +91,7 @@ def analyse(launch: Launch) -> Order:
         findings += [_conflicting(c, exact) for c in found]
         outliving = [a for t in traces.values() for a in t.outliving]
         findings += [_outliving(a) for a in outliving[:1]]
-    return Order(findings=tuple(findings), obligations=sum(len(t.events) for t in traces.values()))
+    return Order(findings=tuple(findings))
 
 
 def _threads(launch: Launch) -> int | None:

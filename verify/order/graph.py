@@ -21,8 +21,6 @@ import numpy as np
 
 from .trace import Event, Key, Trace
 
-_NEVER = 1 << 30
-
 
 @dataclass(frozen=True)
 class Fault:
