@@ -20,6 +20,7 @@ BINARY = {"Add": "add", "Sub": "sub", "Mul": "mul", "FloorDiv": "div", "FloorMod
 _COMPARE = {"LT": ("lt", 0), "LE": ("le", 0), "GT": ("lt", 1), "GE": ("le", 1), "EQ": ("eq", 0),
             "NE": ("ne", 0), "And": ("and", 0), "Or": ("or", 0)}  # fmt: skip
 _MOST_PLACES = 31
+_ANY_INTEGER = (-(1 << 63), (1 << 64) - 1)
 _MAY_OVERFLOW = {"Add", "Sub", "Mul"}
 
 
@@ -136,8 +137,16 @@ class Converter:
         if outer is None:
             raise UnmodelledError(f"index of type {e.dtype}")
         if inner is not None and (inner[0] < outer[0] or inner[1] > outer[1]):
+            if outer[0] == 0:
+                return self.wrapped(term, outer[1])
             self.check(term, e.dtype, f"cast to {e.dtype}", e)
         return term
+
+    @staticmethod
+    def wrapped(term: Term, most: int) -> Term:
+        """``term mod (most + 1)``: what a cast to an unsigned type means, so it need not fit."""
+        lo, hi = Ranges(lambda _: _ANY_INTEGER).of(term)
+        return term if lo >= 0 and hi <= most else apply("mod", term, const(most + 1))
 
     def integer_call(self, e: Any) -> Term:
         name, args = str(e.op.name), list(e.args)

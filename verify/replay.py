@@ -18,6 +18,7 @@ from . import cluster
 from .calls import effect
 from .intrinsics import GROUPS, Columns, Tile, Touch, UnmodelledError, group_size
 from .operands import Replayed
+from .returns import returns
 from .tma import clip, tile_bytes
 
 
@@ -66,6 +67,10 @@ class UndeterminedError(Exception):
     """A value that only data decides."""
 
 
+class _LeftError(Exception):
+    """The thread may have returned from here on: nothing later is sure to happen."""
+
+
 class Machine:
     """Executes one device function for one thread, following only the loop iterations given."""
 
@@ -80,6 +85,7 @@ class Machine:
         self.source = function, layouts, names, sizes, maps
         self.maps = maps
         self.function = function
+        self.leaves = returns(function.body)
         self.layouts = layouts
         self.names = names
         self.sizes = sizes
@@ -117,7 +123,8 @@ class Machine:
                     self.allocated[buffer.data] = size
 
         tvm.tirx.stmt_functor.post_order_visit(self.function.body, declare)
-        self.stmt(self.function.body)
+        with contextlib.suppress(_LeftError):
+            self.stmt(self.function.body)
         return self.trace
 
     def extent(self, data: Any, element: int, view: Any = None) -> int | None:
@@ -165,6 +172,8 @@ class Machine:
 
     def stmt(self, s: Any) -> None:
         kind = type(s).__name__
+        if self.leaves and kind in ("For", "IfThenElse") and returns(s):
+            raise _LeftError
         if kind == "SeqStmt":
             for part in s.seq:
                 self.stmt(part)
@@ -240,7 +249,7 @@ class Machine:
                 return self.setting.sizes[str(e.name)]
             raise UndeterminedError(str(e.name))
         if kind == "Cast":
-            return self.fits(e, self.number(e.value))
+            return self.fits(e, _unsigned(e.dtype, self.number(e.value)))
         if kind in _ARITHMETIC:
             a, b = self.number(e.a), self.number(e.b)
             if b == 0 and kind in _DIVISIONS:
@@ -462,6 +471,12 @@ class Machine:
             outside = extent is not None and not 0 <= offset <= extent - lanes
         place = self.place(name, offset) if data in self.names else ()
         self.trace.touched.append(Touched(name, mode, offset, lanes, extent, outside, node, place))
+
+
+def _unsigned(dtype: Any, value: int) -> int:
+    """What a cast makes of a number, where the type is unsigned: it wraps."""
+    name = str(dtype)
+    return value % (1 << int(name[4:])) if name.startswith("uint") and "x" not in name else value
 
 
 def _truncate(a: int, b: int) -> int:

@@ -15,7 +15,7 @@ def structured(function: Any) -> Any:
 
     A return inside a loop, or one that only some ways through a branch come to, stays.
     """
-    if not _returns(function.body):
+    if not returns(function.body):
         return function
     return function.with_body(_before(function.body, []))
 
@@ -29,9 +29,9 @@ def _before(s: Any, rest: list[Any]) -> Any:
         return tvm.tirx.Evaluate(0)
     if kind == "SeqStmt":
         return _sequence([*s.seq, *rest])
-    if kind == "AttrStmt" and _returns(s):
+    if kind == "AttrStmt" and returns(s):
         return tvm.tirx.AttrStmt(s.node, s.attr_key, s.value, _before(s.body, rest))
-    if kind == "IfThenElse" and _returns(s):
+    if kind == "IfThenElse" and returns(s):
         yes, no = s.then_case, s.else_case if s.else_case is not None else tvm.tirx.Evaluate(0)
         if _leaves(yes) or _leaves(no):
             # What follows goes to one side only: a barrier in it stays a single place.
@@ -48,7 +48,7 @@ def _sequence(parts: list[Any]) -> Any:
     from tilelang import tvm
 
     for i, s in enumerate(parts):
-        if _returns(s):
+        if returns(s):
             last = _before(s, parts[i + 1 :])
             return tvm.tirx.SeqStmt([*parts[:i], last]) if i else last
     return tvm.tirx.SeqStmt(parts) if len(parts) > 1 else parts[0]
@@ -73,7 +73,7 @@ def _leaves(s: Any) -> bool:
     return _is_return(s)
 
 
-def _returns(s: Any) -> bool:
+def returns(s: Any) -> bool:
     """Whether a return stands anywhere in `s`."""
     from tilelang import tvm
 

@@ -103,7 +103,9 @@ def _floordiv(a: int, b: int) -> int:
     return a // b
 
 
-def _floormod(a: int, b: int) -> int:
+def _floormod(a: Any, b: Any) -> Any:
+    if isinstance(b, int) and b.bit_length() > 63:  # numpy's integers end before
+        a = np.asarray(a, dtype=object)
     return a % b
 
 

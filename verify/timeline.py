@@ -59,6 +59,8 @@ class Timeline(Machine):
         """
         self.begin()
         self.run(setting)
+        if self.leaves:
+            raise UndeterminedError("a thread may return")
         return self.found
 
     def begin(self) -> None:

@@ -63,6 +63,59 @@ def test_a_return_inside_a_loop_is_unknown_by_name():
     assert report.unmodelled == ["tirx.thread_return"]
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_after_a_return_inside_a_loop_nothing_is_refuted(before):
+    """The store beyond the end never happens: each thread leaves in its first iteration."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def kernel(y: T.Tensor((M,), "float32")):
+        with T.Kernel(M, threads=32) as m:
+            if before:
+                y[m + M] = 1.0
+            for i in T.serial(4):
+                if m + i < M:
+                    T.thread_return()
+                y[m + M] = 1.0
+
+    found, report = verdicts(kernel)
+    assert found["bounds"] is (Verdict.REFUTED if before else Verdict.UNKNOWN)
+    assert [e.confirmed for e in report.properties["bounds"].counterexamples] == (
+        [True, False] if before else [False]
+    )
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_a_cast_to_an_unsigned_type_wraps(guarded):
+    """-1 becomes 2^64 - 1, which the guard rejects; nothing has to fit."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def kernel(which: T.Tensor((M,), "int32"), y: T.Tensor((8,), "float32")):
+        with T.Kernel(M, threads=1) as m:
+            if not guarded or T.Cast("uint64", which[m]) < T.uint64(8):
+                y[which[m]] = 0.0
+
+    found, _ = verdicts(kernel, values={"which": [0, 7]}, none={"which": -1})
+    assert found["overflow"] is Verdict.PROVED
+    assert found["bounds"] is (Verdict.PROVED if guarded else Verdict.ALARM)
+
+
+@pytest.mark.parametrize("inner", ["uint32", "uint8"])
+def test_a_narrower_cast_wraps_what_a_wider_one_left(inner):
+    """Up to 2^24 after the shift, so a uint8 of it says nothing about the rest."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def kernel(which: T.Tensor((M,), "int64"), y: T.Tensor((8,), "float32")):
+        with T.Kernel(M, threads=1) as m:
+            if T.Cast(inner, T.Cast("uint32", which[m] >> 40)) < T.Cast(inner, 8):
+                y[which[m] >> 40] = 0.0
+
+    found, _ = verdicts(kernel, values={"which": [0, (1 << 63) - 1]})
+    assert found["bounds"] is (Verdict.PROVED if inner == "uint32" else Verdict.ALARM)
+
+
 def test_rows_of_a_matrix_fragment_are_16_bytes_whatever_their_type():
     """ldmatrix counts 16-bit elements; of a float32 tile its row holds four."""
     M = T.dynamic("M")
