@@ -8,6 +8,7 @@ before a solver is asked. Predicates are terms of width 1.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -43,9 +44,27 @@ class Term:
 _interned: dict[tuple[object, ...], Term] = {}
 
 
+_serials = itertools.count()
+
+
 def forget() -> None:
-    """Drop every term; those still held elsewhere must not be mixed with new ones."""
+    """Drop every term; those still held elsewhere must not be mixed with new ones.
+
+    What is made afterwards does not depend on what was there before.
+    """
+    global _serials
     _interned.clear()
+    _serials = itertools.count()
+
+
+def serial() -> int:
+    """A number no other name has had since :func:`forget`."""
+    return next(_serials)
+
+
+def fresh(width: int, bounds: Interval | None = None) -> Term:
+    """A variable of its own, for a value of which no more is known."""
+    return var(f"~{serial()}", width, bounds)
 
 
 def _node(op: str, width: int, args: tuple[Term, ...] = (), value: object = None) -> Term:
@@ -458,20 +477,26 @@ def ite(p: Term, a: Term, b: Term) -> Term:
 # --- walking -------------------------------------------------------------------------------------
 
 
-def variables(*terms: Term) -> set[Term]:
-    """Every variable in `terms`."""
-    found: set[Term] = set()
-    seen: set[Term] = set()
-    stack = list(terms)
+def closure(*terms: Term) -> dict[Term, None]:
+    """Every term in `terms`, each once, in an order that depends on the terms alone."""
+    seen: dict[Term, None] = {}
+    stack = list(reversed(terms))
     while stack:
         t = stack.pop()
-        if t in seen:
-            continue
-        seen.add(t)
-        if t.op == "var":
-            found.add(t)
-        stack.extend(t.args)
-    return found
+        if t not in seen:
+            seen[t] = None
+            stack.extend(reversed(t.args))
+    return seen
+
+
+def variables(*terms: Term) -> list[Term]:
+    """Every variable in `terms`, each once, in the order of their first mention."""
+    return [t for t in closure(*terms) if t.op == "var"]
+
+
+def replace(t: Term, old: Term, new: Term) -> Term:
+    """`t` with the part `old` replaced, simplified again."""
+    return substitute(t, {}, {old: new})
 
 
 def substitute(t: Term, new: Mapping[Term, Term], memo: dict[Term, Term] | None = None) -> Term:

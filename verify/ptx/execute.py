@@ -63,7 +63,6 @@ class Event:
     instruction: int
     touch: Touch
     path: Path
-    trips: Mapping[int, Term]
 
 
 @dataclass
@@ -83,7 +82,6 @@ class Thread:
     events: list[Event] = field(default_factory=list)
     unmodelled: dict[str, int] = field(default_factory=dict)
     steps: int = 0
-    trips: dict[int, Term] = field(default_factory=dict)
     now: State = field(default_factory=lambda: State((), {}))
 
     def run(self) -> None:
@@ -136,7 +134,7 @@ class Thread:
         joined = bits.any_(rests)
         path = states[0].path[:common] + (() if bits.number(joined) == 1 else (joined,))
         registers = {}
-        for r in live:
+        for r in sorted(live):
             values = [s.registers.get(r) for s in states]
             if any(v is None for v in values):
                 continue
@@ -261,7 +259,7 @@ class Thread:
         path = self.under(when)
         for touch in TOUCHES[i.parts[0]](i, self):
             if bits.number(touch.when) != 0:
-                self.events.append(Event(at, touch, path, dict(self.trips)))
+                self.events.append(Event(at, touch, path))
         if i.parts[0] != "ld" or is_float(kind(i)):
             return None
         return self.loaded(i)
@@ -275,10 +273,9 @@ class Thread:
         for target in destinations(i.operands[0]):
             value = None
             if region is not None and region.elements is not None:
-                value = region.elements(f"{region.name}[{loops.serial()}]", width)
+                value = region.elements(f"{region.name}[{bits.serial()}]", width)
             elif target in self.entry.registers and width < self.entry.registers[target]:
-                fresh = bits.var(f"~{loops.serial()}", width)
-                value = bits.extend(fresh, self.entry.registers[target], name[0] == "s")
+                value = bits.extend(bits.fresh(width), self.entry.registers[target], name[0] == "s")
             out.append(value)
         return out if len(out) == lanes(i) else None
 
@@ -306,20 +303,17 @@ class Thread:
         if declared is not None:
             value = self.now.registers.get(operand)
             if value is None:
-                value = bits.var(f"~{loops.serial()}", declared)
+                value = bits.fresh(declared)
                 self.now.registers[operand] = value
             return bits.resize(value, width, False)
         if operand.startswith("%"):
             value = self.inputs.special.get(operand)
-            return bits.resize(value, width, False) if value is not None else self.fresh(width)
+            return bits.resize(value, width, False) if value is not None else bits.fresh(width)
         if re.fullmatch(r"-?(0[xX][0-9a-fA-F]+|\d+)U?", operand):
             return bits.const(int(operand.rstrip("U"), 0), width)
         if operand in self.entry.symbols or operand in self.params:
             return bits.resize(self.symbol(operand), width, False)
-        return self.fresh(width)  # a floating-point number
-
-    def fresh(self, width: int) -> Term:
-        return bits.var(f"~{loops.serial()}", width)
+        return bits.fresh(width)  # a floating-point number
 
     def symbol(self, name: str) -> Term:
         """The address of a variable; its region appears when it is first taken."""

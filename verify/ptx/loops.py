@@ -8,7 +8,6 @@ each of the trips before.
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING
 
 from . import bits
@@ -17,13 +16,7 @@ from .bits import Term
 if TYPE_CHECKING:
     from .execute import State, Thread
 
-_serials = itertools.count()
 _ENDLESS = (1 << 40) - 1
-
-
-def serial() -> int:
-    """A number no other name has."""
-    return next(_serials)
 
 
 def summarise(thread: Thread, header: int, state: State) -> list[tuple[int, State]]:
@@ -32,8 +25,8 @@ def summarise(thread: Thread, header: int, state: State) -> list[tuple[int, Stat
 
     body = thread.graph.loops[header]
     changed = thread.written(body) & thread.graph.blocks[header].live_in
-    mark = serial()
-    arbitrary = {r: bits.var(f"~{serial()}", thread.entry.registers[r]) for r in changed}
+    mark = bits.serial()
+    arbitrary = {r: bits.fresh(thread.entry.registers[r]) for r in sorted(changed)}
     recorded, unmodelled = len(thread.events), dict(thread.unmodelled)
     back, exits = thread.region(body, header, State(state.path, state.registers | arbitrary))
     del thread.events[recorded:]
@@ -72,10 +65,7 @@ def summarise(thread: Thread, header: int, state: State) -> list[tuple[int, Stat
     generic = {r: now[h] for r, h in arbitrary.items() if r in steps}
     registers = {r: v for r, v in state.registers.items() if r not in changed} | generic
     path = (*state.path, *(f for f in facts if bits.number(f) != 1))
-    outer = dict(thread.trips)
-    thread.trips[header] = trip
     _, exits = thread.region(body, header, State(path, registers))
-    thread.trips = outer
     return list(exits.items())
 
 
@@ -109,7 +99,7 @@ def _trip(thread, state, conditions, at) -> tuple[Term, list[Term]]:  # type: ig
         if bound is not None and (best is None or bound[0] < best[0]):
             best = bound
     most, facts = best or (_ENDLESS, None)
-    trip = bits.var(f"~k{serial()}", 64, (0, most))
+    trip = bits.var(f"~k{bits.serial()}", 64, (0, most))
     return trip, ([] if facts is None else facts(trip))
 
 
@@ -126,7 +116,7 @@ def _rate(t: Term, at) -> int | None:  # type: ignore[no-untyped-def]
 
 def _exact(t: Term, rate: int, at, most: int) -> bool:  # type: ignore[no-untyped-def]
     """Whether `t` grows by `rate` and does not wrap in trips 0..most."""
-    trip = bits.var(f"~k{serial()}", 64, (0, most))
+    trip = bits.var(f"~k{bits.serial()}", 64, (0, most))
     zero = bits.substitute(t, at(bits.const(0, 64)))
     moved = bits.substitute(t, at(trip))
     expected = bits.add(zero, bits.resize(trip, t.width, True), rate)

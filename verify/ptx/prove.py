@@ -10,7 +10,7 @@ import hashlib
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tileproof.codegen.device import compile_ptx
@@ -53,6 +53,7 @@ class Outcome:
     verdict: Verdict
     reason: str = ""
     example: Counterexample | None = None
+    steps: int = 0
 
 
 def prove_ptx(
@@ -76,6 +77,7 @@ def prove_text(
 ) -> KernelReport:
     """As :func:`prove_ptx`, of the PTX `text`, which need not be what the compiler made."""
     start = time.perf_counter()
+    bits.forget()
     try:
         return _prove(lowered, text, facts, use_cache, start)
     finally:
@@ -156,9 +158,9 @@ def _launch(
                 if goal in done:
                     continue
                 done.add(goal)
-                outcomes[goal.property].append(
-                    _goal(goal, launch, entry, graph, assumed, sizes, solver)
-                )
+                before = solver.steps
+                outcome = _goal(goal, launch, entry, graph, assumed, sizes, solver)
+                outcomes[goal.property].append(replace(outcome, steps=solver.steps - before))
             else:
                 for name in PROPERTIES:
                     outcomes[name].append(Outcome(Verdict.UNKNOWN, goal))
@@ -258,6 +260,7 @@ def _decided(outcomes: Sequence[Outcome], unmodelled: Sequence[str]) -> Property
         verdict=verdict,
         obligations=len(outcomes),
         proved=len(outcomes) - len(failed),
+        rlimit=sum(o.steps for o in outcomes),
         reasons=reasons[:_MOST_REASONS],
         counterexamples=[o.example for o in failed if o.example is not None][:_MOST_REASONS],
     )
