@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping
+from math import gcd
 from typing import Any
 
 from .known import RANGES, ZEROS, Interval, signed, signed_range, trailing
@@ -41,6 +42,7 @@ class Term:
         return show(self)
 
 
+_WIDE = 160  # bits in which products with the constants of divisions do not wrap
 _interned: dict[tuple[object, ...], Term] = {}
 
 
@@ -62,9 +64,23 @@ def serial() -> int:
     return next(_serials)
 
 
-def fresh(width: int, bounds: Interval | None = None) -> Term:
-    """A variable of its own, for a value of which no more is known."""
-    return var(f"~{serial()}", width, bounds)
+LOOP = "*"  # where values are from that change in a loop, and not by steps
+
+
+def fresh(width: int, of: str = "") -> Term:
+    """A variable of its own, for a value of which nothing is known but, maybe, where it is from."""
+    return var(f"~{of}[{serial()}]", width)
+
+
+def untracked(t: Term) -> str:
+    """What a variable of :func:`fresh` stands for, in words; "" for any other."""
+    name = str(t.value)
+    if t.op != "var" or not (name.startswith("~") and name.endswith("]")):
+        return ""
+    of = name[1:].rpartition("[")[0]
+    if of == LOOP:
+        return "a value that a loop changes"
+    return f"elements of {of}" if of else "a value that is not tracked"
 
 
 def _node(op: str, width: int, args: tuple[Term, ...] = (), value: object = None) -> Term:
@@ -300,6 +316,8 @@ def shr(a: Term, by: int, sign: bool) -> Term:
         return const((signed(a.value, a.width) if sign else a.value) >> by, a.width)
     if sign and a.op == "sar":
         return shr(a.args[0], min(by + a.value, a.width - 1), True)
+    if (quotient := _division(a, by)) is not None:
+        return quotient
     if sign and a.op == "sum" and fits(a):
         # floor((2^k p + q) / 2^k) = p + floor(q / 2^k)
         constant, parts = linear(a)
@@ -312,7 +330,43 @@ def shr(a: Term, by: int, sign: bool) -> Term:
             return add(quotient, combine(a.width, constant // unit, whole))
     if sign and (a.range[0] >> by) == (a.range[1] >> by):
         return const(a.range[0] >> by, a.width)
+    if a.op == "udiv" and a.range[0] >= 0 and (n := number(a.args[1])) is not None:
+        return divide("udiv", a.args[0], const(n << by, a.width))
     return _node("sar" if sign else "shr", a.width, (a,), by)
+
+
+def _division(a: Term, by: int) -> Term | None:
+    """``a >> by`` as a division by a constant, where a compiler wrote it as a multiplication.
+
+    ``floor(c*x / 2^s) == floor(x / d)`` for ``0 <= x <= most`` if ``d = ceil(2^s / c)`` and
+    ``most * (c*d - 2^s) < 2^s``. A quotient inside is part of the same fraction:
+    ``floor((r + floor(u / 2^k)) / 2^s) == floor((2^k r + u) / 2^(k+s))``.
+    """
+    if a.range[0] < 0 or not fits(a):
+        return None
+    wide, shift = extend(a, _WIDE, True), by
+    while True:
+        _, parts = linear(wide)
+        inner = {t: t.args[0] if t.op == "sext" else t for t, c in parts.items() if c == 1}
+        quotient = next((t for t, i in inner.items() if i.op in ("sar", "shr")), None)
+        if quotient is None:
+            break
+        shifted = inner[quotient]
+        if shifted.op == "shr" and shifted.args[0].range[0] < 0:
+            return None
+        rest, k = sub(wide, quotient), int(shifted.value)
+        wide, shift = add(extend(shifted.args[0], _WIDE, True), rest, 1 << k), shift + k
+    constant, parts = linear(wide)
+    c = gcd(constant, *parts.values())
+    if shift < 8 or shift > 80 or c < 3 or c & (c - 1) == 0 or not fits(wide):
+        return None
+    x = combine(_WIDE, constant // c, {t: n // c for t, n in parts.items()})
+    d = -(-(1 << shift) // c)
+    lo, most = x.range
+    _, top = signed_range(a.width)
+    if lo < 0 or most > top or d > top or most * (c * d - (1 << shift)) >= 1 << shift:
+        return None
+    return divide("udiv", trunc(x, a.width), const(d, a.width))
 
 
 def and_(a: Term, b: Term) -> Term:
@@ -472,6 +526,12 @@ def ite(p: Term, a: Term, b: Term) -> Term:
     if p.op == "not":
         p, a, b = p.args[0], b, a
     return _node("ite", a.width, (p, a, b))
+
+
+def clamp(a: Term, least: int) -> Term:
+    """``max(a, least)``: where `a` is known to be no less it is `a`, and its interval shows it."""
+    lowest = const(least, a.width)
+    return ite(less(a, lowest), lowest, a)
 
 
 # --- walking -------------------------------------------------------------------------------------

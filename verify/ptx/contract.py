@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tileproof.codegen import hostir
-from tileproof.codegen.hostir import Launch
+from tileproof.codegen.hostir import Launch, TensorMap
 from tileproof.verify.domain import Domain, TensorFacts
 from tileproof.verify.terms import Term as Size
 
@@ -15,6 +15,7 @@ from . import bits
 from .bits import Term
 from .execute import Inputs, Region
 
+_ELEMENT_BYTES = (1, 2, 4, 4, 8, 8, 2, 4, 8, 2, 4, 4, 4)
 _MAX_GRID = {"x": 2**31 - 1, "y": 65535, "z": 65535}
 
 
@@ -85,8 +86,11 @@ def inputs(launch: Launch, domain: Domain, assumed: Assumed) -> tuple[Inputs, li
     special, facts = _place(launch, assumed.dims)
     params: list[Term] = []
     regions: dict[Term, Region] = {}
+    boxes: dict[int, Term] = {}
     for arg in launch.args:
         if arg.tensor_map is not None:
+            if (box := _box(arg.tensor_map, assumed.dims)) is not None:
+                boxes[len(params)] = box
             params.append(bits.var(f"map {arg.name}", 64))
         elif arg.is_tensor:
             tensor = domain.tensors[arg.name]
@@ -98,7 +102,23 @@ def inputs(launch: Launch, domain: Domain, assumed: Assumed) -> tuple[Inputs, li
             width = int(arg.dtype.lstrip("uint").split("x")[0])
             params.append(bits.trunc(assumed.dims[arg.name], width))
     smem = _extent(launch.smem, assumed.dims)
-    return Inputs(params, special, regions, smem), facts
+    return Inputs(params, special, regions, smem, boxes), facts
+
+
+def _box(tensor_map: TensorMap, dims: dict[str, Term]) -> Term | None:
+    """Bytes of a tiled map's box: every `step`-th element of each dimension. None for im2col.
+
+    Types are numbered as the driver's ``CUtensorMapDataType``; packed ones (above 12) are not read.
+    """
+    kind = bits.number(_extent(tensor_map.fields["type"], dims))
+    if "box" not in tensor_map.fields or kind is None or kind not in range(len(_ELEMENT_BYTES)):
+        return None
+    total = bits.const(_ELEMENT_BYTES[kind], 64)
+    for extent, step in zip(tensor_map.fields["box"], tensor_map.fields["steps"], strict=True):
+        n, every = (_extent(e, dims) for e in (extent, step))
+        up = bits.add(n, bits.sub(every, bits.const(1, 64)))
+        total = bits.mul(total, bits.divide("udiv", up, every))
+    return total
 
 
 def _extent(expr: Any, dims: dict[str, Term]) -> Term:
@@ -129,7 +149,7 @@ def _place(launch: Launch, dims: dict[str, Term]) -> tuple[dict[str, Term], list
         special[f"%tid.{axis}"] = tid if count > 1 else bits.const(0, 32)
         special[f"%ctaid.{axis}"] = ctaid if last != 0 else bits.const(0, 32)
         special[f"%ntid.{axis}"] = bits.const(count, 32)
-        special[f"%nctaid.{axis}"] = bits.trunc(blocks, 32)
+        special[f"%nctaid.{axis}"] = bits.trunc(bits.clamp(blocks, 1), 32)  # a block runs
         facts.append(bits.less(bits.extend(special[f"%ctaid.{axis}"], 64, True), blocks))
         linear = bits.add(linear, special[f"%tid.{axis}"], stride)
         stride *= count

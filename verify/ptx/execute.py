@@ -47,13 +47,15 @@ class Region:
 class Inputs:
     """What a launch passes to a thread: parameters by position, special registers, memory.
 
-    `regions` is keyed by the variable that stands for the base address.
+    `regions` is keyed by the variable that stands for the base address. `boxes` gives the bytes
+    that a tensor map's box takes in shared memory, by the map's position among the parameters.
     """
 
     params: list[Term]
     special: Mapping[str, Term]
     regions: dict[Term, Region]
     shared_bytes: Term
+    boxes: Mapping[int, Term] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,10 @@ class State:
 
 @dataclass
 class Thread:
-    """Executes one entry. `events` are its memory accesses; `unmodelled` maps names to counts."""
+    """Executes one entry. `events` are its memory accesses; `unmodelled` maps names to counts.
+
+    `exact` says of variables what a proof does without, but a counterexample must meet.
+    """
 
     entry: Entry
     graph: Graph
@@ -81,6 +86,7 @@ class Thread:
     holds: Callable[[Path, Term], bool]
     events: list[Event] = field(default_factory=list)
     unmodelled: dict[str, int] = field(default_factory=dict)
+    exact: dict[Term, Term] = field(default_factory=dict)
     steps: int = 0
     now: State = field(default_factory=lambda: State((), {}))
 
@@ -274,8 +280,9 @@ class Thread:
             value = None
             if region is not None and region.elements is not None:
                 value = region.elements(f"{region.name}[{bits.serial()}]", width)
-            elif target in self.entry.registers and width < self.entry.registers[target]:
-                value = bits.extend(bits.fresh(width), self.entry.registers[target], name[0] == "s")
+            elif target in self.entry.registers:
+                value = bits.fresh(width, of="" if region is None else region.name)
+                value = bits.resize(value, self.entry.registers[target], name[0] == "s")
             out.append(value)
         return out if len(out) == lanes(i) else None
 
@@ -315,6 +322,19 @@ class Thread:
             return bits.resize(self.symbol(operand), width, False)
         return bits.fresh(width)  # a floating-point number
 
+    def unsigned(self, operand: str, width: int) -> Term:
+        value = self.read(operand, width)
+        if value.range[0] >= 0 or value.width < 32:
+            return value
+        if any(map(bits.untracked, bits.variables(value))):  # data: nothing will show it
+            return value
+        if not self.holds(self.now.path, bits.negate(bits.less(value, bits.const(0, width)))):
+            return value
+        value = bits.clamp(value, 0)
+        if self.entry.registers.get(operand) == width:
+            self.now.registers[operand] = value
+        return value
+
     def symbol(self, name: str) -> Term:
         """The address of a variable; its region appears when it is first taken."""
         if name in self.bases:
@@ -341,6 +361,16 @@ class Thread:
         name, offset = found[1] or "0", int(found[2] or "0", 0)
         base = self.read(name, self.entry.registers.get(name, 64))
         return bits.add(base, bits.const(offset, base.width))
+
+    def box(self, operand: str) -> Term:
+        address = operand.strip("[] ").split(",")[0].strip()
+        found = self.base(self.read(address, 64))
+        names = [p.name for p in self.entry.params]
+        name = None if found is None else self.inputs.regions[found[0]].name
+        box = self.inputs.boxes.get(names.index(name)) if name in names else None
+        if box is None:
+            raise UnmodelledError("a copy by a tensor map that is no parameter of the launch")
+        return box
 
     def lane(self) -> Term:
         return self.inputs.special["%laneid"]

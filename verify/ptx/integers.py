@@ -139,7 +139,9 @@ class _Integers:
             return self._free(t)
         if op == "sum":
             constant, parts = bits.linear(t)
-            total = z3.IntVal(constant, self.context) + sum(c * self.value(a) for a, c in parts.items())
+            total = z3.IntVal(constant, self.context) + sum(
+                c * self.value(a) for a, c in parts.items()
+            )
             return total if bits.fits(t) else self._wrapped(t, total)
         if op == "mul":
             total = self.value(t.args[0]) * self.value(t.args[1])

@@ -68,6 +68,24 @@ def _shr_range(t: Term) -> Interval:
     return 0, (1 << (t.width - t.value)) - 1
 
 
+def _ite_range(t: Term) -> Interval:
+    condition, a, b = t.args
+    ranges = [a.range, b.range]
+    negated = condition.op == "not"
+    test = condition.args[0] if negated else condition
+    if test.op == "slt":  # x < y: what is selected there is no more than y's most, and so on
+        x, y = test.args
+        for n, holds in ((0, not negated), (1, negated)):
+            lo, hi = ranges[n]
+            if (a, b)[n] is x:
+                lo, hi = (lo, min(hi, y.range[1] - 1)) if holds else (max(lo, y.range[0]), hi)
+            elif (a, b)[n] is y:
+                lo, hi = (max(lo, x.range[0] + 1), hi) if holds else (lo, min(hi, x.range[1]))
+            ranges[n] = lo, hi
+    ranges = [r for r in ranges if r[0] <= r[1]] or [signed_range(t.width)]
+    return min(r[0] for r in ranges), max(r[1] for r in ranges)
+
+
 RANGES: dict[str, Callable[[Term], Interval]] = {
     "const": lambda t: (signed(t.value, t.width),) * 2,
     "sum": _sum_range,
@@ -80,10 +98,7 @@ RANGES: dict[str, Callable[[Term], Interval]] = {
     "zext": _zext_range,
     "sext": lambda t: t.args[0].range,
     "trunc": lambda t: t.args[0].range,
-    "ite": lambda t: (
-        min(t.args[1].range[0], t.args[2].range[0]),
-        max(t.args[1].range[1], t.args[2].range[1]),
-    ),
+    "ite": _ite_range,
     "udiv": _div_range,
     "urem": _div_range,
 }

@@ -2,12 +2,17 @@
 
 Sound for every trip: a register gets ``start + k * step`` only if a trip with arbitrary registers
 adds a step that does not depend on anything the loop changes; every other register that the loop
-writes may hold any value. ``k`` is bounded by the condition of the back edge, which held after
-each of the trips before.
+writes may hold any value. A step is a factor times a unit: 1, or an unknown positive number such as
+that of blocks. Registers with one unit share a clock, ``k * unit``, of which a proof needs only
+that it is no less than k; so steps stay linear. Clocks are bounded by the condition of the back
+edge, which held after each of the trips before.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import gcd
 from typing import TYPE_CHECKING
 
 from . import bits
@@ -33,40 +38,73 @@ def summarise(thread: Thread, header: int, state: State) -> list[tuple[int, Stat
     thread.unmodelled = unmodelled
     if back is None:
         return list(thread.region(body, header, state)[1].items())
-    steps: dict[str, Term] = {}
+    steps: dict[str, tuple[Term, int]] = {}
     for r, h in arbitrary.items():
         after = back.registers.get(r)
         if after is None or r not in state.registers:
             continue
         step = bits.sub(after, h)
-        if not any(_since(v, mark) for v in bits.variables(step)):
-            steps[r] = step
+        if any(_since(v, mark) for v in bits.variables(step)):
+            continue
+        if (found := _unit(step)) is not None:
+            steps[r] = found
     conditions = [c for p in back.path[len(state.path) :] for c in _parts(p)]
+    clocks = list(dict.fromkeys(unit for unit, _ in steps.values()))
 
-    def at(trip: Term) -> dict[Term, Term]:
-        """The changed registers at the start of a trip."""
+    def at(ticks: Mapping[Term, Term]) -> dict[Term, Term]:
+        """The changed registers when each clock shows so much; one that is left out shows 0."""
         return {
             arbitrary[r]: bits.add(
-                state.registers[r], bits.mul(bits.resize(trip, s.width, True), s)
+                state.registers[r], bits.resize(ticks[unit], arbitrary[r].width, True), factor
             )
-            for r, s in steps.items()
+            if unit in ticks
+            else state.registers[r]
+            for r, (unit, factor) in steps.items()
         }
 
+    tracked = set(at({}))
     known = [
-        c
-        for c in conditions
-        if all(not _since(v, mark) or v in at(bits.const(0, 64)) for v in bits.variables(c))
+        c for c in conditions if all(not _since(v, mark) or v in tracked for v in bits.variables(c))
     ]
-    trip, facts = _trip(thread, state, known, at)
-    previous = at(bits.sub(trip, bits.const(1, 64)))
-    first = bits.eq(trip, bits.const(0, 64))
-    facts += [bits.any_((first, bits.substitute(c, previous))) for c in known]
-    now = at(trip)
-    generic = {r: now[h] for r, h in arbitrary.items() if r in steps}
+    loop = _Loop(thread, state, known, at, {arbitrary[r]: unit for r, (unit, _) in steps.items()})
+    ticks, facts = {}, []
+    for unit in clocks:
+        most, bound = loop.bound(unit)
+        ticks[unit] = bits.var(f"~k{bits.serial()}", 64, (0, most), unit.zeros)
+        facts += bound(ticks[unit])
+    before = {unit: bits.sub(tick, unit) for unit, tick in ticks.items()}
+    if ticks:
+        first = bits.eq(next(iter(ticks.values())), bits.const(0, 64))
+        facts += [bits.any_((first, bits.substitute(c, at(before)))) for c in known]
+    one = bits.const(1, 64)
+    trips = ticks.get(one)
+    if trips is not None:  # k trips are k * unit >= k
+        facts += [bits.negate(bits.less(tick, trips)) for tick in ticks.values()]
+    for unit, tick in ticks.items():
+        if unit is not one:
+            k = trips or bits.var(f"~k{bits.serial()}", 64, (0, tick.range[1]))
+            thread.exact[tick] = bits.eq(tick, bits.mul(k, unit))
+    now = at(ticks)
+    generic = {
+        r: now[h] if r in steps else bits.fresh(h.width, bits.LOOP) for r, h in arbitrary.items()
+    }
     registers = {r: v for r, v in state.registers.items() if r not in changed} | generic
     path = (*state.path, *(f for f in facts if bits.number(f) != 1))
     _, exits = thread.region(body, header, State(path, registers))
     return list(exits.items())
+
+
+def _unit(step: Term) -> tuple[Term, int] | None:
+    """A step as a factor times a positive unit of 64 bits; None if its sign is not known."""
+    if (n := bits.number(step)) is not None:
+        return bits.const(1, 64), n
+    constant, parts = bits.linear(step)
+    factor = gcd(constant, *parts.values())
+    for f in (factor, -factor):
+        whole = bits.combine(step.width, constant // f, {a: c // f for a, c in parts.items()})
+        if whole.range[0] > 0 and bits.fits(whole):
+            return bits.extend(whole, 64, True), f
+    return None
 
 
 def _since(v: Term, mark: int) -> bool:
@@ -81,85 +119,91 @@ def _parts(p: Term) -> tuple[Term, ...]:
     return p.args if p.op == "all" else (p,)
 
 
-def _trip(thread, state, conditions, at) -> tuple[Term, list[Term]]:  # type: ignore[no-untyped-def]
-    """The generic trip's number with the best bound that a condition gives."""
-    best = None
-    for c in conditions:
-        negated = c.op == "not"
-        inner = c.args[0] if negated else c
-        bound = None
-        if inner.op in ("slt", "ult"):
-            a, b = inner.args
-            if inner.op == "ult" and min(a.width, b.width) < 64:
-                a, b = (bits.extend(t, 64, False) for t in (a, b))
-            left, right = (b, a) if negated else (a, b)  # a < b, or b <= a
-            bound = _falling(left, right, int(negated), at)
-        elif inner.op == "eq" and negated:
-            bound = _meeting(thread, state, inner, at)
-        if bound is not None and (best is None or bound[0] < best[0]):
-            best = bound
-    most, facts = best or (_ENDLESS, None)
-    trip = bits.var(f"~k{bits.serial()}", 64, (0, most))
-    return trip, ([] if facts is None else facts(trip))
+At = Callable[[Mapping[Term, Term]], dict[Term, Term]]
+Bound = tuple[int, Callable[[Term], list[Term]]]
 
 
-def _rate(t: Term, at) -> int | None:  # type: ignore[no-untyped-def]
-    """How much `t` grows from trip to trip, if by a constant."""
-    zero = bits.substitute(t, at(bits.const(0, 64)))
-    wide = bits.var("~k-1", 64, (0, 1))
-    moved = bits.substitute(t, at(wide))
-    rate = bits.number(bits.substitute(bits.sub(moved, zero), {wide: bits.const(1, 64)}))
-    if rate is None:
-        return None
-    return rate
+@dataclass
+class _Loop:
+    """A loop's start, the conditions that held after each earlier trip, and its registers."""
 
+    thread: Thread
+    state: State
+    conditions: list[Term]
+    at: At
+    units: Mapping[Term, Term]
 
-def _exact(t: Term, rate: int, at, most: int) -> bool:  # type: ignore[no-untyped-def]
-    """Whether `t` grows by `rate` and does not wrap in trips 0..most."""
-    trip = bits.var(f"~k{bits.serial()}", 64, (0, most))
-    zero = bits.substitute(t, at(bits.const(0, 64)))
-    moved = bits.substitute(t, at(trip))
-    expected = bits.add(zero, bits.resize(trip, t.width, True), rate)
-    return moved is expected and bits.fits(moved)
+    def bound(self, unit: Term) -> Bound:
+        """The best upper bound of a clock that a condition gives, and facts of its tick."""
+        best: Bound = _ENDLESS, lambda tick: []
+        for c in self.conditions:
+            if any(self.units.get(v, unit) is not unit for v in bits.variables(c)):
+                continue
+            negated = c.op == "not"
+            inner = c.args[0] if negated else c
+            found = None
+            if inner.op in ("slt", "ult"):
+                a, b = inner.args
+                if inner.op == "ult" and min(a.width, b.width) < 64:
+                    a, b = (bits.extend(t, 64, False) for t in (a, b))
+                left, right = (b, a) if negated else (a, b)  # a < b, or b <= a
+                found = self._falling(left, right, int(negated), unit)
+            elif inner.op == "eq" and negated and bits.number(unit) == 1:
+                found = self._meeting(inner)
+            if found is not None and found[0] < best[0]:
+                best = found
+        return best
 
+    def _start(self, t: Term) -> Term:
+        return bits.substitute(t, self.at({}))
 
-def _falling(left: Term, right: Term, slack: int, at):  # type: ignore[no-untyped-def]
-    """``left < right + slack`` holds after each earlier trip, and the gap falls each time."""
-    rates = _rate(left, at), _rate(right, at)
-    if rates[0] is None or rates[1] is None or rates[0] <= rates[1]:
-        return None
-    start = at(bits.const(0, 64))
-    low = bits.substitute(left, start).range[0]
-    high = bits.substitute(right, start).range[1]
-    most = max(0, -(-(high + slack - low) // (rates[0] - rates[1])))
-    if most > _ENDLESS or not (
-        _exact(left, rates[0], at, most) and _exact(right, rates[1], at, most)
-    ):
-        return None
-    return most, None
+    def _rate(self, t: Term, unit: Term) -> int | None:
+        """How much `t` grows with a clock, if by a constant, while all other clocks stand still."""
+        tick = bits.var("~k-1", 64, (0, 1))
+        moved = bits.substitute(t, self.at({unit: tick}))
+        change = bits.sub(moved, self._start(t))
+        return bits.number(bits.substitute(change, {tick: bits.const(1, 64)}))
 
+    def _exact(self, t: Term, rate: int, unit: Term, most: int) -> bool:
+        """Whether `t` grows by `rate` and does not wrap while the clock shows 0 to `most`."""
+        tick = bits.var(f"~k{bits.serial()}", 64, (0, most))
+        moved = bits.substitute(t, self.at({unit: tick}))
+        expected = bits.add(self._start(t), bits.resize(tick, t.width, True), rate)
+        return moved is expected and bits.fits(moved)
 
-def _meeting(thread, state, equal: Term, at):  # type: ignore[no-untyped-def]
-    """``left != right`` after each earlier trip: the gap must close in whole steps from above."""
-    left, right = equal.args
-    rates = _rate(left, at), _rate(right, at)
-    if None in rates or rates[0] == rates[1]:
-        return None
-    fast, slow = (r for r in rates if r is not None)
-    if fast < slow:
-        left, right, fast, slow = right, left, slow, fast
-    start = at(bits.const(0, 64))
-    ends = [bits.substitute(t, start) for t in (right, left)]
-    gap = bits.sub(*(bits.extend(t, 64, True) for t in ends))
-    rate = fast - slow
-    constant, parts = bits.linear(gap)
-    if constant % rate or any(c % rate for c in parts.values()) or not bits.fits(gap):
-        return None
-    most = max(0, gap.range[1] // rate)
-    if most > _ENDLESS or not (_exact(left, fast, at, most) and _exact(right, slow, at, most)):
-        return None
-    if gap.range[0] < 0 and not thread.holds(
-        state.path, bits.negate(bits.less(gap, bits.const(0, 64)))
-    ):
-        return None
-    return most, lambda trip: [bits.negate(bits.less(gap, bits.scale(trip, rate)))]
+    def _falling(self, left: Term, right: Term, slack: int, unit: Term) -> Bound | None:
+        """``left < right + slack`` holds after each earlier trip, and the gap falls each time."""
+        rates = self._rate(left, unit), self._rate(right, unit)
+        if rates[0] is None or rates[1] is None or rates[0] <= rates[1]:
+            return None
+        gap = self._start(right).range[1] + slack - self._start(left).range[0]
+        # The clock before this trip's was below gap / (fall of one tick).
+        most = max(0, -(-gap // (rates[0] - rates[1])) - 1 + unit.range[1]) if gap > 0 else 0
+        exact = self._exact(left, rates[0], unit, most) and self._exact(right, rates[1], unit, most)
+        return (most, lambda tick: []) if exact and most <= _ENDLESS else None
+
+    def _meeting(self, equal: Term) -> Bound | None:
+        """``left != right`` after each earlier trip: the gap closes in whole steps from above."""
+        left, right = equal.args
+        one = bits.const(1, 64)
+        rates = self._rate(left, one), self._rate(right, one)
+        if rates[0] is None or rates[1] is None or rates[0] == rates[1]:
+            return None
+        fast, slow = rates[0], rates[1]
+        if fast < slow:
+            left, right, fast, slow = right, left, slow, fast
+        gap = bits.sub(*(bits.extend(self._start(t), 64, True) for t in (right, left)))
+        rate = fast - slow
+        if not bits.fits(gap):
+            return None
+        most = max(0, gap.range[1] // rate)
+        if most > _ENDLESS or not (
+            self._exact(left, fast, one, most) and self._exact(right, slow, one, most)
+        ):
+            return None
+        zero = bits.const(0, 64)
+        left_over = bits.divide("urem", gap, bits.const(rate, 64))
+        wanted = bits.negate(bits.less(gap, zero)), bits.eq(left_over, zero)
+        if not all(self.thread.holds(self.state.path, w) for w in wanted):
+            return None
+        return most, lambda tick: [bits.negate(bits.less(gap, bits.scale(tick, rate)))]

@@ -1,7 +1,8 @@
 """Which memory an instruction touches: the bytes, their alignment, and under which condition.
 
-What is not in the table is :class:`UnmodelledError`, by name: bulk copies (TMA), wgmma, tcgen05 and
-multimem read memory through descriptors that PTX does not show.
+What is not in the table is :class:`UnmodelledError`, by name: wgmma, tcgen05 and multimem reach
+memory through descriptors. Of a tiled TMA copy the side in shared memory is seen; the other is the
+tensor map's, which the hardware keeps to.
 """
 
 from __future__ import annotations
@@ -25,6 +26,13 @@ class Memory(Reader, Protocol):
 
     def address(self, operand: str) -> Term:
         """``[%rd1+16]``, in the width of the register or 64 bits."""
+        ...
+
+    def box(self, operand: str) -> Term:
+        """Bytes of the box of the tensor map in ``[%rd1, {%r1, %r2}]``, 64 bits wide.
+
+        Raises UnmodelledError where the launch passes no such map.
+        """
         ...
 
     def lane(self) -> Term:
@@ -64,6 +72,8 @@ def _plain(i: Instruction, m: Memory) -> list[Touch]:
 
 def _copy(i: Instruction, m: Memory) -> list[Touch]:
     what = i.parts[2] if i.parts[1] == "async" else ""
+    if what == "bulk":
+        return _bulk(i, m)
     if what in ("commit_group", "wait_group", "wait_all"):
         return []
     if what == "mbarrier":
@@ -83,6 +93,34 @@ def _copy(i: Instruction, m: Memory) -> list[Touch]:
         when = bits.negate(bits.eq(read, bits.const(0, 64)))
     source = Touch(i.operands[1], m.address(i.operands[1]), read, size, False, when)
     return [target, source]
+
+
+def _bulk(i: Instruction, m: Memory) -> list[Touch]:
+    """TMA: a run of bytes between shared and global memory, or a box of a tensor map."""
+    parts = i.parts[3:]
+    if parts[0] in ("commit_group", "wait_group"):
+        return []
+    name = ".".join(i.parts[:3] + [p for p in parts if p not in ("L2::cache_hint", "tile")][:4])
+    tensor = parts[0] == "tensor"
+    if tensor:
+        parts = parts[2:]
+    shared = ("shared::cta", "shared")
+    loads = parts[0] in shared and parts[1] == "global" and "mbarrier::complete_tx::bytes" in parts
+    stores = parts[0] == "global" and parts[1] in shared and "bulk_group" in parts
+    known = ("tile", "L2::cache_hint", "mbarrier::complete_tx::bytes", "bulk_group")
+    if not (loads or stores) or any(p not in known for p in parts[2:]):
+        raise UnmodelledError(name)
+    here, there = i.operands[:2] if loads else i.operands[1::-1]
+    if tensor:
+        size = m.box(there)
+        out = [Touch(here, m.address(here), size, 128, loads, bits.true())]
+    else:
+        size = bits.extend(m.read(i.operands[2], 32), 64, False)
+        some = bits.less(bits.const(0, 64), size)
+        ends = zip((here, there), (loads, stores), strict=True)
+        out = [Touch(o, m.address(o), size, 16, write, some) for o, write in ends]
+    barrier = [_touch(m, i.operands[2 if tensor else 3], 8, True)] if loads else []
+    return out + barrier
 
 
 def _matrix(i: Instruction, m: Memory) -> list[Touch]:

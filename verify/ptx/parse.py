@@ -106,7 +106,8 @@ def read(text: str) -> dict[str, Entry]:
 
 def _without_comments(text: str) -> str:
     text = re.sub(r"/\*.*?\*/", lambda m: "\n" * m.group().count("\n"), text, flags=re.S)
-    return re.sub(r"//[^\n]*", "", text)
+    text = re.sub(r"//[^\n]*", "", text)
+    return re.sub(r"^\s*\.loc\s[^\n]*", "", text, flags=re.M)  # ends at its line
 
 
 def _closing(text: str, start: int) -> int:
@@ -210,12 +211,10 @@ def _statements(body: str, line: int) -> Iterator[tuple[str, int]]:
         yield body[start:].strip(), line
 
 
-_SILENT = (".loc", ".pragma", ".file", ".callprototype")
+_SILENT = (".pragma", ".file", ".callprototype")
 
 
 def _directive(entry: Entry, text: str) -> None:
-    if text.startswith(".loc"):  # ends at its line, not at a semicolon
-        raise PtxError(".loc: compile without -lineinfo")
     if text.startswith(_SILENT):
         return
     if found := _REGISTERS.match(text):
@@ -242,6 +241,9 @@ def _instruction(text: str, line: int) -> Instruction:
         guard = (found[2], found[1] == "!")
         rest = text[found.end() :]
     opcode, _, operands = rest.partition(" ")
+    while operands.startswith("."):  # inline assembly may have a space in an opcode
+        more, _, operands = operands.partition(" ")
+        opcode += more
     return Instruction(opcode, tuple(split_operands(operands)), guard, line, text)
 
 

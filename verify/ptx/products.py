@@ -1,8 +1,8 @@
 """Goals with products of unknowns, weakened to goals without.
 
 An offset into a tensor of two unknown extents is a polynomial: ``M*P - (row*P + column) >= 0``.
-With a common factor f taken out it is ``f*a + rest``, and if ``a >= least`` and ``f >= lowest >= 0``
-follow from the path, then
+With a common factor f taken out it is ``f*a + rest``, and if ``a >= least`` and
+``f >= lowest >= 0`` follow from the path, then
 
     f*a + rest  >=  lowest*(a - least) + least*f + rest,
 
@@ -37,7 +37,9 @@ def follows(goal: Term, holds: Holds) -> bool:
         return False
     a, b = inner.args
     # not (a < b) is a - b >= 0; a < b is b - a - 1 >= 0.
-    margin = bits.sub(a, b) if inner is not goal else bits.add(bits.sub(b, a), bits.const(-1, a.width))
+    margin = (
+        bits.sub(a, b) if inner is not goal else bits.add(bits.sub(b, a), bits.const(-1, a.width))
+    )
     if not (bits.fits(a) and bits.fits(b) and bits.fits(margin)):
         return False
     return _positive(_decided(margin, holds), holds, _MOST_DEPTH)

@@ -148,7 +148,7 @@ def _launch(
         unmodelled.append("no thread runs at any size")
         return
     graph = cfg.build(entry)
-    thread = Thread(entry, graph, inputs, solver.holds)
+    thread = Thread(entry, graph, inputs, solver.holds, exact=solver.exact)
     thread.run()
     unmodelled += [f"{name} ({n} times)" for name, n in thread.unmodelled.items()]
     done: set[Goal] = set()
@@ -233,6 +233,8 @@ def _goal(
         model = solver.smallest(goal.path, part, answer.model, sizes.dims.values())
         point = Point.of(model, sizes.dims)
         seen = replay(launch, entry, graph, assumed, point, goal.instruction, goal.property, goals)
+        if seen is None and (unknown := _untracked(goal, part)):
+            return Outcome(Verdict.UNKNOWN, f"{where}: {goal.property} depends on {unknown}")
         message = seen or f"{goal.region}: {goal.property} may fail here"
         example = Counterexample(
             goal.property,
@@ -247,6 +249,16 @@ def _goal(
         verdict = Verdict.ALARM if seen is None else Verdict.REFUTED
         return Outcome(verdict, f"{message} ({where})", example)
     return Outcome(Verdict.PROVED)
+
+
+def _untracked(goal: Goal, part: Term) -> str:
+    """What an access depends on that the route knows nothing of, in words.
+
+    A predicate of the path that is not tracked, such as one of floating-point numbers, may be
+    either: it does not count.
+    """
+    found = [v for v in bits.variables(*goal.path) if v.width > 1] + bits.variables(part)
+    return " and ".join(dict.fromkeys(filter(None, map(bits.untracked, found))))
 
 
 def _decided(outcomes: Sequence[Outcome], unmodelled: Sequence[str]) -> PropertyReport:

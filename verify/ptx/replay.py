@@ -116,6 +116,7 @@ def _numbers(inputs: Inputs, fixed: Mapping[Term, Term], point: Point) -> Inputs
         {k: number(v) for k, v in inputs.special.items()},
         {v: region(r) for v, r in inputs.regions.items()},
         number(inputs.shared_bytes),
+        {position: number(box) for position, box in inputs.boxes.items()},
     )
 
 

@@ -23,6 +23,10 @@ class Reader(Protocol):
         """A register, an immediate, a special register or an address, in `width` bits."""
         ...
 
+    def unsigned(self, operand: str, width: int) -> Term:
+        """As :meth:`read`; a value that the path shows not to be negative is written as such."""
+        ...
+
     def width_of(self, operand: str) -> int | None:
         """Declared width of a register; None for anything else."""
         ...
@@ -108,6 +112,8 @@ def _multiply(i: Instruction, r: Reader) -> list[Term | None]:
         return [None]
     width, sign = bits_of(name), name[0] == "s"
     a, b = (r.read(o, width) for o in i.operands[1:3])
+    if ("wide" in i.parts or "hi" in i.parts) and (not sign or _reciprocal(b)):
+        a, b = (r.unsigned(o, width) for o in i.operands[1:3])
     if "wide" in i.parts:
         product = bits.mul(*(bits.extend(t, 2 * width, sign) for t in (a, b)))
     elif "hi" in i.parts:
@@ -118,6 +124,12 @@ def _multiply(i: Instruction, r: Reader) -> list[Term | None]:
     if len(i.operands) == 4:
         product = bits.add(product, r.read(i.operands[3], product.width))
     return [product]
+
+
+def _reciprocal(t: Term) -> bool:
+    """Whether a factor may stand for a division: then it matters whether the other is negative."""
+    n = bits.number(t)
+    return n is not None and abs(n) > 1 << 16
 
 
 def _minimum(sign: bool) -> Callable[..., Term]:
@@ -135,7 +147,8 @@ def _absolute(a: Term) -> Term:
 
 def _shift(op: str) -> Result:
     def result(i: Instruction, r: Reader) -> list[Term | None]:
-        a = r.read(i.operands[1], bits_of(kind(i)))
+        logical = op == "shr" and kind(i)[0] != "s"
+        a = (r.unsigned if logical else r.read)(i.operands[1], bits_of(kind(i)))
         by = r.read(i.operands[2], 32)
         return [bits.shift_by("sar" if op == "shr" and kind(i)[0] == "s" else op, a, by)]
 
@@ -192,7 +205,9 @@ def _convert(i: Instruction, r: Reader) -> list[Term | None]:
     if len(types) != 2 or any(is_float(t) or "x2" in t for t in types) or "sat" in i.parts:
         return [None]
     to, of = types
-    narrow = bits.resize(r.read(i.operands[1], bits_of(of)), bits_of(to), of[0] == "s")
+    widens = of[0] != "s" and bits_of(of) < bits_of(to)
+    value = (r.unsigned if widens else r.read)(i.operands[1], bits_of(of))
+    narrow = bits.resize(value, bits_of(to), of[0] == "s")
     declared = r.width_of(i.operands[0])
     return [narrow if declared is None else bits.resize(narrow, declared, to[0] == "s")]
 
@@ -294,7 +309,13 @@ def _logic(name: str) -> Result:
 
 
 def _divide(op: str) -> Result:
-    return by_sign(lambda sign: lambda a, b: bits.divide(("s" if sign else "u") + op, a, b))
+    def result(i: Instruction, r: Reader) -> list[Term | None]:
+        if is_float(kind(i)):
+            return [None]
+        a, b = (r.unsigned(o, bits_of(kind(i))) for o in i.operands[1:])
+        return [bits.divide(("s" if kind(i)[0] == "s" else "u") + op, a, b)]
+
+    return result
 
 
 RESULTS: dict[str, Result] = {

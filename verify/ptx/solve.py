@@ -9,7 +9,7 @@ to one without (``products.py``).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from . import bits, integers, products, words
 from .bits import Term
@@ -20,11 +20,13 @@ from .integers import Answer
 class Solver:
     """Decides goals under facts. `about` holds what is known of single variables.
 
-    `steps` counts the solver's steps of all queries so far.
+    `exact` holds what a proof does without and a counterexample must meet. `steps` counts the
+    solver's steps of all queries so far.
     """
 
     facts: Sequence[Term]
     about: Mapping[Term, Sequence[Term]]
+    exact: dict[Term, Term] = field(default_factory=dict)
     steps: int = 0
 
     def __post_init__(self) -> None:
@@ -59,17 +61,28 @@ class Solver:
 
     def _ask(self, path: list[Term], goal: Term) -> Answer:
         relevant = self._relevant([*path, bits.negate(goal)])
-        answer = integers.ask(relevant)
+        answer = self._solve(relevant)
+        defined = [self.exact[v] for v in bits.variables(*relevant) if v in self.exact]
+        if answer.holds is False and defined:
+            nearer = self._solve([*relevant, *defined])
+            answer = answer if nearer.holds is None else nearer
+        return answer
+
+    def _solve(self, query: list[Term]) -> Answer:
+        answer = integers.ask(query)
         self.steps += answer.steps
         if answer.holds is None:
-            answer = words.ask(relevant)
+            answer = words.ask(query)
             self.steps += answer.steps
         return answer
 
     def smallest(
         self, path: Sequence[Term], goal: Term, model: Mapping[Term, int], sizes: Iterable[Term]
     ) -> Mapping[Term, int]:
-        """A counterexample in the first block that has one, at the least sizes, one by one."""
+        """A counterexample in the first block that has one, at the least sizes, one by one.
+
+        Where the solver gives up, the search for a smaller one ends.
+        """
         kept: list[Term] = []
         places = [v for v in model if str(v.value).startswith(("block.", "thread."))]
         for v in sorted(bits.variables(*sizes), key=lambda v: v.serial):
@@ -80,6 +93,8 @@ class Solver:
                 answer = self.decide(path, goal, [*kept, limit])
                 if answer.holds is False and answer.model is not None:
                     model, hi = answer.model, answer.model.get(v, lo)
+                elif answer.holds is None:
+                    return model
                 else:
                     lo = middle + 1
             kept.append(bits.negate(bits.less(bits.const(hi, v.width), v)))
