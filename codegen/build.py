@@ -281,6 +281,7 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
     "flash": {
         **_COMMON,
         "hidden_size": 4096,
+        "num_attention_heads": 64,
         "q_lora_rank": 1024,
         "n_routed_experts": 256,
         "routed_scaling_factor": 1.5,
@@ -288,6 +289,7 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
     "pro": {
         **_COMMON,
         "hidden_size": 7168,
+        "num_attention_heads": 128,
         "q_lora_rank": 1536,
         "n_routed_experts": 384,
         "routed_scaling_factor": 2.5,

@@ -33,7 +33,8 @@ def kernel(spec: Specialization) -> tuple[str, PlannedLaunch] | None:
     letters = list(spec.op.dynamic)
     parameters = [f"const {_TYPES[a.dtype.name]}* __restrict__ in_{a.name}" for _, a in checked]
     parameters += [f"long long {letter}" for letter in letters]
-    head = f'extern "C" __global__ void __launch_bounds__({_THREADS}) {name}'
+    # without the 1, ptxas spills a register around printf on sm_100a
+    head = f'extern "C" __global__ void __launch_bounds__({_THREADS}, 1) {name}'
     loops = [line for _, a in checked for line in _loop(spec, a)]
     text = "\n".join(["", f"{head}({', '.join(parameters)}) {{", *loops, "}", ""])
     blocks = [f"(({_count(a)}) + {_THREADS - 1}) / {_THREADS}" for _, a in checked]

@@ -1,0 +1,198 @@
+"""One token's attention over a list of entries, reduced in one canonical order (spec §3.2, §8).
+
+A list is cut into chunks of fixed length; a slot without an entry (index -1) has logit -inf. Chunks
+are reduced left to right by an online softmax:
+
+    s_j = (q . k_j) D^-1/2                 float32, channels ascending, 16 at a time
+    m'  = max(m, max_j s_j)                0 stands for m' where it is -inf: nothing was seen yet
+    p_j = exp(s_j - m')
+    l_j = l_j exp(m - m') + p_j            one sum for each place j in a chunk
+    o   = o exp(m - m') + sum_j p_j v_j    p rounded to the type of entries, 16 entries at a time
+
+and at the end ``out = o / (sum_j l_j + exp(sink - m))``, in an order that the chunk's length fixes.
+A chunk without entries changes no bit, so lists may be padded at will. Which heads share a block
+changes no bit either: a head is one row of every matrix product, and the pair of warps that
+computes its logits splits a chunk alike.
+
+Entries are key and value at once. bfloat16 operands feed the tensor cores as they are. A float32 is
+the exact sum of three bfloat16 (high, middle, low); of the nine products of two such sums the six
+largest are added up, which leaves out less than a rounding to float32 does.
+"""
+
+from types import SimpleNamespace
+
+from tileproof.dsl import dim, static
+from tileproof.kernels.row_stream import OPTIONS, ceildiv, vector
+
+TOKENS = dim(0, 1 << 20, batch=True)
+ENTRIES = dim(0, 1 << 24)  # of a pool
+SLOTS = dim(0, 1 << 16)  # of a list
+HEADS = static(1, 256)
+WIDTH = static(32, 512, multiple=32)
+
+# wgmma would sum in another order than mma.sync, which every architecture has.
+MATRIX_OPTIONS = {
+    **OPTIONS,
+    "pass_configs": {**OPTIONS["pass_configs"], "tl.disable_wgmma": True},
+    "matrix": True,
+}
+LARGE = ("sm_80", "sm_90a", "sm_100a")  # 163 KiB of shared memory a block and more
+SMALL = ("sm_89", "sm_120a")  # 99 KiB
+
+_ROWS = 16  # heads of one matrix instruction
+_PAIR = 64  # threads of the two warps that take them
+
+
+def geometry(H: int, D: int, act: str, heads: int) -> tuple[int, int, int, int]:
+    """(heads of a block, threads, entries of a chunk, chunks in shared memory at once).
+
+    `heads` is how many a block may take at most; float32 operands leave room for 16. The threads
+    of a block share a chunk evenly, so the heads divide D.
+    """
+    parts = _parts(act)
+    padded = max(_ROWS, 1 << (H - 1).bit_length())
+    rows = min(padded, D & -D, heads if parts == 1 else _ROWS)
+    return rows, rows // _ROWS * _PAIR, 32 if parts == 1 else 16, 2 if parts == 1 else 1
+
+
+def _parts(act: str) -> int:
+    return 3 if act == "float32" else 1
+
+
+def device(T, H, D, act, heads):
+    """Device code of a block that takes one token and some heads, as a namespace of macros.
+
+    `attend` does everything, given a macro that brings one chunk into shared memory; `gather` makes
+    such macros.
+    """
+    rows, threads, chunk, ring = geometry(H, D, act, heads)
+    parts = _parts(act)
+    # smallest products first: the rounding of large sums then happens once for every entry
+    pairs = sorted(
+        ((a, b) for a in range(parts) for b in range(parts) if a + b < parts), key=sum, reverse=True
+    )
+    scale = D**-0.5
+    width = vector("bfloat16")
+    lowest = -T.infinity("float32")
+
+    @T.macro
+    def split(value, target, *at):
+        """target[0..parts] = the bfloat16 parts of a value, whose sum it is."""
+        target[(0, *at)] = T.cast(value, "bfloat16")
+        if parts == 3:
+            rest = value - T.cast(T.cast(value, "bfloat16"), "float32")
+            target[(1, *at)] = T.cast(rest, "bfloat16")
+            target[(2, *at)] = T.cast(
+                rest - T.cast(T.cast(rest, "bfloat16"), "float32"), "bfloat16"
+            )
+
+    def gather(length):
+        """Macro ``(pool, index, m, c, slot, kv, valid)``: rows of a pool by a list of `length`."""
+
+        @T.macro
+        def bring(pool, index, m, c, slot, kv, valid):
+            # kv[:, slot] = chunk c of the rows index[m]; no entry is a row of 0
+            thread = T.get_thread_binding()
+            for i in T.Parallel(chunk):
+                valid[slot, i] = T.if_then_else(c * chunk + i < length, index[m, c * chunk + i], -1)
+            if parts == 1:
+                # a thread's share: 16 bytes of each of some rows
+                for n in T.unroll(chunk * D // width // threads):
+                    i = (n * threads + thread) // (D // width)
+                    d = (n * threads + thread) % (D // width) * width
+                    row = T.if_then_else(c * chunk + i < length, index[m, c * chunk + i], -1)
+                    T.ptx_cp_async(
+                        T.access_ptr(kv[0, slot, i, d], "w", width),
+                        T.access_ptr(pool[T.max(row, 0), d], "r", width),
+                        width,
+                        row >= 0,
+                    )
+            else:
+                for i, d in T.Parallel(chunk, D):
+                    value = T.if_then_else(valid[slot, i] >= 0, pool[valid[slot, i], d], 0)
+                    split(value, kv, slot, i, d)
+
+        return bring
+
+    @T.macro
+    def attend(q, sink, out, m, h, chunks, bring):
+        """out[m, heads of block h]; ``bring(c, slot, kv, valid)`` loads one of `chunks` chunks."""
+        qs = T.alloc_shared((parts, rows, D), "bfloat16")
+        kv = T.alloc_shared((parts, ring, chunk, D), "bfloat16")
+        ps = T.alloc_shared((parts, rows, chunk), "bfloat16")
+        valid = T.alloc_shared((ring, chunk), "int32")
+        factor = T.alloc_shared((rows,), "float32")
+        s = T.alloc_fragment((rows, chunk), "float32")
+        o = T.alloc_fragment((rows, D), "float32")
+        peak = T.alloc_fragment((rows,), "float32")
+        before = T.alloc_fragment((rows,), "float32")
+        total = T.alloc_fragment((rows,), "float32")
+        added = T.alloc_fragment((rows, chunk), "float32")
+        for i, d in T.Parallel(rows, D):
+            split(T.if_then_else(h * rows + i < H, q[m, h * rows + i, d], 0), qs, i, d)
+        T.clear(o)
+        T.clear(added)
+        T.fill(peak, lowest)
+        if ring == 2:
+            bring(0, 0, kv, valid)
+            T.ptx_commit_group()
+        for c in T.serial(chunks):
+            slot = c % ring
+            if ring == 2:
+                if c + 1 < chunks:
+                    bring(c + 1, (c + 1) % ring, kv, valid)
+                T.ptx_commit_group()
+                T.ptx_wait_group(1)
+                T.sync_threads()
+            else:
+                bring(c, 0, kv, valid)
+            T.clear(s)
+            for a, b in pairs:
+                T.gemm(
+                    qs[a, :, :],
+                    kv[b, slot, :, :],
+                    s,
+                    transpose_B=True,
+                    policy=T.GemmWarpPolicy.FullRow,
+                )
+            for i, j in T.Parallel(rows, chunk):
+                s[i, j] = T.if_then_else(valid[slot, j] >= 0, s[i, j] * scale, lowest)
+            T.copy(peak, before)
+            T.reduce_max(s, peak, dim=1, clear=False)
+            for i, j in T.Parallel(rows, chunk):
+                s[i, j] = T.exp(s[i, j] - T.if_then_else(peak[i] == lowest, 0, peak[i]))
+            for i in T.Parallel(rows):
+                before[i] = T.if_then_else(peak[i] == lowest, 1, T.exp(before[i] - peak[i]))
+            for i, j in T.Parallel(rows, chunk):
+                added[i, j] *= before[i]
+            for i, j in T.Parallel(rows, chunk):
+                added[i, j] += s[i, j]
+            T.copy(before, factor)
+            for i, j in T.Parallel(rows, chunk):
+                split(s[i, j], ps, i, j)
+            for i, d in T.Parallel(rows, D):
+                o[i, d] *= factor[i]
+            for a, b in pairs:
+                T.gemm(ps[a, :, :], kv[b, slot, :, :], o, policy=T.GemmWarpPolicy.FullCol)
+        # o / (l + exp(sink - m)); where nothing was seen and the sink is -inf, 0 / 1
+        T.reduce_sum(added, total, dim=1)
+        for i in T.Parallel(rows):
+            peak[i] = T.if_then_else(peak[i] == lowest, 0, peak[i])
+            before[i] = T.if_then_else(h * rows + i < H, sink[h * rows + i], 0)
+        for i in T.Parallel(rows):
+            total[i] += T.exp(before[i] - peak[i])
+        for i in T.Parallel(rows):
+            total[i] = T.if_then_else(total[i] == 0, 1, total[i])
+        T.copy(total, factor)
+        for i, d in T.Parallel(rows, D):
+            if h * rows + i < H:
+                out[m, h * rows + i, d] = o[i, d] / factor[i]
+
+    return SimpleNamespace(
+        rows=rows,
+        blocks=ceildiv(H, rows),
+        threads=threads,
+        chunk=chunk,
+        gather=gather,
+        attend=attend,
+    )
