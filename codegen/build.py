@@ -271,7 +271,6 @@ _COMMON = {
     "head_dim": 512,
     "qk_rope_head_dim": 64,
     "index_head_dim": 128,
-    "index_n_heads": 64,
     "hc_mult": 4,
     "hc_sinkhorn_iters": 20,
     "hc_eps": 1e-6,
@@ -285,7 +284,6 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         "num_attention_heads": 64,
         "q_lora_rank": 1024,
         "n_routed_experts": 256,
-        "index_topk": 512,
         "routed_scaling_factor": 1.5,
     },
     "pro": {
@@ -294,7 +292,6 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         "num_attention_heads": 128,
         "q_lora_rank": 1536,
         "n_routed_experts": 384,
-        "index_topk": 1024,
         "routed_scaling_factor": 2.5,
     },
 }

@@ -6,15 +6,21 @@ with warps that run ahead and copies that come late; no checker under test has a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, replace
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 from tileproof.codegen.lower import Lowered, cuda_text
 from tileproof.dsl import Facts
+from tileproof.runtime.cache import atomic_write, cache_dir
 
 # equivalent: changes nothing; undecided: what the prime-field run does not know.
 # verify: refuted or an alarm; values: another value than the source's; sanitize: found by a run.
+# The first of these, in this order.
 Fate = Literal["equivalent", "undecided", "verify", "values", "sanitize", "escaped"]
 
 
@@ -39,56 +45,94 @@ def examine(
     most: int | None = None,
     run: bool = True,
 ) -> Iterator[Outcome]:
-    """Every mutant of `lowered` (of some `kinds`; `most` of a class) and what finds it.
+    """Every mutant of `lowered` (of some `kinds`; `most` of a class) and what finds it first.
 
-    `run` sends what the verifier misses to the sanitizer. What is wrong with `lowered` itself finds
-    no mutant. Raises UnmodelledError for a kernel the prime-field run does not know.
+    Asked in this order: the proofs, then the values, then, if `run`, the sanitizer. What is wrong
+    with `lowered` itself finds no mutant. Fates are kept in the cache by everything they hang on,
+    so that a campaign that was stopped goes on where it was. Raises UnmodelledError for a kernel
+    the prime-field run does not know.
     """
     from tileproof.verify.mutate import mutants
 
     checkers = _Checkers(lowered, facts, run)
     for mutant in mutants(lowered, kinds, most):
-        fate, why = checkers.fate(mutant)
+        fate, why = _kept(
+            checkers.key(mutant.lowered, mutant.kind), lambda m=mutant: list(checkers.fate(m))
+        )
         yield Outcome(lowered.name, lowered.arch, mutant.name, mutant.kind, mutant.site, fate, why)
+
+
+def _kept(key: str, find: Callable[[], Any]) -> Any:
+    path = cache_dir("mutants") / f"{key}.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        found = find()
+        atomic_write(path, json.dumps(found))
+        return found
 
 
 class _Checkers:
     """Whatever looks at the mutants of one kernel."""
 
     def __init__(self, lowered: Lowered, facts: Facts, run: bool) -> None:
-        from tileproof.verify.field import Reference, UnmodelledError, parting
+        from tileproof.verify.field import Reference
 
-        self.facts = facts
-        self.lowered_values = Reference(lowered, facts, of_source=False)
+        self.lowered, self.facts, self.run = lowered, facts, run
+        # Other numbers for the judge than for `values`, which is under test.
+        self.judge = Reference(lowered, facts, of_source=False, seed=1)
         self.source_values = Reference(lowered, facts, of_source=True)
-        try:
-            self.of_source = self.source_values.difference(lowered) is None
-            self.of_schedules = False
-        except UnmodelledError:  # only what is wrong whatever the source is left
-            self.of_source, self.of_schedules = False, parting(lowered, facts) is None
-        self.known = self.complaints(lowered)
-        self.run = run and not self.sanitized(lowered)
+
+    def key(self, lowered: Lowered, of: str) -> str:
+        """Of all that decides a fate: programs that are the same on two archs share it."""
+        from tileproof.verify import cache
+        from tileproof.verify.props import limits
+
+        parts = [
+            of,
+            cache.ir_hash(lowered),
+            cache.ir_hash(self.lowered),
+            self.lowered.source.script(show_meta=False),
+            asdict(self.facts),
+            list(limits.decisive(self.lowered)),
+            self.run,
+            cache.tools(),
+            cache.sources("codegen", "runtime", "sanitizer"),
+            Path(__file__).read_text(),
+        ]
+        text = json.dumps(parts, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def fate(self, mutant: Any) -> tuple[Fate, str]:
-        from tileproof.verify.changes import is_ordered
-        from tileproof.verify.field import EVERY, UnmodelledError
+        from tileproof.verify import first_complaint
+        from tileproof.verify.changes import is_of_numbers
+        from tileproof.verify.field import UnmodelledError
 
         try:
-            difference = self.lowered_values.difference(mutant.lowered)
-            if difference is None and is_ordered(mutant.kind):
-                difference = self.lowered_values.difference(mutant.lowered, EVERY[1:], largest=2)
+            difference = self.judged(mutant)
         except UnmodelledError as error:
             return "undecided", str(error)
         if difference is None:
             return "equivalent", ""
-        for name, words in self.complaints(mutant.lowered).items():
-            if name not in self.known:
-                return "verify", f"{name}: {words}"
+        if not is_of_numbers(mutant.kind):
+            complaint = first_complaint(mutant.lowered, self.given, self.known)
+            if complaint is not None:
+                return "verify", ": ".join(complaint)
         if (other := self.valued(mutant.lowered)) is not None:
             return "values", other.message
-        if self.run and (words := self.sanitized(mutant.lowered)):
+        if self.run and self.runs and (words := self.sanitized(mutant.lowered)):
             return "sanitize", words
         return "escaped", f"at {dict(difference.sizes)}: {difference.message}"
+
+    def judged(self, mutant: Any) -> Any:
+        """What a mutant does that the original does not, None if nothing."""
+        from tileproof.verify.changes import is_ordered
+        from tileproof.verify.field import EVERY
+
+        found = self.judge.difference(mutant.lowered)
+        if found is None and is_ordered(mutant.kind):
+            found = self.judge.difference(mutant.lowered, EVERY[1:], largest=2)
+        return found
 
     def valued(self, lowered: Lowered) -> Any:
         """What ``verify --route values`` complains of, None if it does not."""
@@ -98,22 +142,44 @@ class _Checkers:
             return self.source_values.anywhere(lowered)
         return parting(lowered, self.facts) if self.of_schedules else None
 
-    def complaints(self, lowered: Lowered) -> dict[str, str]:
-        """The properties that are refuted or an alarm, each with a reason."""
+    @cached_property
+    def of_source(self) -> bool:
+        """Whether `values` knows the source and is content with the original."""
+        from tileproof.verify.field import UnmodelledError
+
+        def find() -> bool:
+            try:
+                return self.source_values.difference(self.lowered) is None
+            except UnmodelledError:
+                return False
+
+        return bool(_kept(self.key(self.lowered, "source"), find))
+
+    @cached_property
+    def of_schedules(self) -> bool:
+        """Whether at least schedules of the original do not part, whatever its source is."""
+        from tileproof.verify.field import parting
+
+        return parting(self.lowered, self.facts) is None
+
+    @cached_property
+    def known(self) -> Collection[str]:
+        """The properties that are refuted or an alarm in the original."""
         from tileproof.verify import Verdict, prove_lowered
 
-        report = prove_lowered(lowered, facts=self.given(lowered), use_cache=False)
+        report = prove_lowered(self.lowered, facts=self.given)
         bad = (Verdict.REFUTED, Verdict.ALARM)
-        found = {
-            name: next(iter(p.reasons), "")
-            for name, p in report.properties.items()
-            if p.verdict in bad
-        }
-        return {**found, "error": report.error} if report.error else found
+        return [name for name, p in report.properties.items() if p.verdict in bad]
 
-    def given(self, lowered: Lowered) -> Facts | None:
+    @property
+    def given(self) -> Facts | None:
         """Facts to prove with: an op brings its own."""
-        return None if lowered.spec is not None else self.facts
+        return None if self.lowered.spec is not None else self.facts
+
+    @cached_property
+    def runs(self) -> bool:
+        """Whether the sanitizer is content with the original."""
+        return not self.sanitized(self.lowered)
 
     def sanitized(self, lowered: Lowered) -> str:
         from tileproof.sanitizer import sanitize

@@ -8,7 +8,7 @@ from .encode import LONG as RLIMIT
 from .html import to_html
 from .model import Counterexample, KernelReport, Report, Route, Step, Verdict
 from .pool import prove_many
-from .prove import prove, prove_lowered
+from .prove import first_complaint, prove, prove_lowered
 from .report import to_json, to_text
 from .sarif import to_sarif
 
@@ -20,6 +20,7 @@ __all__ = [
     "Route",
     "Step",
     "Verdict",
+    "first_complaint",
     "prove",
     "prove_lowered",
     "prove_many",

@@ -33,16 +33,8 @@ def tools() -> dict[str, str]:
         "tileproof": version("tileproof"),
         "tilelang": version("tilelang"),
         "z3-solver": version("z3-solver"),
-        "prover": _sources(),
+        "prover": sources("verify"),
     }
-
-
-@cache
-def _sources() -> str:
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def ir_hash(lowered: Any) -> str:
@@ -84,15 +76,23 @@ def key(
 
 def source_key(spec: Specialization, arch: str, route: Route = "ir") -> str:
     """Where the result for an op of the library lives, known without lowering it."""
-    parts = [spec.op.name, spec.symbol, sorted(spec.params.items()), arch, tools(), _library()]
+    parts = [
+        spec.op.name,
+        spec.symbol,
+        sorted(spec.params.items()),
+        arch,
+        tools(),
+        sources("dsl", "kernels", "codegen"),
+    ]
     parts += [] if route == "ir" else [route, versions().nvcc]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 @cache
-def _library() -> str:
+def sources(*packages: str) -> str:
+    """Hash of the Python sources of packages of ours."""
     digest = hashlib.sha256()
-    for package in ("dsl", "kernels", "codegen"):
+    for package in packages:
         for root in importlib.import_module(f"tileproof.{package}").__path__:
             for path in sorted(Path(root).rglob("*.py")):
                 digest.update(path.read_bytes())

@@ -33,6 +33,11 @@ def is_ordered(kind: str) -> bool:
     return kind in of_copies() or kind.startswith("barrier-") or kind in _CP_ASYNC
 
 
+def is_of_numbers(kind: str) -> bool:
+    """Whether a class changes what is computed and nothing else: no address, no order."""
+    return kind in ("rounded", "cast-other", "difference")
+
+
 _CP_ASYNC = ("wait-dropped", "wait+1", "commit-dropped", "slot+1")
 
 

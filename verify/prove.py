@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from tileproof.codegen import ircache
@@ -154,6 +154,27 @@ def prove_lowered(
         terms.forget()
 
 
+def first_complaint(
+    lowered: Lowered, facts: Given, ignored: Collection[str] = ()
+) -> tuple[str, str] | None:
+    """The first property, with a reason, that is refuted or an alarm and not among `ignored`.
+
+    What comes after it is not decided. None if there is no such property.
+    """
+    try:
+        known = lowered.facts.updated(Facts.read(facts))
+        assumed = domain.build(lowered.source, lowered.spec, known)
+        launches, unmodelled = launches_of(lowered, assumed, shared_sizes(lowered.stages))
+        if contradiction := _contradiction(launches, assumed):
+            return "error", contradiction
+        for name, p in _decided(launches, unmodelled, _vacuity(launches)[0]):
+            if p.verdict in (Verdict.REFUTED, Verdict.ALARM) and name not in ignored:
+                return name, next(iter(p.reasons), "")
+        return None
+    finally:
+        terms.forget()
+
+
 def _prove_lowered(
     lowered: Lowered, facts: Facts, use_cache: bool, start: float, rlimit: int
 ) -> KernelReport:
@@ -170,9 +191,7 @@ def _prove_lowered(
         return KernelReport(lowered.name, lowered.arch, ir_hash, error=contradiction)
     vacuous, notes = _vacuity(launches)
     notes += limits.warnings(launches)
-    properties: dict[str, PropertyReport] = {}
-    for p in PROPERTIES:
-        properties[p.name] = _decide(p, launches, unmodelled, vacuous, properties)
+    properties = dict(_decided(launches, unmodelled, vacuous))
     report = KernelReport(
         kernel=lowered.name,
         arch=lowered.arch,
@@ -305,6 +324,16 @@ def _vacuity(launches: list[Launch]) -> tuple[str, list[str]]:
         return "no access is reached at any size", []
     notes = [f"never reached in this domain: {a.site}" for a in dead[:_MOST_REASONS]]
     return "", notes
+
+
+def _decided(
+    launches: list[Launch], unmodelled: list[str], vacuous: str
+) -> Iterator[tuple[str, PropertyReport]]:
+    """Every property in its turn."""
+    earlier: dict[str, PropertyReport] = {}
+    for p in PROPERTIES:
+        earlier[p.name] = _decide(p, launches, unmodelled, vacuous, earlier)
+        yield p.name, earlier[p.name]
 
 
 def _decide(

@@ -12,6 +12,7 @@ from tileproof.codegen.lower import lower
 from tileproof.dsl import Facts, load_library
 from tileproof.verify import Verdict, prove
 from tileproof.verify.field import EVERY, Reference, UnmodelledError, compare_values, residues
+from tileproof.verify.field.arithmetic import reinterpret
 from tileproof.verify.field.memory import FaultError, Memory, element
 from tileproof.verify.mutate import mutants
 
@@ -57,11 +58,7 @@ def tiny(name: str, arch: str = "sm_80"):
     return lower(spec, arch), Facts.of(spec)
 
 
-# These compute on, or compare, the bits of floats, which no element of a prime field has.
-ON_BITS = [n for n in load_library() if n.startswith("quant/") or n == "moe/topk_gate"]
-
-
-@pytest.mark.parametrize("name", sorted(set(load_library()) - set(ON_BITS)))
+@pytest.mark.parametrize("name", load_library())
 def test_the_library_computes_what_its_source_says(name):
     lowered, facts = tiny(name)
     reference = Reference(lowered, facts, of_source=True)
@@ -69,11 +66,25 @@ def test_the_library_computes_what_its_source_says(name):
     assert reference.difference(lowered) is None
 
 
-@pytest.mark.parametrize("name", ON_BITS)
-def test_bits_of_floats_are_refused_by_name(name):
-    lowered, facts = tiny(name)
-    with pytest.raises(UnmodelledError, match="reinterpret"):
-        Reference(lowered, facts, of_source=True).difference(lowered)
+@pytest.mark.parametrize("kind", ["load+1", "difference"])
+def test_wrong_numbers_of_a_kernel_on_bits_are_found(kind):
+    lowered, facts = tiny("quant/fp4_cast")
+    reference = Reference(lowered, facts, of_source=True)
+    seeded = list(mutants(lowered, [kind], 2))
+    assert seeded
+    for mutant in seeded:
+        assert reference.difference(mutant.lowered) is not None, mutant.name
+
+
+def test_bits_of_a_number_are_a_function_of_it():
+    x = np.array([0, 1, 1, 5])
+    bits = reinterpret(x, "float32", "int32")
+    assert bits[0] == 0 and bits[1] == bits[2] != bits[3]
+    assert (np.abs(bits) < 2**31).all() and len(set(bits.tolist()) & {1, 5}) == 0
+    assert reinterpret(np.array([-1]), "int8", "uint8") == 255
+    assert reinterpret(x, "uint8", "float8_e8m0fnu")[0] == 0
+    one, other = (reinterpret(x, "uint8", t) for t in ("float8_e4m3fn", "float8_e5m2"))
+    assert (one[1:] != other[1:]).all()
 
 
 M = T.dynamic("m")

@@ -7,9 +7,8 @@ from tests.runtime.virtual.catalogue import FOLDER, PROGRAMS
 from tileproof.codegen.lower import lower
 from tileproof.codegen.target import resolve_target
 from tileproof.dsl import Facts
-from tileproof.verify import Verdict
 from tileproof.verify.changes import is_ordered, of_copies
-from tileproof.verify.field import EVERY, TOGETHER, FaultError, Reference, Schedule, compare_values
+from tileproof.verify.field import EVERY, TOGETHER, FaultError, Reference, Schedule
 from tileproof.verify.field.schedule import DeadlockError, Mbarriers, Meeting, run_all
 from tileproof.verify.field.tma import swizzled
 from tileproof.verify.mutate import mutants
@@ -23,7 +22,7 @@ def program(name: str, arch: str):
 
 
 RUNS = [
-    *((name, "sm_90a") for name in ("splitk", "flash_attention", "persistent", "conv")),
+    *((name, "sm_90a") for name in ("splitk", "flash_attention", "persistent", "conv", "ws_gemm")),
     *((name, "sm_100a") for name in ("dequant_gemm", "softmax", "histogram")),
     *((name, "sm_120a") for name in ("tma_gemm", "linear_attention", "layernorm")),
 ]
@@ -123,14 +122,3 @@ def test_a_tile_stored_at_once_hides_that_nothing_waits_for_it(hopper):
     wait = next(mutants(lowered, ["store-wait-dropped"]))
     assert reference.difference(wait.lowered, [TOGETHER]) is not None
     assert reference.difference(wait.lowered, [Schedule("first", late=False)]) is None
-
-
-def test_what_schedules_show_needs_no_source():
-    """The source of ws_gemm names mbarriers, which no tile operation means."""
-    lowered, facts = program("ws_gemm", "sm_90a")
-    report = compare_values(lowered, facts=facts, use_cache=False)
-    assert report.verdict is Verdict.UNKNOWN and "shared.barrier" in report.unmodelled[0]
-    hangs = next(mutants(lowered, ["arrivals+1"]))
-    report = compare_values(hangs.lowered, facts=facts, use_cache=False)
-    assert report.verdict is Verdict.REFUTED
-    assert report.properties["values"].counterexamples[0].message == "threads wait for ever"

@@ -49,7 +49,7 @@ def run(
     with ProcessPoolExecutor(count, mp_context=context) as pool, bar("mutating", len(work)) as step:
         futures = {
             pool.submit(
-                _examine, name, a, arg or [], known, kind or [], most, sanitize
+                outcomes_of, name, a, arg or [], known, kind or [], most, sanitize
             ): f"{name} {a}"
             for name, a in work
         }
@@ -69,7 +69,7 @@ def run(
     return int(any(o["fate"] == "escaped" for o in outcomes))
 
 
-def _examine(
+def outcomes_of(
     name: str,
     arch: str,
     args: list[str],

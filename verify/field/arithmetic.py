@@ -76,6 +76,20 @@ def convert(value: Any, source: str, target: str) -> Any:
     return value if _holds(b, a) else residues.rounded(b.name, value)
 
 
+def reinterpret(value: Any, source: str, target: str) -> Any:
+    """The bits of a number as one of another type: of integers their own, else a random function,
+    but that no bits are 0."""
+    a, b = element(source), element(target)
+    if "float" not in (a.kind, b.kind):
+        return wrapped(np.asarray(value, np.int64), b)
+    name = f"bits of {a.name} as {b.name}"
+    if b.kind == "float":
+        found = residues.symbol(name, value)
+    else:
+        found = wrapped((residues.scramble(name, value) >> np.uint64(1)).astype(np.int64), b)
+    return np.where(np.asarray(value) == 0, 0, found)
+
+
 def _holds(wide: Element, narrow: Element) -> bool:
     """Whether every value of `narrow` is one of `wide`."""
     if narrow.name == "float8_e8m0fnu" and wide.name == "float16":

@@ -3,50 +3,53 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .arithmetic import arithmetic
 from .fragments import WARP
+from .machine import Machine
 from .machine import Meeting as Waits
 from .memory import UnmodelledError
+from .schedule import Meetings
 
 if TYPE_CHECKING:
     from .device import Warp
 
 
-def barrier(warp: Warp, args: list[Any]) -> Waits:
+def barrier(meetings: Meetings, group: Machine, args: list[Any]) -> Waits:
     """(scope), of all threads of a block, or (scope, id, count)."""
     scope = str(args[0].value)
     if scope not in ("shared", "shared.dyn") or len(args) not in (1, 3):
         raise UnmodelledError(f"tvm_storage_sync({scope}, …)")
     name = int(args[1].value) if len(args) == 3 else 0
-    count = int(args[2].value) if len(args) == 3 else warp.launch.threads
-    yield warp.launch.meeting(name, count).arrive(warp.lanes.block[warp.active])
+    count = int(args[2].value) if len(args) == 3 else meetings.threads
+    yield meetings.of(name, count).arrive(group.lanes.block[group.active])
 
 
-def _mine(warp: Warp, load: Any) -> tuple[Any, Any]:
+def _mine(warp: Machine, load: Any) -> tuple[Any, Any]:
     """Block and slot of the mbarrier that each active lane means."""
     slot = warp.each(load.indices[0])[warp.active]
     return warp.lanes.block[warp.active], slot
 
 
-def init(warp: Warp, args: list[Any]) -> None:
+def init(warp: Machine, args: list[Any]) -> None:
     warp.mbarriers(args[0]).init(*_mine(warp, args[0]), warp.each(args[1])[warp.active])
 
 
-def expect(warp: Warp, args: list[Any]) -> None:
+def expect(warp: Machine, args: list[Any]) -> None:
     size = warp.each(args[1])[warp.active]
     warp.mbarriers(args[0]).expect(*_mine(warp, args[0]), size)
 
 
-def arrive(warp: Warp, args: list[Any]) -> Waits:
+def arrive(warp: Machine, args: list[Any]) -> Waits:
     warp.mbarriers(args[0]).arrive(*_mine(warp, args[0]))
     yield lambda: True  # who waited may go on first
 
 
-def expect_and_arrive(warp: Warp, args: list[Any]) -> Waits:
+def expect_and_arrive(warp: Machine, args: list[Any]) -> Waits:
     expect(warp, args)
     yield from arrive(warp, args)
 
@@ -64,7 +67,7 @@ def copies_arrive(warp: Warp, args: list[Any]) -> None:
     warp.launch.start(happens)
 
 
-def wait(warp: Warp, args: list[Any]) -> Waits:
+def wait(warp: Machine, args: list[Any]) -> Waits:
     parity = warp.each(args[1])[warp.active]
     yield warp.mbarriers(args[0]).passed(*_mine(warp, args[0]), parity)
 
@@ -122,7 +125,7 @@ def all_reduce(warp: Warp, call: Any) -> Waits:
         result[blocks] = found
 
     if threads > WARP:
-        yield warp.launch.meeting(str(call), count).arrive(mine[0], total)
+        yield warp.launch.meetings.of(str(call), count).arrive(mine[0], total)
         warp.results[call] = result[lanes.block, lanes.thread]
         return
     # A warp needs no barrier, and has not to wait for others.
@@ -148,8 +151,8 @@ def reductions(value: Any) -> list[Any]:
     return found
 
 
-CALLS = {
-    "tirx.tvm_storage_sync": barrier,
+CALLS: dict[str, Callable[[Any, list[Any]], Any]] = {
+    "tirx.tvm_storage_sync": lambda warp, args: barrier(warp.launch.meetings, warp, args),
     "tirx.ptx_init_barrier_thread_count": init,
     "tirx.ptx_arrive_barrier": arrive,
     "tirx.ptx_arrive_barrier_expect_tx": expect_and_arrive,

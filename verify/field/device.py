@@ -20,7 +20,7 @@ from .fragments import WARP
 from .machine import Lanes, Machine, Place, Pointer
 from .machine import Meeting as Waits
 from .memory import FaultError, Memory, UnmodelledError, element, width
-from .schedule import TOGETHER, DeadlockError, Groups, Mbarriers, Meeting, Schedule, run_all
+from .schedule import TOGETHER, DeadlockError, Groups, Mbarriers, Meetings, Schedule, run_all
 
 
 def run_launch(
@@ -67,7 +67,7 @@ class Launch:
         self.boxes: dict[Any, tma.Box] = {}
         self.places: dict[Any, Place] = {}
         self.arrays: dict[str, Mbarriers] = {}
-        self._meetings: dict[Any, Meeting] = {}
+        self.meetings = Meetings(self.blocks, self.threads)
         self._exchanged: dict[str, tuple[Any, Any]] = {}
         for argument, parameter in zip(self.host.args, self.function.params, strict=True):
             if argument.tensor_map is not None:
@@ -103,9 +103,6 @@ class Launch:
             self.coming.append(happens)
         else:
             happens()
-
-    def meeting(self, name: Any, count: int) -> Meeting:
-        return self._meetings.setdefault((name, count), Meeting(self.blocks, count))
 
     def exchange(self, name: str) -> tuple[Any, Any]:
         """What threads of a block give each other at one call, and get: an entry for each."""
@@ -209,7 +206,6 @@ class Warp(Machine):
         self.places[buffer.data] = self.launch.shared[key]
 
     def mbarriers(self, load: Any) -> Mbarriers:
-        """The mbarriers one of which is the element `load`."""
         found = self.launch.arrays.get(str(load.buffer.data)) if hasattr(load, "buffer") else None
         if found is None:
             raise UnmodelledError(f"mbarrier {load}")
@@ -252,14 +248,6 @@ class Warp(Machine):
         place.memory.store(self.owner(place), at + steps * kind.bytes, kind, value, self.active)
 
     # --- lanes -----------------------------------------------------------------------------------
-
-    def spread(self, value: Any) -> Any:
-        """A value with an entry for every lane."""
-        return np.broadcast_to(value, self.active.shape)
-
-    def each(self, e: Any) -> Any:
-        """The value of a scalar expression, for every lane."""
-        return self.spread(self.value(e))
 
     def by_warp(self, values: Any) -> Any:
         """Values of lanes with the lanes of a warp in a dimension of their own."""

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from . import residues
-from .arithmetic import arithmetic, convert, wrapped
+from .arithmetic import arithmetic, convert, reinterpret, wrapped
 from .memory import Element, FaultError, Memory, UnmodelledError, element, width
+from .schedule import Mbarriers
 
 STEPS = 1 << 22  # statements after which a program is endless
 
@@ -177,6 +178,10 @@ class Machine:
 
     # --- memory ----------------------------------------------------------------------------------
 
+    def mbarriers(self, load: Any) -> Mbarriers:
+        """The mbarriers one of which is the element `load`."""
+        raise UnmodelledError(f"mbarrier {load}")
+
     def indices(self, indices: Any) -> list[Any]:
         return [self.value(i) for i in indices]
 
@@ -232,6 +237,14 @@ class Machine:
     def require(self, within: Any, buffer: Any) -> None:
         if (self.active & ~np.asarray(within)).any():
             raise FaultError(f"an index of {buffer.name} outside its shape")
+
+    def spread(self, value: Any) -> Any:
+        """A value with an entry for every lane."""
+        return np.broadcast_to(value, self.active.shape)
+
+    def each(self, e: Any) -> Any:
+        """The value of a scalar expression, for every lane."""
+        return self.spread(self.value(e))
 
     # --- values ----------------------------------------------------------------------------------
 
@@ -334,6 +347,10 @@ class Machine:
         operation = short.removeprefix("ieee_").rstrip("2")
         if short in _SAME:
             return self.value(e.args[0])
+        if short == "reinterpret":
+            return reinterpret(self.value(e.args[0]), str(e.args[0].dtype), str(e.dtype))
+        if short == "isnan":
+            return self.value(e.args[0]) == residues.constant(float("nan"))
         if name in ("tl.infinity", "tirx.infinity"):
             return np.int64(residues.constant(float("inf")))
         if name.startswith("tl.") and operation in _ARITHMETIC:

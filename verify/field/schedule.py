@@ -124,6 +124,17 @@ class Meeting:
         return lambda: bool((self.rounds[here] >= wanted).all())
 
 
+class Meetings:
+    """Every place where threads of a block meet, by name and number of threads."""
+
+    def __init__(self, blocks: int, threads: int) -> None:
+        self.blocks, self.threads = blocks, threads
+        self._known: dict[Any, Meeting] = {}
+
+    def of(self, name: Any, count: int) -> Meeting:
+        return self._known.setdefault((name, count), Meeting(self.blocks, count))
+
+
 class Mbarriers:
     """An array of mbarriers, of every block."""
 

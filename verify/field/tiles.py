@@ -2,6 +2,7 @@
 
 A block is one place that holds its shared memory and fragments; what is local belongs to a thread.
 Outside parallel loops and tile operations a lane is a thread, inside it is a point of a block.
+Copies are there at once; who else waits for them is told by the mbarriers the source names.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from . import collectives, roles
 from .arithmetic import arithmetic, convert
 from .machine import Lanes, Machine, Meeting, Place
 from .memory import Memory, UnmodelledError, element
+from .schedule import TOGETHER, DeadlockError, Mbarriers, Meetings, run_all
 
 Region = tuple[Any, list[Any], list[int]]  # buffer, first index, extents
 
@@ -39,8 +42,11 @@ def run_source(function: Any, tensors: Mapping[str, Memory], sizes: Mapping[str,
             for var in tvm.tirx.analysis.undefined_vars(n):
                 env[var] = np.int64(sizes[str(var.name)])
     lanes = Lanes(np.zeros(1, np.int64), None, env)
-    for _ in Source(lanes, places).run(function.body):
-        raise UnmodelledError("a meeting of threads in the source")
+    try:
+        run_all([Source(lanes, places).run(function.body)], [], TOGETHER)
+    except DeadlockError as why:
+        # Blocks go in step here, and roles come together again behind their branches.
+        raise UnmodelledError("roles of the source that wait beyond their branches") from why
 
 
 class Source(Machine):
@@ -49,14 +55,19 @@ class Source(Machine):
     def __init__(self, lanes: Lanes, places: dict[Any, Place]) -> None:
         super().__init__(lanes, places)
         self.axes: dict[Any, int] = {}  # of thread numbers
-        self.threads = 1
+        self.threads = 1  # of a block, that run this
+        self.arrays: dict[Any, Mbarriers] = {}
+        self.meetings: Meetings | None = None  # of roles
         self.temporary: dict[Any, Place] = {}  # what a point keeps in a variable of its thread
 
     # --- lanes -----------------------------------------------------------------------------------
 
     def run_For(self, s: Any) -> Meeting:
         if s.thread_binding is not None:
-            self.lanes = self.repeated(int(self.value(s.extent)), s.loop_var)
+            blocks = int(self.value(s.extent))
+            if not blocks:
+                return
+            self.lanes = self.repeated(blocks, s.loop_var)
             self.lanes.block = np.arange(self.lanes.count)
             self.active = np.ones(self.lanes.count, bool)
             yield from self.run(s.body)
@@ -72,6 +83,32 @@ class Source(Machine):
         else:
             yield from super().run_For(s)
 
+    def run_SeqStmt(self, s: Any) -> Meeting:
+        rest = list(s.seq)
+        while rest:
+            parting, ways = self.branches(rest)
+            if parting:
+                yield from roles.part(self, parting, ways)
+            else:
+                yield from self.run(rest[0])
+            rest = rest[max(1, len(parting)) :]
+
+    def run_IfThenElse(self, s: Any) -> Meeting:
+        parting, ways = self.branches([s])
+        yield from roles.part(self, parting, ways) if parting else super().run_IfThenElse(s)
+
+    def branches(self, statements: list[Any]) -> tuple[list[Any], Any]:
+        return ([], None) if self.lanes.thread is None else roles.branches(self, statements)
+
+    def role(self, lanes: Lanes, threads: int, own: dict[Any, Place]) -> Source:
+        """Some threads of every block, which share all but what each has of its `own`."""
+        role = Source(lanes, {**self.places, **own})
+        role.axes, role.threads, role.arrays = self.axes, threads, self.arrays
+        if self.meetings is None:
+            self.meetings = Meetings(self.lanes.count // self.threads, self.threads)
+        role.meetings = self.meetings
+        return role
+
     def run_SBlockRealize(self, s: Any) -> Meeting:
         yield from self.run(s.block)
 
@@ -79,8 +116,12 @@ class Source(Machine):
         launch = s.annotations.get("tl.launch_threads")
         if launch is not None:
             self.start_threads([int(n) for n in launch])
+        arrivals = dict(s.annotations.get("barrier_init", {}))
         for buffer in s.alloc_buffers:
-            self.allocate(buffer)
+            if buffer.data in arrivals:
+                self.arrays[buffer.data] = self.initialized(buffer, arrivals[buffer.data])
+            else:
+                self.allocate(buffer)
         yield from self.run(s.body)
 
     def run_Bind(self, s: Any) -> Meeting:
@@ -153,6 +194,20 @@ class Source(Machine):
         count = self.lanes.count if owner == "lane" else self.lanes.count // self.threads
         self.places[buffer.data] = Place(Memory(buffer.name, count, size, "source"), owner)
 
+    def initialized(self, buffer: Any, arrivals: Any) -> Mbarriers:
+        """An array of mbarriers in every block, each for its number of arrivals."""
+        blocks = self.lanes.count // self.threads
+        array = Mbarriers(str(buffer.name), blocks, len(arrivals))
+        for slot, count in enumerate(arrivals):
+            array.init(np.arange(blocks), np.full(blocks, slot), np.full(blocks, int(count)))
+        return array
+
+    def mbarriers(self, load: Any) -> Mbarriers:
+        found = self.arrays.get(load.buffer.data) if hasattr(load, "buffer") else None
+        if found is None or self.lanes.thread is None:
+            raise UnmodelledError(f"mbarrier {load}")
+        return found
+
     def place(self, buffer: Any) -> Place:
         found = super().place(buffer)
         if found.owner != "lane" or self.lanes.thread is not None:
@@ -193,13 +248,18 @@ class Source(Machine):
 
     def call(self, call: Any) -> Meeting:
         name = str(call.op.name)
-        if name in _NOTHING:
-            return iter(())
-        method = _OPERATIONS.get(name)
-        if method is None:
-            return super().call(call)
-        method(self, list(call.args))
-        return iter(())
+        args = list(call.args)
+        if name == "tirx.tvm_storage_sync" and self.meetings is not None:
+            yield from collectives.barrier(self.meetings, self, args)
+        elif name in _SYNCHRONISING:
+            yield from _SYNCHRONISING[name](self, args) or ()
+        elif name in _OPERATIONS:
+            unknown = set(call.annotations or ()) & _UNKNOWN
+            if unknown:
+                raise UnmodelledError(f"{name} with {', '.join(sorted(unknown))}")
+            _OPERATIONS[name](self, args)
+        elif name not in _NOTHING:
+            yield from super().call(call)
 
     def region(self, e: Any) -> Region:
         if type(e).__name__ != "Call" or str(e.op.name) != "tl.region":
@@ -234,7 +294,7 @@ class Source(Machine):
             value = self.load(*self.at(source, where))
             self.store(*self.at(target, where), convert(value, *dtypes))
 
-        self.each(shape, (source, target), move)
+        self.elements(shape, (source, target), move)
 
     def fill(self, args: list[Any]) -> None:
         target = self.region(args[0])
@@ -242,9 +302,9 @@ class Source(Machine):
         if np.ndim(value):
             raise UnmodelledError("a fill with the value of a thread")
         shape = [n for n in target[2] if n != 1]
-        self.each(shape, (target,), lambda where: self.store(*self.at(target, where), value))
+        self.elements(shape, (target,), lambda where: self.store(*self.at(target, where), value))
 
-    def each(self, shape: list[int], regions: tuple[Region, ...], do: Any) -> None:
+    def elements(self, shape: list[int], regions: tuple[Region, ...], do: Any) -> None:
         """For every element of a tile: at once, or for threads that own it one after another."""
         if any(self.places[buffer.data].owner == "lane" for buffer, *_ in regions):
             if self.lanes.thread is None:
@@ -312,9 +372,21 @@ def _wide(operand: str, result: str) -> str:
 
 _OPERATIONS = {
     "tl.tileop.copy": Source.copy,
+    "tl.tileop.tma_copy": Source.copy,
+    "tl.tileop.async_copy": Source.copy,
     "tl.tileop.fill": Source.fill,
     "tl.tileop.gemm": Source.gemm,
     "tl.tileop.reduce": Source.reduce,
 }
-# What threads wait for is for barriers of the lowered program to show.
-_NOTHING = {"tirx.assume", "tirx.tvm_storage_sync", "tl.sync_warp"}
+_UNKNOWN = {"cluster_mask", "use_2cta"}
+_SYNCHRONISING: dict[str, Any] = {
+    "tirx.ptx_arrive_barrier": collectives.arrive,
+    "tl.mbarrier_wait_parity": collectives.wait,
+}
+# What threads in step wait for is for barriers of the lowered program to show; and copies and
+# multiplies are over at once.
+_NOTHING = {
+    *("tirx.assume", "tirx.tvm_storage_sync", "tl.sync_warp", "tl.set_max_nreg"),
+    *("tl.fence_proxy_async", "tl.tma_store_arrive", "tl.tma_store_wait", "tl.warpgroup_wait"),
+    *("tirx.ptx_commit_group", "tirx.ptx_wait_group"),
+}
