@@ -13,6 +13,7 @@ from tileproof.dsl import Facts, load_library
 from tileproof.verify import Verdict, prove
 from tileproof.verify.field import EVERY, Reference, UnmodelledError, compare_values, residues
 from tileproof.verify.field.arithmetic import reinterpret
+from tileproof.verify.field.equivalence import _values
 from tileproof.verify.field.memory import FaultError, Memory, element
 from tileproof.verify.mutate import mutants
 
@@ -85,6 +86,13 @@ def test_bits_of_a_number_are_a_function_of_it():
     assert reinterpret(x, "uint8", "float8_e8m0fnu")[0] == 0
     one, other = (reinterpret(x, "uint8", t) for t in ("float8_e4m3fn", "float8_e5m2"))
     assert (one[1:] != other[1:]).all()
+
+
+def test_elements_that_may_be_no_index_are_none_here_and_there():
+    rng = np.random.default_rng(0)
+    facts = Facts(values={"at": ("0", "n-1")}, none={"at": -1})
+    drawn = [_values("at", element("int32"), 100, facts, {"n": n}, rng) for n in (3, 0)]
+    assert set(drawn[0].tolist()) == {-1, 0, 1, 2} and set(drawn[1].tolist()) == {-1}
 
 
 M = T.dynamic("m")

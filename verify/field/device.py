@@ -236,17 +236,6 @@ class Warp(Machine):
             return place, at + self.value(e.args[2]) * kind.bytes, kind
         return super().pointer(e)
 
-    def read(self, pointer: Pointer, count: int, offset: Any = 0) -> Any:
-        """`count` elements from `offset` on, a row each."""
-        place, at, kind = pointer
-        steps = np.arange(count)[:, None] + offset
-        return place.memory.load(self.owner(place), at + steps * kind.bytes, kind, self.active)
-
-    def write(self, pointer: Pointer, value: Any, offset: Any = 0) -> None:
-        place, at, kind = pointer
-        steps = np.arange(len(value))[:, None] + offset
-        place.memory.store(self.owner(place), at + steps * kind.bytes, kind, value, self.active)
-
     # --- lanes -----------------------------------------------------------------------------------
 
     def by_warp(self, values: Any) -> Any:
@@ -287,12 +276,7 @@ class Warp(Machine):
 
 
 def _cp_async(warp: Warp, args: list[Any]) -> None:
-    to, source = warp.pointer(args[0]), warp.pointer(args[1])
-    outer = warp.active
-    if len(args) > 3:
-        warp.active = outer & (warp.value(args[3]) != 0)
-    value = warp.read(source, int(args[2].value))  # zero where inactive, which is the fill
-    warp.active = outer
+    to, value = warp.fetched(args)
     warp.copies.add(warp.later(lambda: warp.write(to, value)))
 
 

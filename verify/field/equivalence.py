@@ -21,6 +21,7 @@ from .schedule import EVERY, TOGETHER, Schedule
 from .tiles import run_source
 
 MOST_SIZES = 12
+_NONE = 0.25  # of the elements that may be no index are none
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,8 @@ def _values(
         return rng.integers(0, P, count)
     low, high = (evaluate_text(str(n), sizes) for n in facts.values.get(name, (0, 1)))
     drawn = rng.integers(low, max(low, high) + 1, count)
+    if name in facts.none:
+        drawn[(rng.random(count) < _NONE) | (high < low)] = facts.none[name]
     return np.sort(drawn) if name in facts.monotone else drawn
 
 

@@ -224,6 +224,26 @@ class Machine:
             return place, at, kind
         raise UnmodelledError(f"pointer {e}")
 
+    def read(self, pointer: Pointer, count: int, offset: Any = 0) -> Any:
+        """`count` elements from `offset` on, a row each."""
+        place, at, kind = pointer
+        steps = np.arange(count)[:, None] + offset
+        return place.memory.load(self.owner(place), at + steps * kind.bytes, kind, self.active)
+
+    def write(self, pointer: Pointer, value: Any, offset: Any = 0) -> None:
+        place, at, kind = pointer
+        steps = np.arange(len(value))[:, None] + offset
+        place.memory.store(self.owner(place), at + steps * kind.bytes, kind, value, self.active)
+
+    def fetched(self, args: list[Any]) -> tuple[Pointer, Any]:
+        """Where cp.async (to, from, elements, predicate) copies, and what: 0 where it is off."""
+        to, outer = self.pointer(args[0]), self.active
+        if len(args) > 3:
+            self.active = outer & (self.value(args[3]) != 0)
+        value = self.read(self.pointer(args[1]), int(args[2].value))
+        self.active = outer
+        return to, value
+
     def load(self, buffer: Any, indices: list[Any]) -> Any:
         place, at, kind, within = self.address(buffer, indices)
         self.require(within, buffer)

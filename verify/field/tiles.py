@@ -258,6 +258,8 @@ class Source(Machine):
             if unknown:
                 raise UnmodelledError(f"{name} with {', '.join(sorted(unknown))}")
             _OPERATIONS[name](self, args)
+        elif name == "tl.ptx_cp_async":
+            self.write(*self.fetched(args))
         elif name not in _NOTHING:
             yield from super().call(call)
 
