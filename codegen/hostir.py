@@ -77,6 +77,7 @@ def launches(host_mod: Any, device_mod: Any) -> tuple[Launch, ...]:
     check(len(hosts) == 1, "host functions of one kernel", got=len(hosts), expected=1)
     found: list[Any] = []
     maps: dict[str, TensorMap] = {}
+    tensors: dict[str, str] = {}
     guarded: list[Any] = []
 
     def callee(node: Any) -> str:
@@ -89,6 +90,8 @@ def launches(host_mod: Any, device_mod: Any) -> tuple[Launch, ...]:
         return name.startswith(_ENCODE) or (name != "" and not name.startswith("__tvm_"))
 
     def visit(node: Any) -> None:
+        if isinstance(node, tirx.Bind) and (handle := _data_of(node.value)) is not None:
+            tensors[str(node.var.name)] = handle.removesuffix("_handle")
         if callee(node).startswith(_ENCODE):
             name = str(node.args[1].name)
             check(name not in maps, "tensor map", got=f"{name} encoded twice", expected="once")
@@ -103,7 +106,18 @@ def launches(host_mod: Any, device_mod: Any) -> tuple[Launch, ...]:
     tirx.stmt_functor.post_order_visit(hosts[0].body, visit)
     check(not guarded, "launches under a condition or loop", got=len(guarded), expected="none")
     devices = {g.name_hint: f for g, f in device_mod.functions_items()}
-    return tuple(_launch(call, devices[call.args[0].value], maps) for call in found)
+    return tuple(_launch(call, devices[call.args[0].value], maps, tensors) for call in found)
+
+
+_DATA = 1  # the field of a DLTensor that tvm_struct_get calls so
+
+
+def _data_of(value: Any) -> str | None:
+    """The handle whose data pointer an expression reads; the pointer may bear a view's name."""
+    if type(value).__name__ != "Call" or str(value.op.name) != "tirx.tvm_struct_get":
+        return None
+    handle, _, field = value.args
+    return str(handle.name) if int(field) == _DATA else None
 
 
 def _tensor_map(encoder: str, values: list[Any]) -> TensorMap:
@@ -129,7 +143,9 @@ def _tensor_map(encoder: str, values: list[Any]) -> TensorMap:
     return TensorMap(str(values[2].name), fields)
 
 
-def _launch(call: Any, device: Any, maps: Mapping[str, TensorMap]) -> Launch:
+def _launch(
+    call: Any, device: Any, maps: Mapping[str, TensorMap], tensors: Mapping[str, str]
+) -> Launch:
     tags = [str(t) for t in device.attrs["tirx.kernel_launch_params"]]
     known = (*AXES, *CLUSTER_AXES, DYNAMIC_SMEM)
     unknown = sorted(set(tags) - set(known))
@@ -143,7 +159,8 @@ def _launch(call: Any, device: Any, maps: Mapping[str, TensorMap]) -> Launch:
         check(kind == "Var", "kernel argument", got=kind, expected="a tensor or a scalar dim")
         name = str(value.name)
         is_tensor = str(parameter.dtype) == "handle" and name not in maps
-        args.append(KernelArg(name, str(parameter.dtype), is_tensor, maps.get(name)))
+        known_as = tensors.get(name, name) if is_tensor else name
+        args.append(KernelArg(known_as, str(parameter.dtype), is_tensor, maps.get(name)))
     extents = dict(zip(tags, values[count:], strict=True))
     x, y, z, *block = (extents.get(a, 1) for a in AXES)
     cluster = tuple(extents.get(a, 1) for a in CLUSTER_AXES)

@@ -457,6 +457,12 @@ def eq(a: Term, b: Term) -> Term:
     difference = sub(a, b)
     if difference.op == "const" and a.width > 1:
         return const(difference.value == 0, 1)
+    for choice, n in ((a, b), (b, a)):  # a predicate that went through a register
+        if choice.op != "ite" or n.op != "const":
+            continue
+        p, yes, no = choice.args
+        if yes.op == no.op == "const":
+            return any_((all_((p, eq(yes, n))), all_((negate(p), eq(no, n)))))
     if a.range[1] < b.range[0] or b.range[1] < a.range[0]:
         return false()
     return _node("eq", 1, tuple(sorted((a, b), key=lambda t: t.serial)))

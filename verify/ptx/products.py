@@ -19,7 +19,6 @@ from .bits import Term
 
 _MOST_DEPTH = 4
 _MOST_MONOMIALS = 24
-_LEAST = (1, 0)  # lower bounds of a factor's cofactor that are tried
 
 Holds = Callable[[Term], bool]
 Monomial = tuple[Term, ...]  # its factors, by serial
@@ -107,7 +106,8 @@ def _without(
     shift += free
     if unit * f.range[0] >= 1 << width - 2:  # a coefficient would wrap
         return False
-    for least in _LEAST:
+    zero = -(shift // unit)  # where the cofactor stops being negative
+    for least in (zero + 1, zero):
         above = bits.add(whole, bits.const(-least, width))
         if not bits.fits(above) or not _positive(above, holds, depth - 1):
             continue

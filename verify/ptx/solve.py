@@ -15,13 +15,15 @@ from . import bits, integers, products, words
 from .bits import Term
 from .integers import Answer
 
+_MOST_STEPS = 20_000_000  # of one kernel: a minute or so
+
 
 @dataclass
 class Solver:
     """Decides goals under facts. `about` holds what is known of single variables.
 
     `exact` holds what a proof does without and a counterexample must meet. `steps` counts the
-    solver's steps of all queries so far.
+    solver's steps of all queries so far; when a kernel's are spent, nothing more is decided.
     """
 
     facts: Sequence[Term]
@@ -49,17 +51,22 @@ class Solver:
 
     def _linear(self, path: list[Term], goal: Term) -> bool:
         """Whether `goal` follows over the integers; products in the path are left out."""
-        if goal.op == "const":
-            return goal.value == 1
+        if goal.op == "const" or self.steps > _MOST_STEPS:
+            return goal.op == "const" and goal.value == 1
         key = (goal, *path, bits.true())
         if key not in self._memo:
-            plain = [p for p in path if not products.occur(p)]
+            plain = [p for p in _near(path, goal) if not products.occur(p)]
             answer = integers.ask(self._relevant([*plain, bits.negate(goal)]))
             self.steps += answer.steps
             self._memo[key] = answer
         return self._memo[key].holds is True
 
     def _ask(self, path: list[Term], goal: Term) -> Answer:
+        near = _near(path, goal)
+        if len(near) < len(path):
+            answer = self._integers(self._relevant([*near, bits.negate(goal)]))
+            if answer.holds:
+                return answer
         relevant = self._relevant([*path, bits.negate(goal)])
         answer = self._solve(relevant)
         defined = [self.exact[v] for v in bits.variables(*relevant) if v in self.exact]
@@ -69,11 +76,17 @@ class Solver:
         return answer
 
     def _solve(self, query: list[Term]) -> Answer:
-        answer = integers.ask(query)
-        self.steps += answer.steps
-        if answer.holds is None:
+        answer = self._integers(query)
+        if answer.holds is None and self.steps <= _MOST_STEPS:
             answer = words.ask(query)
             self.steps += answer.steps
+        return answer
+
+    def _integers(self, query: list[Term]) -> Answer:
+        if self.steps > _MOST_STEPS:
+            return Answer(None)
+        answer = integers.ask(query)
+        self.steps += answer.steps
         return answer
 
     def smallest(
@@ -116,3 +129,9 @@ class Solver:
                 return out
             done.update(new)
             out += [f for v in new for f in self.about[v]]
+
+
+def _near(path: list[Term], goal: Term) -> list[Term]:
+    """The conditions of a path without those of data that the goal does not mention."""
+    own = set(bits.variables(goal))
+    return [p for p in path if all(v in own or not bits.untracked(v) for v in bits.variables(p))]
