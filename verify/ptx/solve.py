@@ -15,7 +15,7 @@ from . import bits, integers, products, words
 from .bits import Term
 from .integers import Answer
 
-_MOST_STEPS = 20_000_000  # of one kernel: a minute or so
+_MOST_STEPS = 10_000_000  # of one kernel: half a minute or so
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Solver:
         answer = self._solve(relevant)
         defined = [self.exact[v] for v in bits.variables(*relevant) if v in self.exact]
         if answer.holds is False and defined:
-            nearer = self._solve([*relevant, *defined])
+            nearer = self._integers([*relevant, *defined])
             answer = answer if nearer.holds is None else nearer
         return answer
 
