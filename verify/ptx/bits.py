@@ -9,7 +9,7 @@ before a solver is asked. Predicates are terms of width 1.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from math import gcd
 from typing import Any
 
@@ -538,83 +538,6 @@ def clamp(a: Term, least: int) -> Term:
     """``max(a, least)``: where `a` is known to be no less it is `a`, and its interval shows it."""
     lowest = const(least, a.width)
     return ite(less(a, lowest), lowest, a)
-
-
-# --- walking -------------------------------------------------------------------------------------
-
-
-def closure(*terms: Term) -> dict[Term, None]:
-    """Every term in `terms`, each once, in an order that depends on the terms alone."""
-    seen: dict[Term, None] = {}
-    stack = list(reversed(terms))
-    while stack:
-        t = stack.pop()
-        if t not in seen:
-            seen[t] = None
-            stack.extend(reversed(t.args))
-    return seen
-
-
-def variables(*terms: Term) -> list[Term]:
-    """Every variable in `terms`, each once, in the order of their first mention."""
-    return [t for t in closure(*terms) if t.op == "var"]
-
-
-def replace(t: Term, old: Term, new: Term) -> Term:
-    """`t` with the part `old` replaced, simplified again."""
-    return substitute(t, {}, {old: new})
-
-
-def substitute(t: Term, new: Mapping[Term, Term], memo: dict[Term, Term] | None = None) -> Term:
-    """`t` with variables replaced, simplified again."""
-    memo = {} if memo is None else memo
-    if t in memo:
-        return memo[t]
-    if t.op == "var":
-        out = new.get(t, t)
-    elif not t.args:
-        out = t
-    else:
-        out = rebuild(t, [substitute(a, new, memo) for a in t.args])
-    memo[t] = out
-    return out
-
-
-def rebuild(t: Term, args: list[Term]) -> Term:
-    """The term of `t`'s kind over other arguments."""
-    op = t.op
-    if op == "sum":
-        constant, coefficients = t.value
-        total = const(constant, t.width)
-        for a, c in zip(args, coefficients, strict=True):
-            total = add(total, a, c)
-        return total
-    if op in ("shr", "sar"):
-        return shr(args[0], t.value, op == "sar")
-    if op in ("sext", "zext"):
-        return extend(args[0], t.width, op == "sext")
-    if op == "trunc":
-        return trunc(args[0], t.width)
-    if op.endswith("_by"):
-        return shift_by(op[:-3], *args)
-    if op in ("udiv", "sdiv", "urem", "srem"):
-        return divide(op, *args)
-    if op in ("slt", "ult"):
-        return less(args[0], args[1], op == "slt")
-    if op in ("all", "any"):
-        return all_(args) if op == "all" else any_(args)
-    return _PLAIN[op](*args)
-
-
-_PLAIN: dict[str, Callable[..., Term]] = {
-    "mul": mul,
-    "and": and_,
-    "or": or_,
-    "xor": xor,
-    "not": negate,
-    "eq": eq,
-    "ite": ite,
-}
 
 
 def show(t: Term) -> str:

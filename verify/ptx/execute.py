@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from . import bits, loops
+from . import bits, loops, walk
 from .bits import Term
 from .cfg import Graph, names
 from .memory import TOUCHES, Touch, UnmodelledError, lanes
@@ -326,7 +326,7 @@ class Thread:
         value = self.read(operand, width)
         if value.range[0] >= 0 or value.width < 32:
             return value
-        if any(map(bits.untracked, bits.variables(value))):  # data: nothing will show it
+        if any(map(bits.untracked, walk.variables(value))):  # data: nothing will show it
             return value
         if not self.holds(self.now.path, bits.negate(bits.less(value, bits.const(0, width)))):
             return value

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import bits
+from . import bits, walk
 from .bits import Term
 
 _STEPS = 1_000_000
@@ -67,7 +67,7 @@ class _Integers:
             return Answer(None, steps=steps)
         model = solver.model()
         values = {}
-        for t in bits.variables(*terms):
+        for t in walk.variables(*terms):
             value = model.eval(self.value(t), model_completion=True)
             values[t] = int(z3.is_true(value)) if t.width == 1 else value.as_long()
         return Answer(False, values, steps)

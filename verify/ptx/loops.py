@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from math import gcd
 from typing import TYPE_CHECKING
 
-from . import bits
+from . import bits, walk
 from .bits import Term
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def summarise(thread: Thread, header: int, state: State) -> list[tuple[int, Stat
         if after is None or r not in state.registers:
             continue
         step = bits.sub(after, h)
-        if any(_since(v, mark) for v in bits.variables(step)):
+        if any(_since(v, mark) for v in walk.variables(step)):
             continue
         if (found := _unit(step)) is not None:
             steps[r] = found
@@ -64,7 +64,7 @@ def summarise(thread: Thread, header: int, state: State) -> list[tuple[int, Stat
 
     tracked = set(at({}))
     known = [
-        c for c in conditions if all(not _since(v, mark) or v in tracked for v in bits.variables(c))
+        c for c in conditions if all(not _since(v, mark) or v in tracked for v in walk.variables(c))
     ]
     loop = _Loop(thread, state, known, at, {arbitrary[r]: unit for r, (unit, _) in steps.items()})
     ticks, facts = {}, []
@@ -75,7 +75,7 @@ def summarise(thread: Thread, header: int, state: State) -> list[tuple[int, Stat
     before = {unit: bits.sub(tick, unit) for unit, tick in ticks.items()}
     if ticks:
         first = bits.eq(next(iter(ticks.values())), bits.const(0, 64))
-        facts += [bits.any_((first, bits.substitute(c, at(before)))) for c in known]
+        facts += [bits.any_((first, walk.substitute(c, at(before)))) for c in known]
     one = bits.const(1, 64)
     trips = ticks.get(one)
     if trips is not None:  # k trips are k * unit >= k
@@ -137,7 +137,7 @@ class _Loop:
         """The best upper bound of a clock that a condition gives, and facts of its tick."""
         best: Bound = _ENDLESS, lambda tick: []
         for c in self.conditions:
-            if any(self.units.get(v, unit) is not unit for v in bits.variables(c)):
+            if any(self.units.get(v, unit) is not unit for v in walk.variables(c)):
                 continue
             negated = c.op == "not"
             inner = c.args[0] if negated else c
@@ -155,19 +155,19 @@ class _Loop:
         return best
 
     def _start(self, t: Term) -> Term:
-        return bits.substitute(t, self.at({}))
+        return walk.substitute(t, self.at({}))
 
     def _rate(self, t: Term, unit: Term) -> int | None:
         """How much `t` grows with a clock, if by a constant, while all other clocks stand still."""
         tick = bits.var("~k-1", 64, (0, 1))
-        moved = bits.substitute(t, self.at({unit: tick}))
+        moved = walk.substitute(t, self.at({unit: tick}))
         change = bits.sub(moved, self._start(t))
-        return bits.number(bits.substitute(change, {tick: bits.const(1, 64)}))
+        return bits.number(walk.substitute(change, {tick: bits.const(1, 64)}))
 
     def _exact(self, t: Term, rate: int, unit: Term, most: int) -> bool:
         """Whether `t` grows by `rate` and does not wrap while the clock shows 0 to `most`."""
         tick = bits.var(f"~k{bits.serial()}", 64, (0, most))
-        moved = bits.substitute(t, self.at({unit: tick}))
+        moved = walk.substitute(t, self.at({unit: tick}))
         expected = bits.add(self._start(t), bits.resize(tick, t.width, True), rate)
         return moved is expected and bits.fits(moved)
 

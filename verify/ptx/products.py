@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import gcd
 
-from . import bits
+from . import bits, walk
 from .bits import Term
 
 _MOST_DEPTH = 4
@@ -26,7 +26,7 @@ Monomial = tuple[Term, ...]  # its factors, by serial
 
 def occur(*terms: Term) -> bool:
     """Whether a product of unknowns is part of a term."""
-    return any(t.op == "mul" for t in bits.closure(*terms))
+    return any(t.op == "mul" for t in walk.closure(*terms))
 
 
 def follows(goal: Term, holds: Holds) -> bool:
@@ -46,12 +46,12 @@ def follows(goal: Term, holds: Holds) -> bool:
 
 def _decided(t: Term, holds: Holds) -> Term:
     """`t` with selections that the path decides replaced by what they select."""
-    for choice in [c for c in bits.closure(t) if c.op == "ite"]:
+    for choice in [c for c in walk.closure(t) if c.op == "ite"]:
         condition, yes, no = choice.args
         if holds(condition):
-            return _decided(bits.replace(t, choice, yes), holds)
+            return _decided(walk.replace(t, choice, yes), holds)
         if holds(bits.negate(condition)):
-            return _decided(bits.replace(t, choice, no), holds)
+            return _decided(walk.replace(t, choice, no), holds)
     return t
 
 

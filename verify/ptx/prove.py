@@ -22,7 +22,7 @@ from tileproof.verify import cache, domain
 from tileproof.verify.domain import Domain
 from tileproof.verify.model import Counterexample, KernelReport, PropertyReport, Verdict, worst
 
-from . import bits, cfg, contract, parse
+from . import bits, cfg, contract, parse, walk
 from .bits import Term
 from .execute import Event, Thread
 from .parse import Entry, PtxError
@@ -257,7 +257,7 @@ def _untracked(goal: Goal, part: Term) -> str:
     A predicate of the path that is not tracked, such as one of floating-point numbers, may be
     either: it does not count.
     """
-    found = [v for v in bits.variables(*goal.path) if v.width > 1] + bits.variables(part)
+    found = [v for v in walk.variables(*goal.path) if v.width > 1] + walk.variables(part)
     return " and ".join(dict.fromkeys(filter(None, map(bits.untracked, found))))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from tileproof.codegen.hostir import Launch
 from tileproof.verify.domain import Domain
 
-from . import bits, contract
+from . import bits, contract, walk
 from .bits import Term
 from .cfg import Graph
 from .execute import Event, Inputs, Region, Thread
@@ -41,7 +41,7 @@ class Point:
         sizes = {}
         for name, term in dims.items():
             least = {v: bits.const(named.get(str(v.value), v.range[0]), 64) for v in _inside(term)}
-            sizes[name] = bits.number(bits.substitute(term, least)) or 0
+            sizes[name] = bits.number(walk.substitute(term, least)) or 0
         block, thread = (
             tuple(named.get(f"{what}.{axis}", 0) for axis in "xyz") for what in ("block", "thread")
         )
@@ -50,7 +50,7 @@ class Point:
 
 
 def _inside(term: Term) -> list[Term]:
-    return sorted(bits.variables(term), key=lambda v: v.serial)
+    return sorted(walk.variables(term), key=lambda v: v.serial)
 
 
 def replay(
@@ -69,14 +69,14 @@ def replay(
     fixed = {
         v: bits.const(n, 64)
         for name, term in sizes.dims.items()
-        for v in bits.variables(term)
+        for v in walk.variables(term)
         for n in [point.sizes[name] // assumed.multiples.get(name, 1)]
     }
     for what, values in (("block", point.block), ("thread", point.thread)):
         for axis, n in zip("xyz", values, strict=True):
             known = bits.var(f"{what}.{axis}", 32)
             fixed[known] = bits.const(n, 32)
-    met = [bits.number(bits.substitute(f, fixed)) for f in (*facts, *sizes.facts)]
+    met = [bits.number(walk.substitute(f, fixed)) for f in (*facts, *sizes.facts)]
     if any(m != 1 for m in met):
         return None
     thread = Thread(entry, graph, _numbers(inputs, fixed, point), lambda path, goal: False)
@@ -98,7 +98,7 @@ def replay(
 
 def _numbers(inputs: Inputs, fixed: Mapping[Term, Term], point: Point) -> Inputs:
     def number(t: Term) -> Term:
-        return bits.substitute(t, fixed)
+        return walk.substitute(t, fixed)
 
     def region(r: Region) -> Region:
         values = iter(point.loaded.get(r.name, ()))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from . import bits, integers, products, words
+from . import bits, integers, products, walk, words
 from .bits import Term
 from .integers import Answer
 
@@ -69,7 +69,7 @@ class Solver:
                 return answer
         relevant = self._relevant([*path, bits.negate(goal)])
         answer = self._solve(relevant)
-        defined = [self.exact[v] for v in bits.variables(*relevant) if v in self.exact]
+        defined = [self.exact[v] for v in walk.variables(*relevant) if v in self.exact]
         if answer.holds is False and defined:
             nearer = self._integers([*relevant, *defined])
             answer = answer if nearer.holds is None else nearer
@@ -98,7 +98,7 @@ class Solver:
         """
         kept: list[Term] = []
         places = [v for v in model if str(v.value).startswith(("block.", "thread."))]
-        for v in sorted(bits.variables(*sizes), key=lambda v: v.serial):
+        for v in sorted(walk.variables(*sizes), key=lambda v: v.serial):
             lo, hi = v.range[0], model.get(v, v.range[0])
             while lo < hi:
                 middle = (lo + hi) // 2
@@ -124,7 +124,7 @@ class Solver:
         out = [*self.facts, *query]
         done: set[Term] = set()
         while True:
-            new = [v for v in bits.variables(*out) if v in self.about and v not in done]
+            new = [v for v in walk.variables(*out) if v in self.about and v not in done]
             if not new:
                 return out
             done.update(new)
@@ -133,5 +133,5 @@ class Solver:
 
 def _near(path: list[Term], goal: Term) -> list[Term]:
     """The conditions of a path without those of data that the goal does not mention."""
-    own = set(bits.variables(goal))
-    return [p for p in path if all(v in own or not bits.untracked(v) for v in bits.variables(p))]
+    own = set(walk.variables(goal))
+    return [p for p in path if all(v in own or not bits.untracked(v) for v in walk.variables(p))]

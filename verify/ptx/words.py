@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import bits
+from . import walk
 from .bits import Term
 from .integers import Answer, spent
 
@@ -27,7 +27,7 @@ def ask(terms: list[Term]) -> Answer:
     solver.set("rlimit", _STEPS)
     for t in terms:
         solver.add(word(t))
-    variables = bits.variables(*terms)
+    variables = walk.variables(*terms)
     for t in variables:
         if t.width > 1:
             solver.add(word(t) >= t.range[0], word(t) <= t.range[1])
