@@ -10,6 +10,7 @@ import contextlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from tileproof.codegen.hostir import TensorMap, evaluate
@@ -92,40 +93,48 @@ class Machine:
 
     def run(self, setting: Setting) -> Trace:
         """The trace of one thread; empty if the setting lies outside the launch."""
-        from tilelang import tvm
-
         self.setting, self.trace = setting, Trace()
         self.env: dict[Any, int] = {}
-        self.memory: dict[Any, int] = {}
-        self.allocated: dict[Any, int] = {}
-        self.elements: dict[Any, int] = {}
-        self.starts: dict[Any, int] = {}
         self.operands = Replayed()
         self.pointers: dict[Any, Any] = {}
-        self.taken: dict[Any, int] = {}
+
+        self.memory, self.allocated, self.elements, self.starts, self.taken = self.declared
+        with contextlib.suppress(_LeftError):
+            self.stmt(self.function.body)
+        return self.trace
+
+    @cached_property
+    def declared(self) -> tuple[dict[Any, int], ...]:
+        """Of buffers: bytes, bytes where allocated, those of an element, start in the arena, and
+        columns of tensor memory. The same for every thread."""
+        from tilelang import tvm
+
+        memory: dict[Any, int] = {}
+        allocated: dict[Any, int] = {}
+        elements: dict[Any, int] = {}
+        starts: dict[Any, int] = {}
+        taken: dict[Any, int] = {}
 
         def declare(node: Any) -> None:
             if type(node).__name__ == "Bind" and str(node.var.dtype) == "handle":
                 args: Any = getattr(node.value, "args", ())
                 offset = args[1] if len(args) > 1 else 0  # of a view of the arena
-                self.starts[node.var] = int(getattr(offset, "value", 0))
+                starts[node.var] = int(getattr(offset, "value", 0))
             if type(node).__name__ == "Call" and str(node.op.name) == "tl.ptx_init_tensor_memory":
-                self.taken[node.args[0].args[1]] = int(node.args[1].value)
+                taken[node.args[0].args[1]] = int(node.args[1].value)
             buffer = getattr(node, "buffer", None)
             if buffer is not None:
-                self.elements.setdefault(buffer.data, _element(buffer.dtype))
+                elements.setdefault(buffer.data, _element(buffer.dtype))
             if buffer is None or buffer.data in self.names:
                 return
             size = _size(buffer)
             if size is not None:
-                self.memory[buffer.data] = max(self.memory.get(buffer.data, 0), size)
+                memory[buffer.data] = max(memory.get(buffer.data, 0), size)
                 if type(node).__name__ == "AllocBuffer":
-                    self.allocated[buffer.data] = size
+                    allocated[buffer.data] = size
 
         tvm.tirx.stmt_functor.post_order_visit(self.function.body, declare)
-        with contextlib.suppress(_LeftError):
-            self.stmt(self.function.body)
-        return self.trace
+        return memory, allocated, elements, starts, taken
 
     def extent(self, data: Any, element: int, view: Any = None) -> int | None:
         if data in self.names:

@@ -6,7 +6,7 @@ import pytest
 
 from tileproof.codegen.lower import cuda_text, lower
 from tileproof.dsl import Facts, load_library
-from tileproof.mutation import examine, table
+from tileproof.mutation import _Checkers, examine, table
 from tileproof.verify import Verdict, prove_lowered
 from tileproof.verify.mutate import mutants, without_int64
 
@@ -28,6 +28,26 @@ def test_every_mutant_is_found_or_equivalent(name):
     total = table(outcomes)[-1]
     assert total["class"] == "all" and total["by_verify"] == 1.0
     assert total["seeded"] == len(outcomes)
+
+
+def test_a_campaign_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    monkeypatch.setenv("TILEPROOF_CACHE", str(tmp_path))
+    lowered = lower(load_library()["mhc/collapse"].specialize(N=3, D=96), "sm_80")
+    facts = Facts.of(lowered.spec)
+    first = list(examine(lowered, facts, kinds=["store+1", "rounded"], most=1, run=False))
+    assert [o.fate for o in first] == ["verify", "values"]
+    kept = sorted((tmp_path / "mutants").iterdir())
+    asked: list[str] = []
+    monkeypatch.setattr(_Checkers, "fate", lambda self, m: asked.append(m.kind) or ("escaped", ""))
+    again = list(examine(lowered, facts, kinds=["store+1", "rounded"], most=1, run=False))
+    assert again == first and not asked
+    for path in kept:
+        path.write_text("damaged")
+    list(examine(lowered, facts, kinds=["store+1"], most=1, run=False))
+    assert asked == ["store+1"]
+    other = facts.updated(Facts(dims={"M": (0, 4)}))
+    list(examine(lowered, other, kinds=["store+1"], most=1, run=False))
+    assert asked == ["store+1"] * 2
 
 
 def test_an_unchanged_program_prints_the_text_it_was_lowered_to():
