@@ -268,9 +268,13 @@ _ACT = {"bfloat16": "bf16", "float32": "f32"}
 
 # What the ops ask of a configuration, for the two released models (spec §2).
 _COMMON = {
+    "vocab_size": 129280,
     "head_dim": 512,
+    "index_n_heads": 64,
+    "o_lora_rank": 1024,
     "qk_rope_head_dim": 64,
     "index_head_dim": 128,
+    "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 128},
     "hc_mult": 4,
     "hc_sinkhorn_iters": 20,
     "hc_eps": 1e-6,
@@ -283,7 +287,10 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         "hidden_size": 4096,
         "num_attention_heads": 64,
         "q_lora_rank": 1024,
+        "o_groups": 8,
         "n_routed_experts": 256,
+        "moe_intermediate_size": 2048,
+        "index_topk": 512,
         "routed_scaling_factor": 1.5,
     },
     "pro": {
@@ -291,7 +298,10 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         "hidden_size": 7168,
         "num_attention_heads": 128,
         "q_lora_rank": 1536,
+        "o_groups": 16,
         "n_routed_experts": 384,
+        "moe_intermediate_size": 3072,
+        "index_topk": 1024,
         "routed_scaling_factor": 2.5,
     },
 }

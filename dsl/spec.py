@@ -285,9 +285,10 @@ class Op:
             except ValueError as error:
                 raise type(error)(f"{self.name}: {error}") from None
             dims[letter] = value
-        dtypes = {}
+        dtypes: dict[str, str] = {}
         for variable, choices in self.types.items():
             got = sizes.get(variable, choices[0])
+            got = dtypes.get(got, got)  # "act": the type that variable has
             expected = f"one of {', '.join(choices)}"
             check(got in choices, f"{self.name}: type {variable}", got=got, expected=expected)
             dtypes[variable] = got
