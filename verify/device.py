@@ -48,6 +48,8 @@ _INERT_ATTRS = {
     "pragma_auto_unroll_max_step",
     "kWarpSpecializationScope",
 }
+# What another thread may see another value of.
+_OWN = ("thread", "lane", "opaque")
 _THREAD_BINDING = 4  # TVM's ForKind
 
 
@@ -155,7 +157,22 @@ class DeviceWalker(Converter):
         buffer = self.buffer(node.buffer.data, node.dtype)
         if buffer.tensor and buffer.tensor not in self.written and len(indices) == 1:
             return terms.load(buffer.tensor, indices[0])
+        if buffer.arena and not any(s.kind in _OWN for i in indices for s in i.symbols):
+            return self.common(node)
         return self.opaque(node)
+
+    def common(self, node: Any) -> Term:
+        """What all threads of a block read from one place in shared memory, in one iteration.
+
+        They agree because nothing writes there between two reads without a barrier to order it,
+        which is what ``races`` shows: by induction, since a first disagreement needs such a write.
+        The value is a function of the place in the program, the block and the iteration, numbered.
+        """
+        where = const(0)
+        for s in (*self.facts.blocks, *self.context.loops):
+            if not (s.lo.is_const and s.lo == s.hi):
+                where = terms.add(mul(where, const(1 << 32)), var(s))
+        return terms.load(f"{node.dtype}:{text(node, 40)}:{len(self.facts.accesses)}", where)
 
     def access(self, node: Any, buffer: Any, indices: list[Any], mode: Mode) -> list[Term]:
         # A view may be narrower than the memory it aliases: it bounds its own accesses.

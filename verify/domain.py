@@ -123,7 +123,9 @@ class Domain:
         """What a loaded element may be: its contract, else anything its type holds."""
         from .facts import integer_range
 
-        tensor = self.tensors[term.value]
+        tensor = self.tensors.get(term.value)
+        if tensor is None:  # shared memory, see DeviceReader.common
+            return integer_range(term.value.split(":")[0]) or (-(1 << 63), (1 << 63) - 1)
         if tensor.values is None:
             return integer_range(tensor.dtype) or (-(1 << 63), (1 << 63) - 1)
         lo, hi = ranges.of(tensor.values.lo)[0], ranges.of(tensor.values.hi)[1]

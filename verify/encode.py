@@ -278,7 +278,8 @@ class Engine:
         out = []
         loads = {t.id: t for m in members for t in m.loads()}
         for t in loads.values():
-            values = self.domain.tensors[t.value].values
+            tensor = self.domain.tensors.get(t.value)
+            values = None if tensor is None else tensor.values
             if values is None:
                 lo, hi = self.domain.load_interval(t, self.ranges)
                 allowed = terms.apply("and", le(const(lo), t), le(t, const(hi)))

@@ -48,12 +48,14 @@ def _spread(tensor, strides):
 
 
 def run(op, inputs, arch="sm_80", checked=False, finite=True, **sizes):
-    """Outputs of the kernel, which found poison in them; dims are those of the inputs.
+    """Outputs of the kernel, which found poison in them; dims are those of the inputs, and among
+    `sizes` where only outputs have them.
 
     With `finite`, poison that is still there is an element that was not written.
     """
+    launch = {letter: sizes.pop(letter) for letter in op.dynamic if letter in sizes}
     spec, call = kernel(op, arch, checked, **sizes)
-    shapes = spec.bind(**_letters(spec, inputs))
+    shapes = spec.bind(**launch, **_letters(spec, inputs))
     types = {a.name: getattr(torch, a.dtype.torch) for a in spec.args if a.role == "out"}
     outputs = [torch.empty(shapes[name], dtype=t) for name, t in types.items()]
     for output in outputs:
