@@ -53,7 +53,9 @@ def test_lists_name_the_tokens_they_should(case):
             assert got == [name(slot, p) if p >= 0 else None for p in own]
             compressed[int(row)] = name(slot, first // RATIO)
         entries = all_entries(tokens, pages, RATIO)
-        for m, (slot, p) in enumerate(zip(tokens.slot.tolist(), tokens.position.tolist(), strict=True)):
+        for m, (slot, p) in enumerate(
+            zip(tokens.slot.tolist(), tokens.position.tolist(), strict=True)
+        ):
             near = [name(slot, q) for q in range(max(0, p - WINDOW + 1), p + 1)]
             assert named(pools["window"], listed[m]) == near + [None] * (WINDOW - len(near))
             far = [name(slot, e) for e in range((p + 1) // RATIO)]
