@@ -198,7 +198,7 @@ def _prove_lowered(
         ir_hash=ir_hash,
         properties=properties,
         domain=assumed.describe(),
-        assumptions=assumed.assumptions(),
+        assumptions=[*assumed.assumptions(), *(a for n in launches for a in n.assumptions)],
         notes=[*assumed.notes, *notes],
         unmodelled=unmodelled,
         seconds=round(time.perf_counter() - start, 3),

@@ -93,15 +93,18 @@ class Machine:
 
     def run(self, setting: Setting) -> Trace:
         """The trace of one thread; empty if the setting lies outside the launch."""
-        self.setting, self.trace = setting, Trace()
-        self.env: dict[Any, int] = {}
-        self.operands = Replayed()
-        self.pointers: dict[Any, Any] = {}
-
-        self.memory, self.allocated, self.elements, self.starts, self.taken = self.declared
+        self.prepare(setting)
         with contextlib.suppress(_LeftError):
             self.stmt(self.function.body)
         return self.trace
+
+    def prepare(self, setting: Setting) -> None:
+        """Be at the first statement, with nothing done."""
+        self.setting, self.trace = setting, Trace()
+        self.env: dict[Any, Any] = {}
+        self.operands = Replayed()
+        self.pointers: dict[Any, Any] = {}
+        self.memory, self.allocated, self.elements, self.starts, self.taken = self.declared
 
     @cached_property
     def declared(self) -> tuple[dict[Any, int], ...]:
@@ -248,34 +251,38 @@ class Machine:
 
     def number(self, e: Any) -> int:
         """Exact value of an integer expression; what does not fit its type is noted."""
+        return self.value(e)
+
+    def value(self, e: Any) -> int:
+        """The same for a part of an expression."""
         kind = type(e).__name__
         if kind == "IntImm":
             return int(e.value)
         if kind == "Var":
             if e in self.env:
-                return int(self.env[e])
+                return self.env[e]
             if str(e.name) in self.setting.sizes:
                 return self.setting.sizes[str(e.name)]
             raise UndeterminedError(str(e.name))
         if kind == "Cast":
-            return self.fits(e, _unsigned(e.dtype, self.number(e.value)))
+            return self.fits(e, _unsigned(e.dtype, self.value(e.value)))
         if kind in _ARITHMETIC:
-            a, b = self.number(e.a), self.number(e.b)
-            if b == 0 and kind in _DIVISIONS:
+            a, b = self.value(e.a), self.value(e.b)
+            if kind in _DIVISIONS and b == 0:
                 raise UndeterminedError("a quotient by 0")
             return self.fits(e, _ARITHMETIC[kind](a, b))
         if kind == "And":
-            return int(bool(self.number(e.a)) and bool(self.number(e.b)))
+            return int(bool(self.value(e.a)) and bool(self.value(e.b)))
         if kind == "Or":
-            return int(bool(self.number(e.a)) or bool(self.number(e.b)))
+            return int(bool(self.value(e.a)) or bool(self.value(e.b)))
         if kind == "Not":
-            return int(not self.number(e.a))
+            return int(not self.value(e.a))
         if kind == "Call" and str(e.op.name) in _BITWISE:
-            return self.fits(e, _BITWISE[str(e.op.name)](*(self.number(a) for a in e.args)))
+            return self.fits(e, _BITWISE[str(e.op.name)](*(self.value(a) for a in e.args)))
         if kind == "Call" and str(e.op.name) == "tirx.if_then_else":
-            return self.number(e.args[1] if self.number(e.args[0]) else e.args[2])
+            return self.value(e.args[1] if self.value(e.args[0]) else e.args[2])
         if kind == "Select":
-            return self.number(e.true_value if self.number(e.condition) else e.false_value)
+            return self.value(e.true_value if self.value(e.condition) else e.false_value)
         if kind == "Call" and str(e.op.name) == "tl.block_rank_in_cluster":
             return cluster.number(self.setting.indices, self.setting.sizes)
         if kind == "Call" and str(e.op.name) in GROUPS:

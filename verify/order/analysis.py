@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tileproof.verify.facts import text
@@ -11,9 +12,14 @@ from tileproof.verify.intrinsics import UnmodelledError
 from tileproof.verify.model import Counterexample, Step, Verdict
 from tileproof.verify.replay import Setting, UndeterminedError
 
-from .conflicts import Conflict, conflicts
-from .graph import Graph
-from .trace import Access, Tracer
+from .conflicts import Conflict, Piece
+from .explore import explore
+from .plan import Plan
+from .run import Run
+from .sizes import Sizes
+from .state import Place
+from .trace import Access, Trace, Tracer
+from .values import CoarseError
 
 if TYPE_CHECKING:
     from tileproof.verify.props import Goal, Launch
@@ -25,21 +31,25 @@ _MOST_THREADS = 1024
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong, for which property; `confirmed` if the threads named certainly do it."""
+    """What is wrong, for which property, and how sure that is. `sizes` and `block` say where it was
+    found; without them it is so at every size and in every block."""
 
     property: str
     message: str
     site: str
     steps: tuple[Step, ...]
-    confirmed: bool
+    verdict: Verdict
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    block: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Order:
-    """The outcome: `why` it stays unknown, or what was found."""
+    """The outcome: `why` it stays unknown, or what was found; what a proof takes for granted."""
 
     why: str = ""
     findings: tuple[Finding, ...] = ()
+    assumptions: tuple[str, ...] = ()
 
     def goals(self, name: str) -> Iterator[Goal]:
         """The obligations of one property."""
@@ -50,11 +60,24 @@ class Order:
             return
         yield PROVED
         for f in self.findings:
-            if f.property != name:
-                continue
-            example = Counterexample(name, f.site, f.message, steps=f.steps, confirmed=f.confirmed)
-            verdict = Verdict.REFUTED if f.confirmed else Verdict.ALARM
-            yield Goal(verdict, f.message, example)
+            if f.property == name and f.verdict is Verdict.UNKNOWN:
+                yield Goal(Verdict.UNKNOWN, f"{f.message} (if some size has loops that go so)")
+            elif f.property == name:
+                example = Counterexample(
+                    name, f.site, f.message, f.sizes, f.block, steps=f.steps,
+                    confirmed=f.verdict is Verdict.REFUTED,
+                )  # fmt: skip
+                yield Goal(f.verdict, f.message, example)
+
+
+@dataclass(frozen=True)
+class Followed:
+    """The threads of a block, and the first run with something wrong, if there is one."""
+
+    traces: dict[int, Trace]
+    plan: Plan
+    wrong: Run | None
+    at_ease: frozenset[int]  # classes that are taken to see each phase
 
 
 def analyse(launch: Launch) -> Order:
@@ -66,32 +89,80 @@ def analyse(launch: Launch) -> Order:
     if threads is None:
         return Order("order not modelled: a block of several dimensions or of unknown size")
     tracer = Tracer(*launch.machine.source)
-    traces = {}
+    sizes = Sizes(launch, tracer.loops)
     try:
-        for t in range(threads):
-            sizes = {"threads.x": threads, "threads.y": 1, "threads.z": 1}
-            traces[t] = tracer.trace_of(t, Setting(sizes, {"threadIdx.x": t}, {}))
+        known = {"threads.x": threads, "threads.y": 1, "threads.z": 1}
+        found = _follow(tracer, Setting(known, {}, {}), threads, sizes)
     except UnmodelledError as what:
         return Order(f"order not modelled: {what}")
     except UndeterminedError as what:
         return Order(f"order not followed: {what}")
-    graph = Graph(traces)
-    findings = []
-    for fault in graph.faults:
-        steps = tuple(
-            _event_step(traces[t].events[n].kind, traces[t].nodes[n], t)
-            for t, n in fault.at
-            if n < len(traces[t].events)
+    if found.wrong is None:
+        return Order(assumptions=tuple(_assumptions(found, launch)))
+    if not found.plan.open:
+        return Order(findings=tuple(_findings(launch, found, Verdict.REFUTED)))
+    for setting in sizes.examples(found.wrong, tracer.periods()):
+        with contextlib.suppress(UndeterminedError):
+            at = _follow(Tracer(*launch.machine.source), setting, threads, sizes)
+            if at.wrong is not None and not at.plan.open:
+                findings = _findings(launch, at, Verdict.REFUTED, setting)
+                return Order(findings=tuple(findings))
+    doubt = Verdict.UNKNOWN if found.wrong.loose else Verdict.ALARM
+    return Order(findings=tuple(_findings(launch, found, doubt)))
+
+
+def _follow(tracer: Tracer, setting: Setting, threads: int, sizes: Sizes) -> Followed:
+    """What each thread may do, by classes of iterations as fine as it takes, and all runs."""
+    while True:
+        try:
+            traces = {}
+            # One of each warpgroup first, to see early which classes are too coarse.
+            for t in sorted(range(threads), key=lambda t: (t % 128, t)):
+                indices = {**setting.indices, "threadIdx.x": t}
+                traces[t] = tracer.trace_of(t, Setting(setting.sizes, indices, {}))
+            traces = dict(sorted(traces.items()))
+            break
+        except CoarseError as why:
+            tracer.finer(why)
+    plan = Plan(traces, sizes.possible)
+    last = explore(plan)
+    return Followed(traces, plan, last if last.wrong else None, frozenset(last.at_ease))
+
+
+def _assumptions(found: Followed, launch: Launch) -> Iterator[str]:
+    threads = [t for t, cls in found.plan.classes.items() if cls in found.at_ease]
+    if threads:
+        yield (
+            f"the {len(threads)} threads of a block of {launch.facts.name} that only wait at"
+            f" mbarriers (the first is {min(threads)}) see each phase before the next is over"
         )
+
+
+def _findings(
+    launch: Launch, found: Followed, verdict: Verdict, at: Setting | None = None
+) -> Iterator[Finding]:
+    run, traces = found.wrong, found.traces
+    assert run is not None
+    place: dict[str, Any] = {}
+    if at is not None:
+        names = {s.name for s in launch.domain.dims.values()}
+        place["sizes"] = {n: v for n, v in at.sizes.items() if n in names}
+        place["block"] = tuple(at.indices.get(f"blockIdx.{a}", 0) for a in "xyz")
+    if run.fault is not None:
+        steps = tuple(_event_step(traces, event) for event in run.fault.at)
         site = steps[0].site if steps else launch.facts.name
-        findings.append(Finding("barriers", fault.message, site, steps, True))
-    if not graph.faults:
-        exact = not any(t.loose or t.warps_meet for t in traces.values())
-        found = list(_first_of_each(conflicts(graph)))
-        findings += [_conflicting(c, exact) for c in found]
-        outliving = [a for t in traces.values() for a in t.outliving]
-        findings += [_outliving(a) for a in outliving[:1]]
-    return Order(findings=tuple(findings))
+        yield Finding("barriers", run.fault.message, site, steps, verdict, **place)
+        return
+    loose = any(t.loose or t.warps_meet for t in traces.values())
+    for c in run.found.values():
+        # Two stores of one value are no race, and what is stored is not followed.
+        stores = "read" not in (c.first.mode, c.second.mode) and not (
+            c.first.engine or c.second.engine
+        )
+        sure = verdict if verdict is not Verdict.REFUTED or not (loose or stores) else Verdict.ALARM
+        yield replace(_conflicting(c, sure), **place)
+    for p in list(run.outliving.values())[:1]:
+        yield replace(_outliving(p, verdict), **place)
 
 
 def _threads(launch: Launch) -> int | None:
@@ -101,18 +172,8 @@ def _threads(launch: Launch) -> int | None:
     return counts[0] if whole else None
 
 
-def _first_of_each(found: Iterator[Conflict]) -> Iterator[Conflict]:
-    """One conflict of each pair of statements."""
-    seen = set()
-    for c in found:
-        pair = (c.why, c.first.node, c.second.node)
-        if pair not in seen:
-            seen.add(pair)
-            yield c
-
-
-def _conflicting(c: Conflict, exact: bool) -> Finding:
-    one, two = c.first, c.second
+def _conflicting(c: Conflict, verdict: Verdict) -> Finding:
+    one, two = (c.first, c.second) if c.first.mode == "write" else (c.second, c.first)
     if c.why == "fence":
         message = (
             f"thread {one.thread} writes byte {c.byte} of {one.arena} with an ordinary store, and"
@@ -125,11 +186,8 @@ def _conflicting(c: Conflict, exact: bool) -> Finding:
             f"thread {one.thread} {_verb(one)} and thread {two.thread} {_verb(two)} byte {c.byte}"
             f" of {one.arena} {what}"
         )
-    # Two stores of one value are no race, and what is stored is not followed.
-    stores = one.mode == two.mode == "write" and not (one.asynchronous or two.asynchronous)
-    steps = (_step(one), _step(two))
     name = "races" if c.why == "race" else "async"
-    return Finding(name, message, _site(one.node), steps, exact and not stores)
+    return Finding(name, message, _site(one.node), (_step(one), _step(two)), verdict)
 
 
 def _site(node: Any) -> str:
@@ -138,12 +196,13 @@ def _site(node: Any) -> str:
     return text(node, 60)
 
 
-def _outliving(a: Access) -> Finding:
+def _outliving(p: Piece, verdict: Verdict) -> Finding:
+    a = p.accesses[0]
     message = (
         f"thread {a.thread} ends without waiting for its copy from byte {a.first} of {a.arena},"
         " which may still read there"
     )
-    return Finding("async", message, _site(a.node), (_step(a),), True)
+    return Finding("async", message, _site(a.node), (_step(a),), verdict)
 
 
 def _step(a: Access) -> Step:
@@ -154,5 +213,8 @@ def _verb(a: Access) -> str:
     return "writes" if a.mode == "write" else "reads"
 
 
-def _event_step(kind: str, node: tuple[Any, dict[str, int]], thread: int) -> Step:
-    return Step(kind, _site(node[0]), (0, 0, 0), (thread, 0, 0), node[1])
+def _event_step(traces: dict[int, Trace], place: Place) -> Step:
+    thread, segment, n = place
+    done = traces[thread].segments[segment]
+    node, loops = done.nodes[n]
+    return Step(done.events[n].kind, _site(node), (0, 0, 0), (thread, 0, 0), loops)

@@ -1,7 +1,7 @@
 """One thread of a block from its first statement to its last: how it synchronises, what it touches.
 
 Sizes and block indices have no value here, so what is found holds for all of them: where the order
-of things would hang on one, tracing stops and says so.
+of things would hang on one, the thread asks (:mod:`.control`).
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 from tileproof.verify.calls import effect
 from tileproof.verify.intrinsics import Tile, Touch, UnmodelledError
-from tileproof.verify.replay import Setting, UndeterminedError, _element
-from tileproof.verify.timeline import Timeline
+from tileproof.verify.replay import Setting, _element
 from tileproof.verify.tma import tile_bytes
 
+from .control import Control, Segment
+
 Key = tuple[str, int]  # an mbarrier by name and index, or a barrier of the block by number
-Kind = Literal["init", "arrive", "expect", "load", "wait", "barrier", "fence"]
-_MOST_STEPS = 400_000
+Kind = Literal["init", "arrive", "expect", "load", "wait", "barrier", "fence", "commit", "drain"]
 _WARP = 32
 
 
@@ -27,22 +27,24 @@ class Event:
     """One step of synchronisation.
 
     `amount` is the count of an init, the bytes of an expect or a load, the parity of a wait, the
-    threads of a barrier. An arrive may expect bytes as well.
+    threads of a barrier, the groups that a drain leaves open. An arrive may expect bytes as well.
+    Commits and drains are of the thread's own copies by `engine`; an arrive with an engine comes
+    once they are complete.
     """
 
     kind: Kind
     key: Key = ("", 0)
     amount: int = 0
+    engine: str = ""
 
 
 @dataclass
 class Access:
     """Bytes ``first..stop-1`` of an arena.
 
-    The thread touches them after its event number ``start - 1``; an asynchronous access ends before
-    event number `end`, None if the thread never waits for it. `load` is the number of the event
-    with the phase of whose mbarrier it ends instead. `position` and `until` order accesses of one
-    thread.
+    The thread touches them before event number `start` of its segment. An asynchronous access ends
+    where the thread drains its `engine`, or with the phase of the mbarrier of event number `load`.
+    `position` orders accesses of one thread.
     """
 
     thread: int
@@ -51,93 +53,50 @@ class Access:
     first: int
     stop: int
     start: int
-    end: int | None
     position: int
-    until: float
     node: Any
     loops: dict[str, int]
-    asynchronous: bool = False
-    proxy: bool = False  # of the asynchronous proxy, which sees ordinary writes after a fence
+    engine: str = ""
     load: int | None = None
+
+    @property
+    def asynchronous(self) -> bool:
+        return bool(self.engine)
+
+    @property
+    def proxy(self) -> bool:
+        """Of the asynchronous proxy, which sees ordinary writes after a fence."""
+        return self.engine in ("wgmma", "tma", "store")
 
 
 @dataclass
 class Trace:
-    """What one thread does.
+    """What one thread may do.
 
-    `nodes` are the calls behind the events, with the loop variables there. `outliving` are copies
-    out of shared memory that the thread does not wait for. `loose` says that a branch on a size was
-    taken both ways, `warps_meet` that a warp synchronises by itself, which is not followed.
+    `loose` says that a branch on a size was taken both ways, `warps_meet` that a warp synchronises
+    by itself, which is not followed.
     """
 
-    events: list[Event] = field(default_factory=list)
-    nodes: list[Any] = field(default_factory=list)
-    accesses: list[Access] = field(default_factory=list)
-    outliving: list[Access] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
     loose: bool = False
     warps_meet: bool = False
 
 
-class Tracer(Timeline):
-    """Executes one thread through all iterations; see :meth:`trace`."""
+class Tracer(Control):
+    """Executes one thread; see :meth:`trace_of`."""
 
     def trace_of(self, thread: int, setting: Setting) -> Trace:
-        """Raises UndeterminedError where data or a size decides about the order of things, and
-        UnmodelledError for a construct whose order is not modelled."""
-        self.thread, self.result = thread, Trace()
-        self.copies: dict[str, list[list[Access]]] = {"cp.async": [], "wgmma": [], "store": []}
-        self.issued: dict[str, list[Access]] = {"cp.async": [], "wgmma": [], "store": []}
-        self.engine, self.muted = "", False
-        self.begin()
-        self.run(setting)
-        stores = [*self.copies["store"], self.issued["store"]]
-        self.result.outliving = [a for group in stores for a in group]
-        return self.result
+        """Raises UndeterminedError where data decides about the order of things, UnmodelledError
+        for a construct whose order is not modelled, and CoarseError; see :class:`Control`."""
+        self.thread, self.engine, self.muted = thread, "", False
+        self.loose = self.warps_meet = False
+        segments = self.segments(setting)
+        return Trace(segments, self.loose, self.warps_meet)
 
-    # -- control -----------------------------------------------------------------------------
-
-    def stmt(self, s: Any) -> None:
-        if self.steps > _MOST_STEPS:
-            raise UndeterminedError("a run too long to follow")
-        kind = type(s).__name__
-        if kind == "AttrStmt" and str(s.attr_key) == "thread_extent":
-            if str(s.node.thread_tag).startswith("threadIdx"):
-                self.env[s.node.var] = self.setting.indices.get(str(s.node.thread_tag), 0)
-            self.stmt(s.body)
-        elif kind == "AttrStmt":
-            self.stmt(s.body)
-        elif kind == "IfThenElse" and s in self.relevant:
-            self.branch(s)
-        else:
-            super().stmt(s)
-
-    def branch(self, s: Any) -> None:
-        try:
-            taken = bool(self.number(s.condition))
-        except UndeterminedError as why:
-            before = len(self.result.events)
-            for body in (s.then_case, s.else_case):
-                if body is not None:
-                    self.stmt(body)
-            if len(self.result.events) > before:
-                raise UndeterminedError(f"synchronisation under a condition on {why}") from None
-            self.result.loose = True
-            return
-        body = s.then_case if taken else s.else_case
-        if body is not None:
-            self.stmt(body)
-
-    def loop(self, s: Any) -> None:
-        try:
-            super().loop(s)
-        except UndeterminedError as why:
-            raise UndeterminedError(f"loop {s.loop_var.name}: {why}") from None
-
-    def condition(self, e: Any) -> bool | None:
-        try:
-            return bool(self.number(e))
-        except UndeterminedError:
-            return None
+    def syncs(self, call: Any) -> bool:
+        name = str(call.op.name)
+        extern = str(call.args[0]) if name == "tirx.call_extern" else ""
+        return name in _CALLS or name.startswith("tl.tma_load") or "AllReduce" in extern
 
     # -- calls -------------------------------------------------------------------------------
 
@@ -167,7 +126,7 @@ class Tracer(Timeline):
         if found.unordered or found.ranks or found.columns or found.sync == "warp":
             if found.sync != "warp":
                 raise UnmodelledError(found.unordered or name)
-            self.result.warps_meet = True
+            self.warps_meet = True
         for touch in found.touches:
             if touch.after_barrier:
                 self.event(Event("barrier", ("AllReduce", 0), found.threads or self.threads), e)
@@ -179,16 +138,16 @@ class Tracer(Timeline):
     def used(self, e: Any) -> None:
         """Integers that become data order nothing."""
 
-    def fits(self, e: Any, value: int) -> int:
-        return value  # what may wrap is a property of its own
-
     def choose(self, args: list[Any]) -> None:
         taken = self.condition(args[0])
         self.visit(args[0])
         for chosen, part in ((taken is not False, args[1]), (taken is not True, args[2])):
             if chosen:
                 self.visit(part)
-        self.result.loose |= taken is None
+        self.loose |= taken is None
+
+    def condition(self, e: Any) -> bool | None:
+        return self.truth(e)
 
     @property
     def threads(self) -> int:
@@ -224,21 +183,6 @@ class Tracer(Timeline):
             number = self.event(Event("load", self.key(touches[0].pointer), size), node)
             for access in self.result.accesses[before:]:
                 access.load = number
-
-    def commit(self, engine: str) -> None:
-        self.copies[engine].append(self.issued[engine])
-        self.issued[engine] = []
-
-    def wait(self, engine: str, pending: int) -> None:
-        groups = self.copies[engine]
-        while len(groups) > pending:
-            for access in groups.pop(0):
-                self.done(access)
-
-    def done(self, access: Access) -> None:
-        self.steps += 1
-        if access.end is None and access.load is None:
-            access.end, access.until = len(self.result.events), self.steps
 
     # -- accesses ----------------------------------------------------------------------------
 
@@ -299,15 +243,12 @@ class Tracer(Timeline):
         before = len(self.found)
         super().note(data, mode, offset, lanes, element, node, view)
         for m in self.found[before:]:
-            engine, now = self.engine, len(self.result.events)
+            now = len(self.result.events)
             access = Access(
-                self.thread, mode, m.arena, m.first, m.stop, now, None if engine else now,
-                self.steps, float("inf") if engine else self.steps, node, m.loops,
-                asynchronous=bool(engine), proxy=engine in ("wgmma", "tma", "store"),
+                self.thread, mode, m.arena, m.first, m.stop, now, self.steps, node, m.loops,
+                self.engine,
             )  # fmt: skip
             self.result.accesses.append(access)
-            if engine in self.issued:
-                self.issued[engine].append(access)
         self.found.clear()
 
 
@@ -320,11 +261,7 @@ def _storage_sync(t: Tracer, args: list[Any], node: Any) -> None:
 
 
 def _noinc(t: Tracer, args: list[Any], node: Any) -> None:
-    """Arrives once the thread's copies so far are complete."""
-    number = t.event(Event("arrive", t.key(args[0])), node)
-    for access in [a for group in t.copies["cp.async"] for a in group] + t.issued["cp.async"]:
-        if access.end is None and access.load is None:
-            access.load = number
+    t.event(Event("arrive", t.key(args[0]), engine="cp.async"), node)
 
 
 def _arrive(t: Tracer, args: list[Any], node: Any) -> None:
@@ -335,6 +272,16 @@ def _arrive(t: Tracer, args: list[Any], node: Any) -> None:
 
 def _fence(t: Tracer, args: list[Any], node: Any) -> None:
     t.event(Event("fence"), node)
+
+
+def _own(kind: Kind, engine: str) -> Callable[[Tracer, list[Any], Any], None]:
+    """The thread's own copies; those of a drain are complete but for so many groups."""
+
+    def note(t: Tracer, args: list[Any], node: Any) -> None:
+        left = t.number(args[0]) if kind == "drain" else 0
+        t.event(Event(kind, amount=left, engine=engine), node)
+
+    return note
 
 
 def _on(kind: Kind) -> Callable[[Tracer, list[Any], Any], None]:
@@ -362,10 +309,10 @@ _CALLS: dict[str, Callable[[Tracer, list[Any], Any], None]] = {
     "tl.fence_proxy_async": _fence,
     "tl.warpgroup_arrive": lambda t, args, node: None,
     "tl.warpgroup_fence_operand": lambda t, args, node: None,
-    "tl.warpgroup_commit_batch": lambda t, args, node: t.commit("wgmma"),
-    "tl.warpgroup_wait": lambda t, args, node: t.wait("wgmma", t.number(args[0])),
-    "tirx.ptx_commit_group": lambda t, args, node: t.commit("cp.async"),
-    "tirx.ptx_wait_group": lambda t, args, node: t.wait("cp.async", t.number(args[0])),
-    "tl.tma_store_arrive": lambda t, args, node: t.commit("store"),
-    "tl.tma_store_wait": lambda t, args, node: t.wait("store", t.number(args[0])),
+    "tl.warpgroup_commit_batch": _own("commit", "wgmma"),
+    "tl.warpgroup_wait": _own("drain", "wgmma"),
+    "tirx.ptx_commit_group": _own("commit", "cp.async"),
+    "tirx.ptx_wait_group": _own("drain", "cp.async"),
+    "tl.tma_store_arrive": _own("commit", "store"),
+    "tl.tma_store_wait": _own("drain", "store"),
 }

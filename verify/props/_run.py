@@ -73,6 +73,11 @@ class Launch:
         """Where more than barriers of the whole block orders threads, what comes before what."""
         return analyse(self) if self.facts.unordered else None
 
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What is taken for granted about the order of things."""
+        return () if self.order is None else self.order.assumptions
+
     def writes(self, tensor: str) -> list[Access]:
         """Every store to a global tensor."""
         return [a for a in self.facts.accesses if a.buffer.tensor == tensor and a.mode == "write"]
