@@ -21,8 +21,8 @@ largest are added up, which leaves out less than a rounding to float32 does.
 
 from types import SimpleNamespace
 
-from tileproof.dsl import dim, static
-from tileproof.kernels.row_stream import OPTIONS, ceildiv, vector
+from tileproof.dsl import check, dim, static
+from tileproof.kernels.row_stream import OPTIONS, ceildiv
 
 TOKENS = dim(0, 1 << 20, batch=True)
 ENTRIES = dim(0, 1 << 24)  # of a pool
@@ -43,36 +43,38 @@ _ROWS = 16  # heads of one matrix instruction
 _PAIR = 64  # threads of the two warps that take them
 
 
-def geometry(H: int, D: int, act: str, heads: int) -> tuple[int, int, int, int]:
-    """(heads of a block, threads, entries of a chunk, chunks in shared memory at once).
+def geometry(H: int, D: int, act: str, heads: int) -> tuple[int, int, int]:
+    """(heads of a block, threads, entries of a chunk).
 
     `heads` is how many a block may take at most; float32 operands leave room for 16. The threads
     of a block share a chunk evenly, so the heads divide D.
     """
+    check(D % 32 == 0, "channels of an entry", got=D, expected="a multiple of 32")
     parts = _parts(act)
     padded = max(_ROWS, 1 << (H - 1).bit_length())
     rows = min(padded, D & -D, heads if parts == 1 else _ROWS)
-    return rows, rows // _ROWS * _PAIR, 32 if parts == 1 else 16, 2 if parts == 1 else 1
+    return rows, rows // _ROWS * _PAIR, 32 if parts == 1 else 16
 
 
 def _parts(act: str) -> int:
     return 3 if act == "float32" else 1
 
 
-def device(T, H, D, act, heads):
-    """Device code of a block that takes one token and some heads, as a namespace of macros.
+def device(T, H, D, act, heads, ring):
+    """Device code of a block that takes one token and some heads, as a namespace.
 
-    `attend` does everything, given a macro that brings one chunk into shared memory; `gather` makes
-    such macros.
+    `attend` does everything, given two macros that bring chunks into shared memory:
+    ``fetch(c, kv, valid)`` starts what is asynchronous, while chunk c - 1 is worked on, and
+    ``settle(c, kv, valid)`` does the rest. Chunk c lies in ``kv[:, c % ring]``, the indices of its
+    slots in ``valid[c % 2]``.
     """
-    rows, threads, chunk, ring = geometry(H, D, act, heads)
+    rows, threads, chunk = geometry(H, D, act, heads)
     parts = _parts(act)
     # smallest products first: the rounding of large sums then happens once for every entry
     pairs = sorted(
         ((a, b) for a in range(parts) for b in range(parts) if a + b < parts), key=sum, reverse=True
     )
     scale = D**-0.5
-    width = vector("bfloat16")
     lowest = -T.infinity("float32")
 
     @T.macro
@@ -86,41 +88,17 @@ def device(T, H, D, act, heads):
                 rest - T.cast(T.cast(rest, "bfloat16"), "float32"), "bfloat16"
             )
 
-    def gather(length):
-        """Macro ``(pool, index, m, c, slot, kv, valid)``: rows of a pool by a list of `length`."""
-
-        @T.macro
-        def bring(pool, index, m, c, slot, kv, valid):
-            # kv[:, slot] = chunk c of the rows index[m]; no entry is a row of 0
-            thread = T.get_thread_binding()
-            for i in T.Parallel(chunk):
-                valid[slot, i] = T.if_then_else(c * chunk + i < length, index[m, c * chunk + i], -1)
-            if parts == 1:
-                # a thread's share: 16 bytes of each of some rows
-                for n in T.unroll(chunk * D // width // threads):
-                    i = (n * threads + thread) // (D // width)
-                    d = (n * threads + thread) % (D // width) * width
-                    row = T.if_then_else(c * chunk + i < length, index[m, c * chunk + i], -1)
-                    T.ptx_cp_async(
-                        T.access_ptr(kv[0, slot, i, d], "w", width),
-                        T.access_ptr(pool[T.max(row, 0), d], "r", width),
-                        width,
-                        row >= 0,
-                    )
-            else:
-                for i, d in T.Parallel(chunk, D):
-                    value = T.if_then_else(valid[slot, i] >= 0, pool[valid[slot, i], d], 0)
-                    split(value, kv, slot, i, d)
-
-        return bring
+    def row(index, m, c, i, length):
+        """Index of slot i of chunk c of the list ``index[m, :length]``, -1 beyond its end."""
+        return T.if_then_else(c * chunk + i < length, index[m, c * chunk + i], -1)
 
     @T.macro
-    def attend(q, sink, out, m, h, chunks, bring):
-        """out[m, heads of block h]; ``bring(c, slot, kv, valid)`` loads one of `chunks` chunks."""
+    def attend(q, sink, out, m, h, chunks, fetch, settle):
+        # out[m, heads of block h], over so many chunks
         qs = T.alloc_shared((parts, rows, D), "bfloat16")
         kv = T.alloc_shared((parts, ring, chunk, D), "bfloat16")
         ps = T.alloc_shared((parts, rows, chunk), "bfloat16")
-        valid = T.alloc_shared((ring, chunk), "int32")
+        valid = T.alloc_shared((2, chunk), "int32")
         factor = T.alloc_shared((rows,), "float32")
         s = T.alloc_fragment((rows, chunk), "float32")
         o = T.alloc_fragment((rows, D), "float32")
@@ -133,30 +111,27 @@ def device(T, H, D, act, heads):
         T.clear(o)
         T.clear(added)
         T.fill(peak, lowest)
-        if ring == 2:
-            bring(0, 0, kv, valid)
-            T.ptx_commit_group()
+        if chunks > 0:
+            fetch(0, kv, valid)
+        T.ptx_commit_group()
         for c in T.serial(chunks):
-            slot = c % ring
-            if ring == 2:
-                if c + 1 < chunks:
-                    bring(c + 1, (c + 1) % ring, kv, valid)
-                T.ptx_commit_group()
-                T.ptx_wait_group(1)
-                T.sync_threads()
-            else:
-                bring(c, 0, kv, valid)
+            T.ptx_wait_group(0)
+            T.sync_threads()
+            settle(c, kv, valid)
+            if c + 1 < chunks:
+                fetch(c + 1, kv, valid)
+            T.ptx_commit_group()
             T.clear(s)
             for a, b in pairs:
                 T.gemm(
                     qs[a, :, :],
-                    kv[b, slot, :, :],
+                    kv[b, c % ring, :, :],
                     s,
                     transpose_B=True,
                     policy=T.GemmWarpPolicy.FullRow,
                 )
             for i, j in T.Parallel(rows, chunk):
-                s[i, j] = T.if_then_else(valid[slot, j] >= 0, s[i, j] * scale, lowest)
+                s[i, j] = T.if_then_else(valid[c % 2, j] >= 0, s[i, j] * scale, lowest)
             T.copy(peak, before)
             T.reduce_max(s, peak, dim=1, clear=False)
             for i, j in T.Parallel(rows, chunk):
@@ -173,7 +148,7 @@ def device(T, H, D, act, heads):
             for i, d in T.Parallel(rows, D):
                 o[i, d] *= factor[i]
             for a, b in pairs:
-                T.gemm(ps[a, :, :], kv[b, slot, :, :], o, policy=T.GemmWarpPolicy.FullCol)
+                T.gemm(ps[a, :, :], kv[b, c % ring, :, :], o, policy=T.GemmWarpPolicy.FullCol)
         # o / (l + exp(sink - m)); where nothing was seen and the sink is -inf, 0 / 1
         T.reduce_sum(added, total, dim=1)
         for i in T.Parallel(rows):
@@ -193,6 +168,8 @@ def device(T, H, D, act, heads):
         blocks=ceildiv(H, rows),
         threads=threads,
         chunk=chunk,
-        gather=gather,
+        ring=ring,
+        row=row,
+        split=split,
         attend=attend,
     )

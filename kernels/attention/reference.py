@@ -2,6 +2,8 @@
 
 import torch
 
+from tileproof.kernels.kv_cache import read_kv
+
 # Gathered entries of so many elements are held at once.
 _AT_ONCE = 1 << 24
 
@@ -67,3 +69,85 @@ def sparse(
         valid = torch.cat([near[at], chosen[at]], 1) >= 0
         out[at] = _attend(q[at].to(wide), entries, valid, sink.to(wide))
     return out
+
+
+def paged(
+    q: torch.Tensor,
+    window_nope: torch.Tensor,
+    window_rope: torch.Tensor,
+    window_scale: torch.Tensor,
+    near: torch.Tensor,
+    pool_nope: torch.Tensor,
+    pool_rope: torch.Tensor,
+    pool_scale: torch.Tensor,
+    chosen: torch.Tensor,
+    sink: torch.Tensor,
+) -> torch.Tensor:
+    """As :func:`sparse`, over entries as `kernels/kv_cache.py` stores them in pages.
+
+    Args:
+        q: [M, H, V + R] bf16, normed and rotated.
+        window_nope, window_rope, window_scale: views [Z, E, V], [Z, E, R], [Z, E, V / 64].
+        near: [M, W] i32 slots of the window pool, oldest first; -1 is none.
+        pool_nope, pool_rope, pool_scale: the same of the compressed pool, [Y, F, ...].
+        chosen: [M, K] i32 slots of it; -1 is none.
+        sink: [H] f32.
+
+    Returns:
+        [M, H, V + R] bf16.
+    """
+    out = torch.empty_like(q)
+    step = max(1, _AT_ONCE // max(1, (near.shape[1] + chosen.shape[1]) * q.shape[-1]))
+    for m in range(0, len(q), step):
+        at = slice(m, m + step)
+        entries = torch.cat(
+            [
+                read_kv(window_nope, window_rope, window_scale, near[at]),
+                read_kv(pool_nope, pool_rope, pool_scale, chosen[at]),
+            ],
+            1,
+        )
+        valid = torch.cat([near[at], chosen[at]], 1) >= 0
+        out[at] = _attend(q[at].float(), entries.float(), valid, sink)
+    return out
+
+
+def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """The last 2 C channels of x [M, H, D] as C pairs, turned by cos and sin [M, C]."""
+    C = cos.shape[-1]
+    a, b = x[..., -2 * C :].unflatten(-1, (C, 2)).unbind(-1)
+    c, s = cos[:, None], sin[:, None]
+    pairs = torch.stack([a * c - b * s, b * c + a * s], -1).flatten(-2)
+    return torch.cat([x[..., : -2 * C], pairs], -1)
+
+
+def q_prologue(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, eps: float = 1e-6
+) -> torch.Tensor:
+    """``RoPE(x / sqrt(mean(x^2) + eps))`` of every head, rounded to the type of `x` between.
+
+    Args:
+        x: [M, H, D] queries.
+        cos, sin: [M, C] f32, of each token's position; the last 2 C channels turn, in pairs.
+        eps: added to the mean square.
+
+    Returns:
+        [M, H, D] in the type of `x`.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    normed = (wide * (wide.square().mean(-1, keepdim=True) + eps).rsqrt()).to(x.dtype)
+    return _turn(normed.to(wide.dtype), cos, sin).to(x.dtype)
+
+
+def out_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Inverse RoPE of the last 2 C channels of every head.
+
+    Args:
+        x: [M, H, D] outputs of the core attention.
+        cos, sin: [M, C] f32, as for the queries.
+
+    Returns:
+        [M, H, D] in the type of `x`.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return _turn(wide, cos, -sin).to(x.dtype)

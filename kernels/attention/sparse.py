@@ -4,6 +4,7 @@ from tileproof.dsl import In, Op, Out, Values
 
 from . import reference
 from ._core import ENTRIES, HEADS, LARGE, MATRIX_OPTIONS, SLOTS, SMALL, TOKENS, WIDTH, device
+from ._entries import bf16_rows, f32_rows
 
 
 def model_sizes(config):
@@ -49,16 +50,23 @@ op = Op(
 @op.kernel(**MATRIX_OPTIONS, archs=SMALL, heads=32)
 def sparse(T, M, H, D, S, W, T_, K, act, heads):
     """A block takes one token and as many heads as fit; chunks of the window come first."""
-    code = device(T, H, D, act, heads)
-
-    from_window, from_pool = code.gather(W), code.gather(K)
+    as_is = act == "bfloat16"
+    code = device(T, H, D, act, heads, ring=2 if as_is else 1)
+    rows = bf16_rows if as_is else f32_rows
+    from_window, from_pool = rows(T, code, D, W), rows(T, code, D, K)
 
     @T.macro
-    def bring(window, near, pool, chosen, m, c, slot, kv, valid):
+    def bring(window, near, pool, chosen, m, c, kv, valid):
         if c < T.ceildiv(W, code.chunk):
-            from_window(window, near, m, c, slot, kv, valid)
+            from_window(window, near, m, c, 0, kv, valid)
         else:
-            from_pool(pool, chosen, m, c - T.ceildiv(W, code.chunk), slot, kv, valid)
+            from_pool(pool, chosen, m, c, T.ceildiv(W, code.chunk), kv, valid)
+
+    @T.macro
+    def nothing(window, near, pool, chosen, m, c, kv, valid):
+        pass
+
+    fetch, settle = (bring, nothing) if as_is else (nothing, bring)
 
     @T.prim_func
     def kernel(
@@ -78,7 +86,8 @@ def sparse(T, M, H, D, S, W, T_, K, act, heads):
                 m,
                 h,
                 T.ceildiv(W, code.chunk) + T.ceildiv(K, code.chunk),
-                lambda *at: bring(window, near, pool, chosen, m, *at),
+                lambda *at: fetch(window, near, pool, chosen, m, *at),
+                lambda *at: settle(window, near, pool, chosen, m, *at),
             )
 
     return kernel

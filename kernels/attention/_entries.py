@@ -1,0 +1,125 @@
+"""How entries come into shared memory: rows of a pool as they are, in parts, or out of FP8 pages.
+
+Each function makes a macro for one list of `length` slots, whose first chunk is chunk `skip` of
+all. Where a slot has no entry, zeros come.
+"""
+
+from tileproof.kernels.kv_cache import GROUP, place
+from tileproof.kernels.quant._blocks import FP8_VECTOR, load_code
+from tileproof.kernels.quant._fp8 import dequantised
+from tileproof.kernels.row_stream import ceildiv
+
+_VECTOR = 8  # bf16 of 16 bytes
+_UNIT = 127  # code of the scale 1
+
+
+def bf16_rows(T, code, D, length):
+    """Macro ``(pool, index, m, c, skip, kv, valid)``: chunk c, rows ``index[m]`` as they are."""
+    chunk, threads = code.chunk, code.threads
+
+    @T.macro
+    def fetch(pool, index, m, c, skip, kv, valid):
+        thread = T.get_thread_binding()
+        for i in T.Parallel(chunk):
+            valid[c % 2, i] = code.row(index, m, c - skip, i, length)
+        # a thread's share: 16 bytes of each of some rows
+        for n in T.unroll(chunk * D // _VECTOR // threads):
+            i = (n * threads + thread) // (D // _VECTOR)
+            d = (n * threads + thread) % (D // _VECTOR) * _VECTOR
+            row = code.row(index, m, c - skip, i, length)
+            T.ptx_cp_async(
+                T.access_ptr(kv[0, c % code.ring, i, d], "w", _VECTOR),
+                T.access_ptr(pool[T.max(row, 0), d], "r", _VECTOR),
+                _VECTOR,
+                row >= 0,
+            )
+
+    return fetch
+
+
+def f32_rows(T, code, D, length):
+    """Macro ``(pool, index, m, c, skip, kv, valid)``: chunk c, rows ``index[m]`` in parts."""
+    chunk = code.chunk
+
+    @T.macro
+    def settle(pool, index, m, c, skip, kv, valid):
+        for i in T.Parallel(chunk):
+            valid[c % 2, i] = code.row(index, m, c - skip, i, length)
+        for i, d in T.Parallel(chunk, D):
+            value = T.if_then_else(valid[c % 2, i] >= 0, pool[valid[c % 2, i], d], 0)
+            code.split(value, kv, 0, i, d)
+
+    return settle
+
+
+def fp8_pages(T, code, V, R, E, length):
+    """Macro ``(*views, index, m, c, skip, valid, *raw)``: chunk c of the entries `index[m]`.
+
+    `views` are the three of a pool with E entries a page, `raw` the tiles that take their parts.
+    """
+    chunk, threads = code.chunk, code.threads
+    wide, narrow = V // FP8_VECTOR, R // _VECTOR
+
+    @T.macro
+    def fetch(nope, rope, scale, index, m, c, skip, valid, codes, turned, scales):
+        thread = T.get_thread_binding()
+        for i in T.Parallel(chunk):
+            valid[c % 2, i] = code.row(index, m, c - skip, i, length)
+        for n in T.serial(ceildiv(chunk * wide, threads)):
+            i = (n * threads + thread) // wide
+            d = (n * threads + thread) % wide * FP8_VECTOR
+            if n * threads + thread < chunk * wide:
+                row = code.row(index, m, c - skip, i, length)
+                page, entry = place(T.max(row, 0), E)
+                T.ptx_cp_async(
+                    T.access_ptr(codes[i, d], "w", FP8_VECTOR),
+                    T.access_ptr(nope[page, entry, d], "r", FP8_VECTOR),
+                    FP8_VECTOR,
+                    row >= 0,
+                )
+        for n in T.serial(ceildiv(chunk * narrow, threads)):
+            i = (n * threads + thread) // narrow
+            d = (n * threads + thread) % narrow * _VECTOR
+            if n * threads + thread < chunk * narrow:
+                row = code.row(index, m, c - skip, i, length)
+                page, entry = place(T.max(row, 0), E)
+                T.ptx_cp_async(
+                    T.access_ptr(turned[i, d], "w", _VECTOR),
+                    T.access_ptr(rope[page, entry, d], "r", _VECTOR),
+                    _VECTOR,
+                    row >= 0,
+                )
+        for i, g in T.Parallel(chunk, V // GROUP):
+            row = code.row(index, m, c - skip, i, length)
+            page, entry = place(row, E)
+            scales[i, g] = T.if_then_else(row >= 0, load_code(T, scale[page, entry, g]), _UNIT)
+
+    return fetch
+
+
+def fp8_settle(T, code, V, R):
+    """Macro ``(codes, turned, scales, kv)``: a chunk as stored to bf16."""
+    chunk, threads = code.chunk, code.threads
+    wide = V // FP8_VECTOR
+    convert = dequantised(T)
+
+    @T.macro
+    def settle(codes, turned, scales, kv):
+        thread = T.get_thread_binding()
+        stored = T.alloc_local((FP8_VECTOR,), "float8_e4m3fn")
+        values = T.alloc_local((FP8_VECTOR,), "bfloat16")
+        for n in T.serial(ceildiv(chunk * wide, threads)):
+            i = (n * threads + thread) // wide
+            d = (n * threads + thread) % wide * FP8_VECTOR
+            if n * threads + thread < chunk * wide:
+                for v in T.vectorized(FP8_VECTOR):
+                    stored[v] = codes[i, d + v]
+                convert(stored, scales[i, d // GROUP], values)
+                for v in T.vectorized(_VECTOR):
+                    kv[0, 0, i, d + v] = values[v]
+                for v in T.vectorized(_VECTOR):
+                    kv[0, 0, i, d + _VECTOR + v] = values[_VECTOR + v]
+        for i, d in T.Parallel(chunk, R):
+            kv[0, 0, i, V + d] = turned[i, d]
+
+    return settle
