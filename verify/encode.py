@@ -1,12 +1,14 @@
 """Terms → Z3: is there a point where the conditions hold and the goal fails?
 
 Integers first (best for sizes and odd strides), bit-vectors second (best for swizzles, and sound
-because intervals show that nothing wraps). Budgets are Z3 resource counts, so a verdict does not
-depend on how busy the machine is.
+because intervals show that nothing wraps). Budgets are Z3 resource counts, each launch has a Z3
+context of its own, and what a query says depends on no address or hash, so a verdict does not hang
+on how busy the machine is or on what was proved before.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -19,10 +21,9 @@ from .domain import Domain
 from .facts import Context, Facts
 from .terms import Symbol, Term, const, le, var
 
-QUICK, LONG = 2_000_000, 60_000_000
-# A net under the budget of steps, some of which (products of unknown bit-vectors) take very long:
-# the first query that falls into it is the last of its launch to get more than a quick look.
-_MOST_SECONDS = 30
+QUICK, LONG = 2_000_000, 20_000_000
+# Far beyond what a budget of steps takes (20 s on a quiet machine): against a solver that hangs.
+_MOST_SECONDS = 900
 _SEED = 7
 
 
@@ -65,13 +66,15 @@ class Ints:
     """Exact integers."""
 
     def __init__(self, engine: Engine, members: Iterable[Term]) -> None:
+        self._context = engine.context
         self._memo: dict[int, Any] = {}
+        self._numbers: dict[Symbol, int] = {}
 
     def symbol(self, s: Symbol) -> Any:
-        return z3.Int(f"{s.name}#{id(s)}")
+        return z3.Int(_name(self._numbers, s), self._context)
 
     def number(self, v: int) -> Any:
-        return z3.IntVal(v)
+        return z3.IntVal(v, self._context)
 
     def term(self, t: Term) -> Any:
         if t.id not in self._memo:
@@ -81,18 +84,19 @@ class Ints:
     def _term(self, t: Term) -> Any:
         op = t.op
         if op == "const":
-            return z3.IntVal(t.value)
+            return self.number(t.value)
         if op == "var":
             return self.symbol(t.value)
         a = [self.term(x) for x in t.args]
         if op == "load":
-            return z3.Function(f"load_{t.value}", z3.IntSort(), z3.IntSort())(a[0])
+            sort = z3.IntSort(self._context)
+            return z3.Function(f"load_{t.value}", sort, sort)(a[0])
+        one, zero = self.number(1), self.number(0)
         if op in _LOGIC:
             return _LOGIC[op](*(_bool(x) for x in a))
         if op in _SHARED:
-            return _SHARED[op](*(_number(x, z3.IntVal(1), z3.IntVal(0)) for x in a))
+            return _SHARED[op](*(_number(x, one, zero) for x in a))
         if op == "ite":
-            one, zero = z3.IntVal(1), z3.IntVal(0)
             return z3.If(_bool(a[0]), _number(a[1], one, zero), _number(a[2], one, zero))
         if op == "div":
             return a[0] / a[1]
@@ -110,16 +114,17 @@ class Vectors:
     def __init__(self, engine: Engine, members: Iterable[Term]) -> None:
         self._engine = engine
         self._memo: dict[int, Any] = {}
+        self._numbers: dict[Symbol, int] = {}
         most = max((max(map(abs, engine.ranges.of(m))) for m in _subterms(members)), default=0)
         if most >= 1 << 62:
             raise UnsupportedError("numbers beyond 62 bits")
         self._bits = 32 if most < 1 << 30 else 64
 
     def symbol(self, s: Symbol) -> Any:
-        return z3.BitVec(f"{s.name}#{id(s)}", self._bits)
+        return z3.BitVec(_name(self._numbers, s), self._bits, self._engine.context)
 
     def number(self, v: int) -> Any:
-        return z3.BitVecVal(v, self._bits)
+        return z3.BitVecVal(v, self._bits, self._engine.context)
 
     def term(self, t: Term) -> Any:
         if t.id not in self._memo:
@@ -134,7 +139,7 @@ class Vectors:
             return self.symbol(t.value)
         a = [self.term(x) for x in t.args]
         if op == "load":
-            sort = z3.BitVecSort(self._bits)
+            sort = z3.BitVecSort(self._bits, self._engine.context)
             return z3.Function(f"load_{t.value}", sort, sort)(a[0])
         one, zero = self.number(1), self.number(0)
         if op in _LOGIC:
@@ -149,6 +154,11 @@ class Vectors:
         if op in ("div", "mod", "tdiv", "tmod") and operands[0][0] >= 0 and operands[1][0] > 0:
             return z3.UDiv(a[0], a[1]) if op in ("div", "tdiv") else z3.URem(a[0], a[1])
         raise UnsupportedError(op)
+
+
+def _name(numbers: dict[Symbol, int], s: Symbol) -> str:
+    """Symbols may share a name; they are told apart by the order in which a query mentions them."""
+    return f"{s.name}#{numbers.setdefault(s, len(numbers))}"
 
 
 def _bool(x: Any) -> Any:
@@ -197,8 +207,9 @@ class Engine:
 
     def __init__(self, facts: Facts, domain: Domain, rlimit: int = LONG) -> None:
         self.rlimit = rlimit
+        self.context = z3.Context()
         self.spent = 0
-        self.tired = False
+        self.tired = False  # after a query that got all its steps, and did not end
         self.facts = facts
         self.domain = domain
         self.ranges = terms.Ranges(lambda t: domain.load_interval(t, self.ranges))
@@ -258,7 +269,8 @@ class Engine:
         pending = [*symbols]
         while stack or pending:
             if stack:
-                found = stack.pop().symbols - symbols.keys()
+                new = stack.pop().symbols - symbols.keys()
+                found = sorted(new, key=lambda s: var(s).id)
                 symbols.update(dict.fromkeys(found))
                 pending += found
             else:
@@ -301,10 +313,9 @@ class Engine:
         loads = any(True for m in members for _ in m.loads())
         reason = f"the solver's budget of {self.rlimit:,} steps is spent, --rlimit raises it"
         quick, most = min(QUICK, self.rlimit), self.rlimit
-        for backend, budget in ((Ints, quick), (Vectors, quick), (Ints, most), (Vectors, most)):
-            if self.tired and budget > quick:
-                reason = f"the solver's {_MOST_SECONDS} s for one query are spent"
-                break
+        budgets = [quick] if self.tired else [quick, most]
+        backends: tuple[type[Ints] | type[Vectors], ...] = (Ints, Vectors)
+        for budget, backend in itertools.product(budgets, backends):
             try:
                 encoding = backend(self, members)
                 constraints = [_bool(encoding.term(m)) for m in members]
@@ -313,16 +324,21 @@ class Engine:
                 continue
             solver = self._solver(constraints, budget)
             self.queries += 1
+            start = time.monotonic()
             outcome = self._check(solver)
+            if time.monotonic() - start >= _MOST_SECONDS:
+                reason = f"the solver hung for {_MOST_SECONDS} s, which may not happen again"
+                break
             if outcome == z3.unsat:
                 return Answer(True)
+            self.tired = self.tired or (outcome == z3.unknown and budget == most)
             if outcome == z3.sat:
                 point = self._minimise(solver, encoding, symbols) if smallest else None
                 return Answer(False, point, loads)
         return Answer(False, None, loads, reason)
 
     def _solver(self, constraints: list[Any], budget: int) -> Any:
-        solver = z3.Solver()
+        solver = z3.Solver(ctx=self.context)
         solver.set("rlimit", budget)
         solver.set("timeout", 1000 * _MOST_SECONDS)
         solver.set("random_seed", _SEED)
@@ -331,27 +347,28 @@ class Engine:
 
     def _check(self, solver: Any) -> Any:
         # Z3 counts over the life of its context, which outlives a query.
-        before, start = _steps(solver), time.monotonic()
+        before = _steps(solver)
         outcome = solver.check()
         self.spent += _steps(solver) - before
-        self.tired = self.tired or time.monotonic() - start >= _MOST_SECONDS
         return outcome
 
     def _minimise(self, solver: Any, encoding: Any, symbols: list[Symbol]) -> Point:
         """The smallest violation a person would look at first: sizes, then block, thread, loops."""
         rank = {"dim": 0, "block": 1, "thread": 2, "loop": 3, "lane": 4, "opaque": 5}
         values = _read(solver.model(), encoding, symbols)
+        tired = False  # a number that takes too long is small enough
         for s in sorted(symbols, key=lambda s: rank[s.kind]):
             if s.kind == "opaque":
                 continue
             z, lo = encoding.symbol(s), self.ranges.of(var(s))[0]
             low, high = lo, values[s]
-            while low < high and not self.tired:
+            while low < high and not tired:
                 middle = (low + high) // 2
                 solver.push()
                 solver.add(z <= encoding.number(middle))
-                smaller = self._check(solver) == z3.sat
-                if smaller:
+                outcome = self._check(solver)
+                tired = outcome == z3.unknown
+                if outcome == z3.sat:
                     values = _read(solver.model(), encoding, symbols)
                     high = values[s]
                 else:

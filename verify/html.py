@@ -1,4 +1,5 @@
-"""A report as one page: kernels × architectures × properties, then why any is not proved."""
+"""A report as one page: kernels × architectures × properties, then what each proof assumes and why
+any is not proved."""
 
 from __future__ import annotations
 
@@ -85,7 +86,7 @@ def _cell(p: PropertyReport | None) -> str:
 
 
 def _is_open(kernel: KernelReport) -> bool:
-    return not kernel.verdict.passed or bool(kernel.notes)
+    return not kernel.verdict.passed or bool(kernel.notes or kernel.assumptions)
 
 
 def _anchor(kernel: KernelReport) -> str:
@@ -105,6 +106,9 @@ def _details(kernel: KernelReport) -> str:
             parts.append(_open(name, p))
     for note in kernel.notes:
         parts.append(f"<p><small>{escape(note)}</small></p>")
+    if kernel.assumptions:
+        assumed = "".join(f"<li>{escape(a)}</li>" for a in kernel.assumptions)
+        parts.append(f"<details><summary>assumes</summary><ul>{assumed}</ul></details>")
     return "\n".join([*parts, "</section>"])
 
 

@@ -113,7 +113,7 @@ class Effect:
 
     touches: tuple[Touch, ...] = ()
     sync: SyncKind | None = None
-    collective: Literal["none", "warp", "block", "cluster"] = "none"
+    collective: Literal["none", "warp", "block", "cluster", "grid"] = "none"
     pending: int = 0
     threads: int | None = None
     asserts: Any = None
@@ -128,6 +128,7 @@ class Effect:
 NOTHING = Effect()
 BARRIER = Effect(sync="barrier", collective="block")
 WARP_BARRIER = Effect(sync="warp", collective="warp")
+GRID_BARRIER = Effect(sync="barrier", collective="grid")
 
 
 def constant(expr: Any, what: str) -> int:
@@ -317,6 +318,7 @@ TABLE: dict[str, Callable[[list[Any]], Effect]] = {
     "tirx.ptx_mma": _mma,
     "tirx.call_extern": _extern,
     "tl.sync_warp": _sync_warp,
+    "tl.sync_grid": lambda _: GRID_BARRIER,
     # Every lane gets another's value, or the reduction of the whole warp.
     **{f"tl.shfl_{name}sync": _shuffle for name in ("", "xor_", "up_", "down_")},
     **{f"tl.warp_reduce_{name}": _shuffled for name in ("sum", "max", "min", "bitand", "bitor")},

@@ -190,7 +190,8 @@ def _prove_lowered(
     if contradiction := _contradiction(launches, assumed):
         return KernelReport(lowered.name, lowered.arch, ir_hash, error=contradiction)
     vacuous, notes = _vacuity(launches)
-    notes += limits.warnings(launches)
+    waiting = [a for launch in launches for a in launch.assumptions]
+    notes += [*limits.warnings(launches), *(f"it is assumed that {a}" for a in waiting)]
     properties = dict(_decided(launches, unmodelled, vacuous))
     report = KernelReport(
         kernel=lowered.name,
@@ -198,7 +199,7 @@ def _prove_lowered(
         ir_hash=ir_hash,
         properties=properties,
         domain=assumed.describe(),
-        assumptions=[*assumed.assumptions(), *(a for n in launches for a in n.assumptions)],
+        assumptions=[*assumed.assumptions(), *waiting],
         notes=[*assumed.notes, *notes],
         unmodelled=unmodelled,
         seconds=round(time.perf_counter() - start, 3),
@@ -249,8 +250,6 @@ def launches_of(
                 maps[p] = read(tensor_map, assumed)
             except UnmodelledError as missing:
                 unmodelled.append(f"host: {missing}")
-        if launch.cooperative:
-            unmodelled.append("host: a cooperative launch")
         walker = DeviceWalker(
             KernelFacts(launch.kernel),
             assumed.dims,
@@ -268,14 +267,13 @@ def launches_of(
         machine = Machine(function, layouts, names, sizes, encoded)
         tensor_maps = {str(p.name): m for p, m in maps.items()}
         resources = limits.of(launch, lowered, assumed)
-        clusters = sizes_of[launch]
-        parts.append((facts, extents, machine, engine, resources, tensor_maps, clusters))
+        parts.append((launch, facts, extents, machine, engine, resources, tensor_maps))
         for tensor in {a.buffer.tensor for a in facts.accesses if a.mode == "write"}:
             writers[tensor] = writers.get(tensor, 0) + 1
     unmodelled += host.unmodelled
     promised = {t.name for t in assumed.tensors.values() if t.written is not None}
     launches = []
-    for i, (facts, extents, machine, engine, resources, tensor_maps, clusters) in enumerate(parts):
+    for i, (launch, facts, extents, machine, engine, resources, tensor_maps) in enumerate(parts):
         own = {a.buffer.tensor for a in facts.accesses if a.mode == "write"}
         never = {t for t in promised if t not in writers} if i == 0 else set()
         launches.append(
@@ -291,7 +289,8 @@ def launches_of(
                 shared=frozenset(t for t in own if writers[t] > 1),
                 resources=resources,
                 maps=tensor_maps,
-                clusters=clusters,
+                clusters=sizes_of[launch],
+                cooperative=launch.cooperative,
             )
         )
     return launches, list(dict.fromkeys(unmodelled))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from tileproof.verify import grid
 from tileproof.verify.domain import Domain
 from tileproof.verify.encode import Answer, Engine, Point
 from tileproof.verify.facts import Access, Facts
@@ -52,6 +53,7 @@ class Launch:
     `host` holds the checks of the host function; it is given with the first launch only. `outputs`
     are the tensors whose coverage this launch answers for, `shared` those that other launches of
     the call write too. `complete` is false when something in the kernel is not modelled.
+    `cooperative` says that all blocks run at once.
     """
 
     facts: Facts
@@ -67,6 +69,7 @@ class Launch:
     runs: dict[Any, tuple[list[Moment], dict[Any, int]]] = field(default_factory=dict)
     resources: Resources | None = None
     clusters: tuple[int, int, int] = (1, 1, 1)
+    cooperative: bool = False
 
     @cached_property
     def order(self) -> Order | None:
@@ -76,7 +79,8 @@ class Launch:
     @property
     def assumptions(self) -> tuple[str, ...]:
         """What is taken for granted about the order of things."""
-        return () if self.order is None else self.order.assumptions
+        resident = (grid.RESIDENT,) if self.cooperative and grid.barriers(self.facts) else ()
+        return resident if self.order is None else (*self.order.assumptions, *resident)
 
     def writes(self, tensor: str) -> list[Access]:
         """Every store to a global tensor."""

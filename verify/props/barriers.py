@@ -1,8 +1,9 @@
 """Whether one thread comes to a barrier never depends on what only that thread knows.
 
-Two threads of a block (of a warp or a cluster, for what those do together) agree on every condition
-and on every loop around the call. The conditions are taken in order: while the outer ones agree,
-the two threads are in the same iteration, and the next condition holds for both or for neither.
+Two threads of a block (of a warp, a cluster or the grid, for what those do together) agree on every
+condition and on every loop around the call. The conditions are taken in order: while the outer ones
+agree, the two threads are in the same iteration, and the next holds for both or for neither.
+A barrier of the grid needs all blocks at once, which only a cooperative launch gives.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from tileproof.verify import cluster, terms
+from tileproof.verify import cluster, grid, terms
 from tileproof.verify.encode import Answer
 from tileproof.verify.facts import Context, Sync
-from tileproof.verify.model import Counterexample, Step
+from tileproof.verify.model import Counterexample, Step, Verdict
 from tileproof.verify.replay import UndeterminedError
 from tileproof.verify.terms import Symbol, Term, apply, const, var
 
@@ -35,7 +36,16 @@ def goals(launch: Launch) -> Iterator[Goal]:
         yield decided[key]
 
 
+def of_grid(launch: Launch) -> list[Sync]:
+    """The barriers of the grid that every thread of it is shown to come to."""
+    return [s for s in grid.barriers(launch.facts) if _uniform(launch, s) is PROVED]
+
+
 def _uniform(launch: Launch, sync: Sync) -> Goal:
+    if sync.effect.collective == "grid" and not launch.cooperative:
+        message = f"{sync.site} waits for every block of a launch that is not cooperative"
+        example = Counterexample("barriers", sync.site, message, confirmed=True)
+        return Goal(Verdict.REFUTED, message, example)
     context = sync.context
     outcome = PROVED
     for at in range(len(context.path) + 1):
@@ -59,7 +69,7 @@ def _around(context: Context, at: int) -> tuple[Symbol, ...]:
 def _agree(launch: Launch, sync: Sync, before: Context, term: Term) -> Goal:
     """Whether two threads that came this far see the same value."""
     threads = launch.facts.threads
-    wide = sync.effect.collective == "cluster"
+    wide = sync.effect.collective in ("cluster", "grid")
     kinds = ("thread", "opaque", "block") if wide else ("thread", "opaque")
     own = [s for s in term.symbols if s.kind in kinds]
     if not own:
@@ -79,7 +89,7 @@ def _agree(launch: Launch, sync: Sync, before: Context, term: Term) -> Goal:
         two = terms.substitute(one, twins)
         same = apply("eq", *(apply("div", t, const(_WARP)) for t in (one, two)))
         violation = apply("and", violation, same)
-    if wide:
+    if sync.effect.collective == "cluster":
         violation = apply("and", violation, cluster.same(twins, launch.clusters))
     path = (*before.path, *(terms.substitute(c, twins) for c in before.path))
     others = [t.value for s, t in twins.items() if s.kind != "opaque"]

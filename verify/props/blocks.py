@@ -1,6 +1,7 @@
 """Two different blocks never touch the same element of a tensor that either of them writes.
 
-Blocks run in any order and at the same time, so such a pair would make the result depend on luck.
+Blocks run in any order and at the same time, so such a pair would make the result depend on luck,
+unless a barrier of the whole grid stands between the two.
 """
 
 from __future__ import annotations
@@ -8,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tileproof.verify import terms
+from tileproof.verify import grid, terms
 from tileproof.verify.digits import Digit, difference
 from tileproof.verify.encode import Answer
 from tileproof.verify.facts import Access, Context
-from tileproof.verify.model import Counterexample, Step
+from tileproof.verify.model import Counterexample, Step, Verdict
 from tileproof.verify.terms import Symbol, Term, apply, const, le, sub, var
 
+from . import barriers
 from ._run import PROVED, Goal, Launch, found, undecided
 from .bounds import digit_holds
 
@@ -97,6 +99,9 @@ def meeting(
     index = terms.substitute(second.index, twin)
     path = tuple(terms.substitute(c, twin) for c in second.context.path)
     loops = tuple(twin[s].value for s in second.context.loops)
+    between = grid.order(
+        barriers.of_grid(launch), first, second, twin, lambda t: launch.engine.ranges.of(t)[0]
+    )
     differ = const(0)
     for b in apart:
         differ = apply("or", differ, apply("ne", var(b), twin[b]))
@@ -105,12 +110,16 @@ def meeting(
     context = Context((*first.context.path, *path), (*first.context.loops, *loops))
     everyone = [*launch.facts.symbols.values()]
     extra = [*everyone, *(twin[s].value for s in everyone if s in twin)]
-    answer = launch.engine.never(apply("and", differ, overlap), context, extra)
+    violation = apply("and", apply("and", differ, overlap), between.unordered)
+    answer = launch.engine.never(violation, context, extra)
     if answer.proved:
         return PROVED
     what = f"{name} of {first.site} and {second.site}"
     if answer.point is None:
         return undecided(answer, what)
+    if between.open:
+        missing = "a barrier of the grid may order them, which is not followed"
+        return Goal(Verdict.UNKNOWN, f"{what}: {missing}")
     example = _example(launch, first, second, twin, answer, name, message)
     return found(example, answer.point, answer.loads)
 
