@@ -58,8 +58,6 @@ def describe(op: Op) -> dict[str, Any]:
     `reference.takes` names the params and static dims the reference wants besides the inputs; a
     user's kernel has no reference.
     """
-    roles = sorted({a.role for a in op.args})
-    check("inout" not in roles, f"{op.name}: roles", got=roles, expected="only in and out")
     reference = None
     if (function := op.reference) is not None:
         wanted = list(inspect.signature(function).parameters)[len(op.inputs) :]

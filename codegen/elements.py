@@ -68,16 +68,33 @@ def _loop(spec: Specialization, a: BoundTensor) -> list[str]:
         allowed = f"({allowed}) && (i % {row} == 0 || in_{a.name}[i - 1] <= v)"
         words += ", not decreasing along a row"
     where = f"{spec.op.name}: {a.name}"
+    got = f"{where}: got element %lld = %lld, expected %lld..%lld\\n"
     return [
         "  {",
         f"    const long long lo = {lo}, hi = {hi}, count = {_count(a)};",
         f"    for (long long i = blockIdx.x * {_THREADS}LL + threadIdx.x; i < count;"
         f" i += gridDim.x * {_THREADS}LL) {{",
         f"      const long long v = in_{a.name}[i];",
-        f"      if ({allowed}) continue;",
-        f'      printf("{where}: got element %lld = %lld, expected %lld..%lld\\n", i, v, lo, hi);',
-        "      device_assert_with_msg("
+        f"      if (!({allowed})) {{",
+        f'        printf("{got}", i, v, lo, hi);',
+        "        device_assert_with_msg("
         f'false, "{where}: got an element outside its contract, expected {words}");',
+        "      }",
+        *(_twins(a, where) if a.values.distinct else ()),
         "    }",
         "  }",
+    ]
+
+
+def _twins(a: BoundTensor, where: str) -> list[str]:
+    """Element i against all that follow it: quadratic, but it needs no memory."""
+    assert a.values is not None
+    first = "i + 1" if a.values.none is None else f"v == {a.values.none} ? count : i + 1"
+    got = f"{where}: got elements %lld and %lld = %lld, expected no two equal\\n"
+    return [
+        f"      for (long long j = {first}; j < count; ++j) {{",
+        f"        if (in_{a.name}[j] != v) continue;",
+        f'        printf("{got}", i, j, v);',
+        f'        device_assert_with_msg(false, "{where}: got two equal elements, expected none");',
+        "      }",
     ]

@@ -80,8 +80,9 @@ def _tensor(op: str, parameter: Parameter, facts: Facts, is_output: bool) -> Ten
     values = None
     if parameter.name in facts.values and not is_output:
         lo, hi = facts.values[parameter.name]
-        none, monotone = facts.none.get(parameter.name), parameter.name in facts.monotone
-        values = Values(str(lo), str(hi), none, monotone)
+        none = facts.none.get(parameter.name)
+        monotone, distinct = (parameter.name in f for f in (facts.monotone, facts.distinct))
+        values = Values(str(lo), str(hi), none, monotone, distinct)
     once = "once" if facts.written.get(parameter.name) == "once" else "all"
     tensor = Tensor(
         parameter.name, shape, _NAMES[parameter.dtype], role, values=values, strides=strides

@@ -30,6 +30,7 @@ class Facts:
         dims: inclusive range of a size or scalar.
         values: inclusive range of an integer tensor's elements; ends may be expressions of sizes.
         monotone: integer tensors whose elements do not decrease along the last dim.
+        distinct: integer tensors no two of whose elements are equal, "no index" aside.
         multiples: what a size is a multiple of.
         strides: for a tensor, the admitted lists of strides (sizes or names) per dim.
         inout: written tensors whose contents before the call matter; every other one is output.
@@ -43,6 +44,7 @@ class Facts:
     dims: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     values: Mapping[str, tuple[Bound, Bound]] = field(default_factory=dict)
     monotone: tuple[str, ...] = ()
+    distinct: tuple[str, ...] = ()
     multiples: Mapping[str, int] = field(default_factory=dict)
     strides: Mapping[str, tuple[tuple[Bound, ...], ...]] = field(default_factory=dict)
     inout: tuple[str, ...] = ()
@@ -95,6 +97,7 @@ class Facts:
             dims={letter: (d.lo, d.hi) for letter, d in dynamic.items()},
             values={name: (v.lo, v.hi) for name, v in ranged.items()},
             monotone=tuple(name for name, v in ranged.items() if v.monotone),
+            distinct=tuple(name for name, v in ranged.items() if v.distinct),
             multiples={letter: d.multiple for letter, d in dynamic.items()},
             inout=tuple(a.name for a in spec.args if a.role == "inout"),
             written={a.name: a.written for a in spec.args if a.written is not None},
@@ -127,6 +130,24 @@ def noted(kernel: Any) -> dict[str, Any]:
     """What :func:`assume` noted on a Python object, or on the function it wraps."""
     inner = getattr(getattr(kernel, "func", None), _NOTE, {})
     return {**inner, **getattr(kernel, _NOTE, {})}
+
+
+def draw_distinct(rng: Any, flat: Any, lo: int, hi: int, none: int | None) -> None:
+    """Overwrite the flat array `flat` with different numbers of lo..hi, both ends among them.
+
+    Where there are not enough the rest is `none`; one element is, where there is such a value.
+    Raises ContractError where there is not.
+    """
+    there = min(max(hi - lo + 1, 0), flat.size)
+    if none is not None:
+        there = min(there, max(flat.size - 1, 1))
+    expected = f"at most {max(hi - lo + 1, 0)} different elements"
+    check(there == flat.size or none is not None, "distinct", got=flat.size, expected=expected)
+    picks = {lo, hi} if there > 1 else set()
+    while len(picks) < there:
+        picks |= set(rng.integers(lo, hi, there - len(picks), endpoint=True).tolist())
+    flat[:] = none
+    flat[rng.permutation(flat.size)[:there]] = rng.permutation(sorted(picks))
 
 
 # --- readers of the JSON values ------------------------------------------------------------------
@@ -207,6 +228,7 @@ _READERS: dict[str, Callable[[Any, str], Any]] = {
     "dims": _mapping(_dim_range),
     "values": _mapping(_value_range),
     "monotone": _names,
+    "distinct": _names,
     "multiples": _mapping(_positive),
     "strides": _mapping(_strides),
     "inout": _names,

@@ -67,13 +67,15 @@ class Values:
     """The element contract of an integer tensor: ``lo <= v <= hi``, ends may be dim expressions.
 
     ``Values("0", "T-1", none=-1)`` is an index that is either in range or -1 ("none", never
-    dereferenced). `monotone` says that elements do not decrease along the last dim.
+    dereferenced). `monotone` says that elements do not decrease along the last dim, `distinct` that
+    no two are equal, "none" aside: where an index says what a block writes, no other block does.
     """
 
     lo: str
     hi: str
     none: int | None = None
     monotone: bool = False
+    distinct: bool = False
 
     def at(self, sizes: Mapping[str, int]) -> Values:
         """The contract with the dims that have a size written as numbers."""
@@ -123,6 +125,11 @@ def Out(  # noqa: N802
     return Tensor(name, tuple(shape.split()), dtype, "out", written=written, strides=steps)
 
 
+def InOut(name: str, shape: str, dtype: str, *, strides: str | None = None) -> Tensor:  # noqa: N802
+    """A tensor the kernel changes in part, such as a cache; it comes before the outputs."""
+    return replace(In(name, shape, dtype, strides=strides), role="inout")
+
+
 @dataclass(frozen=True)
 class BoundTensor:
     """A `Tensor` of one specialization: static dims are numbers, dynamic dims stay letters."""
@@ -164,8 +171,9 @@ class Op:
         doc: one line for lists and the reference page, with the section of the specification.
         types: type variables, e.g. ``{"act": ("bf16", "f32")}``.
         params: compile-time scalars with defaults, e.g. ``{"iters": 20, "eps": 1e-6}``.
-        reference: ``f(*inputs, ...) -> output or tuple of outputs`` in plain torch; further
-            parameters are the params and static dims it needs, by name.
+        reference: ``f(*inputs, ...) -> output or tuple of outputs`` in plain torch, which changes
+            what is "inout" in place; further parameters are the params and static dims it needs, by
+            name.
         shapes: named size sets: static letters to ints; dynamic letters to an int or list of ints.
         model_sizes: Hugging Face config (as a dict) to the static sizes and params it needs.
         reduces: dims summed over, always in one fixed order.

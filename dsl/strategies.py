@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .expression import evaluate
+from .facts import draw_distinct
 from .spec import BoundTensor, Dim, Op, Specialization
 
 
@@ -73,7 +74,9 @@ def _draw(
     lo, hi = (evaluate(bound, sizes) for bound in bounds)
     drawn = rng.integers(lo, max(hi, lo), size=shape, endpoint=True, dtype=np.int64)
     flat = drawn.reshape(-1)
-    if a.values is not None and flat.size:
+    if a.values is not None and a.values.distinct:
+        draw_distinct(rng, flat, lo, hi, a.values.none)
+    elif a.values is not None and flat.size:
         ends = [lo, hi] if hi >= lo else []
         ends += [] if a.values.none is None else [a.values.none]
         where = rng.permutation(flat.size)[: len(ends)]

@@ -124,16 +124,16 @@ KV_DIMS: dict[str, Dim] = {
 }
 
 
-def kv_views(make, name: str, letters: Sequence[str] = ("Z", "E", "P", "Q")) -> tuple[Tensor, ...]:
+def kv_views(make, name: str, letters: Sequence[str] = ("Z", "E", "P", "PH")) -> tuple[Tensor, ...]:
     """Declarations of the three views of a pool of :func:`kv_pages`, their names behind `name`.
 
     `make` is ``In`` or ``InOut``; `letters` are those of pages, entries of a page, and the pitches
     of bytes and of bf16. An op with them has :data:`KV_DIMS` and these four among its dims.
     """
-    Z, E, P, Q = letters
+    Z, E, P, PH = letters
     return (
         make(f"{name}_nope", f"{Z} {E} V", "e4m3", strides=f"{P} VS 1"),
-        make(f"{name}_rope", f"{Z} {E} R", "bf16", strides=f"{Q} RS 1"),
+        make(f"{name}_rope", f"{Z} {E} R", "bf16", strides=f"{PH} RS 1"),
         make(f"{name}_scale", f"{Z} {E} G", "ue8m0", strides=f"{P} GS 1"),
     )
 

@@ -13,7 +13,7 @@ from . import ops
 from .backends import Code, Cuda, Null, Virtual, choose
 from .bundle import Bundle
 from .errors import MissingKernel, check
-from .signature import Signature
+from .signature import Signature, returned
 
 Run = Callable[..., Any]
 
@@ -120,7 +120,8 @@ class Operation:
     """One op of a library. Calling it allocates the outputs and runs it.
 
     Inputs are torch tensors of exactly the op's rank; params and static dims no input shows are
-    keyword arguments. Returns the output, or a tuple of the outputs. Raises MissingKernel when no
+    keyword arguments. Returns the output, or a tuple of the outputs. Inputs that the op changes are
+    changed in place. Raises MissingKernel when no
     specialization fits and ValueError or TypeError when a tensor breaks the op's contract.
     """
 
@@ -259,7 +260,7 @@ class Operation:
             )
             for argument in signature.outputs
         ]
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+        return returned(outputs)
 
 
 class Result(NamedTuple):
@@ -276,13 +277,13 @@ class Prepared:
         self.function, self.outputs = function, outputs
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
-        """The output, or a tuple of the outputs."""
+        """The output, or a tuple of the outputs; see `signature.returned`."""
         results = []
         for shape, dtype in self.outputs:
             sizes = [s if isinstance(s, int) else inputs[s[0]].size(s[1]) for s in shape]
             results.append(inputs[0].new_empty(sizes, dtype=dtype))
         self.function(*inputs, *results)
-        return results[0] if len(results) == 1 else tuple(results)
+        return returned(results)
 
 
 def _words(sizes: Mapping[str, Any]) -> str:

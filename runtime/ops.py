@@ -21,7 +21,7 @@ import torch
 import tvm_ffi
 
 from .errors import check
-from .signature import Signature
+from .signature import Signature, returned
 
 if TYPE_CHECKING:
     from .loader import Library
@@ -88,7 +88,11 @@ def active() -> Library:
 
 def schema(signature: Signature) -> str:
     """The torch schema of an op: inputs, then params and hidden dims as keywords."""
-    arguments = [f"Tensor {a.name}" for a in signature.inputs]
+    marks = iter("abcdefghijklmnopqrstuvwxyz")  # one for each tensor that is changed
+    arguments = [
+        f"Tensor({next(marks)}!) {a.name}" if a.name in signature.changed else f"Tensor {a.name}"
+        for a in signature.inputs
+    ]
     keywords = [f"{k}={v}" for k, v in signature.params.items()]
     types = ["int" if isinstance(v, int) else "float" for v in signature.params.values()]
     options = [f"{kind} {text}" for kind, text in zip(types, keywords, strict=True)]
@@ -96,7 +100,7 @@ def schema(signature: Signature) -> str:
     if options:
         arguments += ["*", *options]
     results = ", ".join(["Tensor"] * len(signature.outputs))
-    if len(signature.outputs) > 1:
+    if len(signature.outputs) != 1:
         results = f"({results})"
     return f"{signature.stem}({', '.join(arguments)}) -> {results}"
 
@@ -153,8 +157,7 @@ class _Defined:
                 ctypes.py_object(met)
             )  # whoever raises it again gives it back
             _call("raise", id(met), str(met))
-        nothing = [torch.empty(0) for _ in self.signature.outputs]
-        return nothing[0] if len(nothing) == 1 else tuple(nothing)
+        return returned([torch.empty(0) for _ in self.signature.outputs])
 
     def _offer(self, tensors: Sequence[torch.Tensor], options: Mapping[str, Any]) -> None:
         """Tell the native kernel what the next call of these sizes may do without us."""

@@ -57,8 +57,9 @@ class Signature:
         self.description = description
         self.name: str = description["name"]
         self.stem = self.name.replace("/", "_")
-        self.inputs = self._arguments("in")
+        self.inputs = self._arguments("in", "inout")
         self.outputs = self._arguments("out")
+        self.changed = frozenset(a.name for a in self._arguments("inout"))
         self.dims: Mapping[str, Mapping[str, Any]] = description["dims"]
         self.params: Mapping[str, int | float] = description["params"]
         self.static_axes: list[tuple[str, int, int]] = []
@@ -83,11 +84,11 @@ class Signature:
             if argument.dtype in description["types"] and argument.dtype not in known:
                 self.type_axes.append((argument.dtype, i))
 
-    def _arguments(self, role: str) -> list[Argument]:
+    def _arguments(self, *roles: str) -> list[Argument]:
         return [
             Argument(a["name"], tuple(a["shape"]), a["dtype"])
             for a in self.description["args"]
-            if a["role"] == role
+            if a["role"] in roles
         ]
 
     def check_call(self, tensors: Sequence[Any], options: Mapping[str, Any]) -> None:
@@ -227,6 +228,8 @@ class Signature:
             error=TypeError,
         )
         result = function(*tensors, **{k: known[k] for k in wanted})
+        if result is None:
+            return None
         if isinstance(result, torch.Tensor):
             return result.contiguous()
         return tuple(r.contiguous() for r in result)
@@ -247,3 +250,8 @@ class Signature:
                     expected=words,
                     error=ValueError,
                 )
+
+
+def returned(outputs: Sequence[torch.Tensor]) -> Any:
+    """What a call returns: the output, a tuple of the outputs, None where there is none."""
+    return tuple(outputs) if len(outputs) > 1 else next(iter(outputs), None)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tileproof.codegen.lower import Parameter
 from tileproof.dsl import Facts, check
 from tileproof.dsl.expression import evaluate
+from tileproof.dsl.facts import draw_distinct
 
 # Sizes of a dim nobody said anything about: around common tiles, odd, one.
 _SIZES = (65, 128, 1, 33, 127, 257)
@@ -38,7 +39,7 @@ def draw(
     ``facts.inout`` are outputs.
     """
     names = {p.name for p in parameters}
-    for key in ("inout", "monotone"):
+    for key in ("inout", "monotone", "distinct"):
         unknown = sorted(set(getattr(facts, key)) - names)
         check(not unknown, f"facts.{key}", got=unknown, expected=f"among {sorted(names)}")
     dims = _sizes(parameters, facts, seed, number)
@@ -131,6 +132,9 @@ def _integers(
     none = facts.none.get(name)
     drawn: NDArray[np.int64] = rng.integers(lo, max(hi, lo), shape, np.int64, endpoint=True)
     flat = drawn.reshape(-1)
+    if name in facts.distinct:
+        draw_distinct(rng, flat, lo, hi, none)
+        return drawn
     ends = [lo, hi] if hi >= lo else []
     if none is not None:
         ends.append(none)

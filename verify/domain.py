@@ -25,11 +25,13 @@ POINTER_ALIGN = 16
 
 @dataclass(frozen=True, eq=False)
 class ValueRange:
-    """Contract of an integer tensor's elements: ``lo <= v <= hi``, or `none`."""
+    """Contract of an integer tensor's elements: ``lo <= v <= hi``, or `none`; with `distinct` no
+    two elements but `none` are equal."""
 
     lo: Term
     hi: Term
     none: int | None = None
+    distinct: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +99,8 @@ class Domain:
                 none = "" if t.values.none is None else f" or {t.values.none}"
                 lo, hi = terms.show(t.values.lo), terms.show(t.values.hi)
                 out.append(f"{lo} <= {t.name}[...] <= {hi}{none}")
+            if t.values is not None and t.values.distinct:
+                out.append(f"no two elements of {t.name} are equal, {t.values.none} aside")
         return out
 
     def complete(self, point: Mapping[Symbol, int]) -> dict[Symbol, int]:
@@ -216,12 +220,12 @@ def _tensor(
         align, written, inout = arg.align, arg.written, arg.role == "inout"
         if arg.values is not None:
             lo, hi = (expression(e, domain.dims) for e in (arg.values.lo, arg.values.hi))
-            values = ValueRange(lo, hi, arg.values.none)
+            values = ValueRange(lo, hi, arg.values.none, arg.values.distinct)
     align = given.align.get(name, align)
     written = given.written.get(name, written)
     if name in given.values:
         lo, hi = (expression(str(e), domain.dims) for e in given.values[name])
-        values = ValueRange(lo, hi, given.none.get(name))
+        values = ValueRange(lo, hi, given.none.get(name), name in given.distinct)
     inout = inout or name in given.inout
     return TensorFacts(name, dtype, shape, align, written, inout, values)
 

@@ -301,6 +301,20 @@ class Engine:
                     none = terms.apply("eq", t, const(values.none))
                     allowed = terms.apply("or", none, allowed)
             out.append(allowed)
+        return [*out, *self._distinct(loads.values())]
+
+    def _distinct(self, loads: Iterable[Term]) -> list[Term]:
+        """Elements at different places of a tensor whose contract says so are different."""
+        out = []
+        for first, second in itertools.combinations(loads, 2):
+            values = self.domain.tensors[first.value].values
+            if first.value == second.value and values is not None and values.distinct:
+                same = terms.apply("eq", first.args[0], second.args[0])
+                differ = terms.apply("ne", first, second)
+                if values.none is not None:
+                    none = terms.apply("eq", first, const(values.none))
+                    differ = terms.apply("or", none, differ)
+                out.append(terms.apply("or", same, differ))
         return out
 
     def _never(

@@ -6,6 +6,7 @@
 
 #include <cstring>
 #include <memory>
+#include <utility>
 
 #include "map_cache.h"
 #include "words.h"
@@ -159,13 +160,42 @@ int settle_strides(const Kernel& kernel, int64_t* dims) {
   return 0;
 }
 
+struct Extent {
+  int64_t step, rest;  // bytes from one step of an axis to the next, bytes of all inner axes
+};
+
+Extent extent_of(const Kernel& kernel, const Tensor& tensor, int axis, const int64_t* dims) {
+  const int64_t bytes = tensor.dtype.bits * tensor.dtype.lanes / 8;
+  int64_t rest = 1;
+  for (int i = axis + 1; i < tensor.ndim; ++i)
+    rest += (value_of(tensor.axes[i], dims) - 1) * value_of(tensor.strides[i], dims);
+  return {value_of(tensor.strides[axis], dims) * bytes, rest * bytes};
+}
+
+// Whether two tensors lie between each other's rows, like the parts of a page: both step alike along
+// their outer axes, within a step neither reaches the next, and there, or further in, they part.
+bool interleaved(const Kernel& kernel, int i, int j, const Span* spans, const int64_t* dims) {
+  if (spans[j].begin < spans[i].begin) std::swap(i, j);
+  const Tensor &first = kernel.tensors[i], &second = kernel.tensors[j];
+  if (!first.strides || !second.strides) return false;
+  int64_t apart = static_cast<int64_t>(spans[j].begin - spans[i].begin);
+  for (int axis = 0; axis + 1 < first.ndim && axis + 1 < second.ndim; ++axis) {
+    const Extent a = extent_of(kernel, first, axis, dims), b = extent_of(kernel, second, axis, dims);
+    if (a.step != b.step) return false;
+    apart %= a.step;
+    if (apart + b.rest > a.step) return false;
+    if (apart >= a.rest) return true;
+  }
+  return false;
+}
+
 // Kernels declare their pointers __restrict__, and proofs rely on it.
-int check_separate(const Kernel& kernel, const Span* spans) {
+int check_separate(const Kernel& kernel, const Span* spans, const int64_t* dims) {
   for (int i = 0; i < kernel.tensor_count; ++i) {
     if (!kernel.tensors[i].written) continue;
     for (int j = 0; j < kernel.tensor_count; ++j) {
       if (!LIKELY(i == j || spans[i].begin >= spans[j].end || spans[j].begin >= spans[i].end ||
-                  spans[j].begin == spans[j].end))
+                  spans[j].begin == spans[j].end || interleaved(kernel, i, j, spans, dims)))
         return fail("ValueError", "%s: %s: got memory that overlaps %s, expected its own", kernel.op,
                     kernel.tensors[i].name, kernel.tensors[j].name);
     }
@@ -254,7 +284,7 @@ int call(void* self, const TVMFFIAny* args, int32_t count, TVMFFIAny*) {
     strided |= kernel.tensors[i].strides != nullptr;
   }
   if (strided && settle_strides(kernel, dims)) return -1;
-  if (check_separate(kernel, spans)) return -1;
+  if (check_separate(kernel, spans, dims)) return -1;
   for (int i = 0; i < bound.plan->launch_count; ++i) {
     if (bound.plan->launches[i].optional && !bound.optional) continue;
     if (launch(bound, i, dims, spans)) return -1;

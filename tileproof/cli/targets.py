@@ -73,7 +73,7 @@ _FACTS: dict[str, Callable[[str], Any]] = {
     "strides": lambda text: [[_bound(e) for e in text.split(",")]],
     "written": str,
 }
-_NAMES = ("inout", "monotone", "batch")
+_NAMES = ("inout", "monotone", "distinct", "batch")
 
 
 def _bound(text: str) -> int | str:

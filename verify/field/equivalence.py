@@ -13,6 +13,7 @@ import numpy as np
 from tileproof.codegen.lower import Lowered
 from tileproof.dsl import Facts
 from tileproof.dsl.expression import evaluate as evaluate_text
+from tileproof.dsl.facts import draw_distinct
 
 from .device import run_launch
 from .memory import Element, FaultError, Memory, element
@@ -175,7 +176,9 @@ def _values(
         return rng.integers(0, P, count)
     low, high = (evaluate_text(str(n), sizes) for n in facts.values.get(name, (0, 1)))
     drawn = rng.integers(low, max(low, high) + 1, count)
-    if name in facts.none:
+    if name in facts.distinct:
+        draw_distinct(rng, drawn, low, high, facts.none.get(name))
+    elif name in facts.none:
         drawn[(rng.random(count) < _NONE) | (high < low)] = facts.none[name]
     return np.sort(drawn) if name in facts.monotone else drawn
 

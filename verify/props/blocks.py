@@ -96,7 +96,6 @@ def meeting(
     """
     shared = not first.buffer.tensor
     twin = _twins(launch, second, launch.facts.blocks if shared else [])
-    index = terms.substitute(second.index, twin)
     path = tuple(terms.substitute(c, twin) for c in second.context.path)
     loops = tuple(twin[s].value for s in second.context.loops)
     between = grid.order(
@@ -105,8 +104,7 @@ def meeting(
     differ = const(0)
     for b in apart:
         differ = apply("or", differ, apply("ne", var(b), twin[b]))
-    gap = sub(index, first.index)
-    overlap = apply("and", le(const(1 - second.lanes), gap), le(gap, const(first.lanes - 1)))
+    overlap = _overlap(launch, first, second, twin)
     context = Context((*first.context.path, *path), (*first.context.loops, *loops))
     everyone = [*launch.facts.symbols.values()]
     extra = [*everyone, *(twin[s].value for s in everyone if s in twin)]
@@ -122,6 +120,23 @@ def meeting(
         return Goal(Verdict.UNKNOWN, f"{what}: {missing}")
     example = _example(launch, first, second, twin, answer, name, message)
     return found(example, answer.point, answer.loads)
+
+
+def _overlap(launch: Launch, first: Access, second: Access, twin: dict[Symbol, Term]) -> Term:
+    """That two accesses of one tensor share an element: digit by digit where each lies in its
+    range, which spares the solver products of unknowns."""
+    mine, other = [Digit(first.index, const(0), first.lanes)], [second.index]
+    if len(first.digits) == len(second.digits) > 1 and all(
+        digit_holds(launch, d, a).proved for a in (first, second) for d in a.digits
+    ):
+        mine, other = first.digits, [d.term for d in second.digits]
+    overlap = const(1)
+    for position, (digit, term) in enumerate(zip(mine, other, strict=True)):
+        gap = sub(terms.substitute(term, twin), digit.term)
+        lanes = second.lanes if position == len(mine) - 1 else 1
+        near = apply("and", le(const(1 - lanes), gap), le(gap, const(digit.lanes - 1)))
+        overlap = apply("and", overlap, near)
+    return overlap
 
 
 def _twins(launch: Launch, access: Access, alike: list[Symbol]) -> dict[Symbol, Term]:

@@ -9,7 +9,8 @@ program they do the same, row for row, if
   1. no bound of a loop, condition or integer used as data differs between them, except a guard that
      holds for every row that exists;
   2. every access has the same columns in both;
-  3. a block reads no row it does not write;
+  3. a block reads no row it does not write, be it at a place of its own that the row's data
+     chooses (the contract of an index whose elements are distinct);
   4. rows of one tile do not mix and are treated alike, which executing one tile shows
      (``tile.py``): by 1 to 3 every other tile does the same.
 """
@@ -204,10 +205,13 @@ class _Batch:
         written: dict[frozenset[tuple[Symbol, int]], set[int]] = {}
         reads = []
         for access, place in self.places.items():
-            if place.row is None:
+            row = place.row
+            if row is None and access.mode == "write":
+                row = self.chosen_by(access)
+            if row is None:
                 continue
             try:
-                steps, offsets = rows.rows_of_a_block(access, place.row, self.moves, self.facts)
+                steps, offsets = rows.rows_of_a_block(access, row, self.moves, self.facts)
             except RowlessError as why:
                 yield Goal(Verdict.UNKNOWN, f"rows of {access.site}: {why}")
                 continue
@@ -218,6 +222,17 @@ class _Batch:
         for access, step, offsets in reads:
             strange = sorted(set(offsets.tolist()) - written.get(step, set()))
             yield self.neighbour(access, strange[0]) if strange else PROVED
+
+    def chosen_by(self, access: Access) -> Term | None:
+        """The row whose index says where an access goes, in a tensor without rows: it is that row's
+        own place if no other row can have the same index."""
+        for load in access.index.loads():
+            index = self.domain.tensors[load.value]
+            batch = {self.domain.dims[name] for name in self.domain.batch}
+            own = index.values is not None and index.values.distinct
+            if own and len(index.shape) == 1 and index.shape[0].symbols & batch:
+                return load.args[0]
+        return None
 
     def neighbour(self, access: Access, offset: int) -> Goal:
         what = f"{access.site} reads a row that its block does not write ({offset:+d})"
