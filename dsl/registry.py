@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _OPS: dict[str, Op] = {}
 
-FAMILIES = ("attention", "compressor", "gemm", "indexer", "mhc", "moe", "norm", "quant")
+FAMILIES = ("attention", "compressor", "gemm", "indexer", "mhc", "moe", "norm", "quant", "rope")
 
 
 def add(op: Op) -> None:

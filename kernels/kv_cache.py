@@ -111,9 +111,11 @@ def key_pages(entries: int, channels: int = 128) -> Pages:
 
 PAGES = dim(0, 1 << 24)
 ENTRIES = static(1, 1024)
+MODEL_ENTRIES = 64  # of the pages that a model's kernels are built for
 # Elements from page to page, of parts in bytes and in bf16; pages may lie apart.
 PITCH = dim(_ALIGN, 1 << 30, multiple=_ALIGN)
 HALF_PITCH = dim(_ALIGN // 2, 1 << 29, multiple=_ALIGN // 2)
+PAGED_DIMS: dict[str, Dim] = {"Z": PAGES, "E": ENTRIES, "P": PITCH}
 KV_DIMS: dict[str, Dim] = {
     "V": static(GROUP, 1024, multiple=GROUP),
     "R": static(8, 256, multiple=8),
@@ -124,16 +126,22 @@ KV_DIMS: dict[str, Dim] = {
 }
 
 
-def kv_views(make, name: str, letters: Sequence[str] = ("Z", "E", "P", "PH")) -> tuple[Tensor, ...]:
+def widths(config):
+    """(FP8 channels, RoPE channels) of the entries of a HF config."""
+    R = config["qk_rope_head_dim"]
+    return config["head_dim"] - R, R
+
+
+def kv_views(make, name: str, letters: Sequence[str] = ("Z", "E", "P", "Q")) -> tuple[Tensor, ...]:
     """Declarations of the three views of a pool of :func:`kv_pages`, their names behind `name`.
 
     `make` is ``In`` or ``InOut``; `letters` are those of pages, entries of a page, and the pitches
     of bytes and of bf16. An op with them has :data:`KV_DIMS` and these four among its dims.
     """
-    Z, E, P, PH = letters
+    Z, E, P, Q = letters
     return (
         make(f"{name}_nope", f"{Z} {E} V", "e4m3", strides=f"{P} VS 1"),
-        make(f"{name}_rope", f"{Z} {E} R", "bf16", strides=f"{PH} RS 1"),
+        make(f"{name}_rope", f"{Z} {E} R", "bf16", strides=f"{Q} RS 1"),
         make(f"{name}_scale", f"{Z} {E} G", "ue8m0", strides=f"{P} GS 1"),
     )
 

@@ -2,6 +2,9 @@
 
 import torch
 
+from tileproof.kernels import kv_cache
+from tileproof.kernels.quant import reference as quant
+
 
 def pool(
     kept: torch.Tensor,
@@ -57,3 +60,41 @@ def pool(
     even, odd = rope.to(cos.dtype).unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)
     return torch.cat([nope, turned.to(kind)], -1)
+
+
+def _entries(
+    kept, fresh, source, position, ape, weight, cos, sin, eps, act="bf16"
+) -> torch.Tensor:  # fmt: skip
+    """:func:`pool` with tables of cos and sin [X, Q], by position [N] of the first own token."""
+    at = position.long()
+    return pool(kept, fresh, source, ape, weight, cos[at], sin[at], eps, act)
+
+
+def pool_row(
+    kept, fresh, source, position, ape, weight, cos, sin, slot, rows, eps=1e-6
+):  # fmt: skip
+    """:func:`pool` into `rows` [S, D] at `slot` [N]; -1 is nowhere."""
+    kind = {torch.bfloat16: "bf16", torch.float32: "f32"}[rows.dtype]
+    made = _entries(kept, fresh, source, position, ape, weight, cos, sin, eps, kind)
+    rows[slot[slot >= 0].long()] = made[slot >= 0]
+
+
+def pool_fp8(
+    kept, fresh, source, position, ape, weight, cos, sin, slot, nope, rope, scale, eps=1e-6
+):  # fmt: skip
+    """:func:`pool` in bf16 into pages, see :func:`tileproof.kernels.kv_cache.write_kv`."""
+    made = _entries(kept, fresh, source, position, ape, weight, cos, sin, eps)
+    kv_cache.write_kv(made, slot, nope, rope, scale)
+
+
+def pool_fp4(
+    kept, fresh, source, position, ape, weight, cos, sin, slot, codes, scale, eps=1e-6
+):  # fmt: skip
+    """The same with keys of the indexer: rotated by Hadamard-128, then FP4."""
+    made = _entries(kept, fresh, source, position, ape, weight, cos, sin, eps)
+    kv_cache.write_keys(quant.rotate(made), slot, codes, scale)
+
+
+def keep(fresh, row, kept):
+    """``kept[row[m]] = fresh[m]``, [MK, 2 C] f32, where row[m] is not -1."""
+    kept[row[row >= 0].long()] = fresh[row >= 0]

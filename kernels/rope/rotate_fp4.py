@@ -1,0 +1,95 @@
+"""RoPE, Hadamard and FP4 in one: the indexer's queries in official precision (spec §3.1)."""
+
+from tileproof.dsl import Op, Out, check, derived, static
+from tileproof.kernels.quant._blocks import FP4_GROUP, stored_scale
+from tileproof.kernels.quant._fp4 import device
+from tileproof.kernels.quant._hadamard import rotation
+from tileproof.kernels.row_stream import OPTIONS, THREADS, ceildiv, row_lanes
+
+from . import reference
+from . import rotate as plain
+
+
+def model_sizes(config):
+    """Queries that are no multiple of 128 wide have no official form."""
+    if config["index_head_dim"] % 128 == 0:
+        yield from plain.model_sizes(config)
+
+
+op = Op(
+    "rope/rotate_fp4",
+    args=(*plain.inputs("bf16"), Out("q", "M H B", "u8"), Out("s", "M H G", "ue8m0")),
+    dims={
+        "M": plain.TOKENS,
+        "X": plain.POSITIONS,
+        "H": plain.HEADS,
+        "D": static(128, 1024, multiple=128),
+        "Q": static(2, 256, multiple=2),
+        "B": derived(lambda D: D // 2),
+        "G": derived(lambda D: D // FP4_GROUP),
+    },
+    doc="RoPE, Hadamard-128 and fp4_cast of every head (spec §3.1, §6.1)",
+    reference=reference.rotate_fp4,
+    shapes={
+        "tiny": {"M": 7, "X": 64, "H": 2, "D": 128, "Q": 32},
+        "flash": {"M": 4096, "X": 4096, "H": 64, "D": 128, "Q": 32},
+        "pro": {"M": 4096, "X": 4096, "H": 64, "D": 128, "Q": 32},
+        "edge": {"M": [0, 1, 65], "X": 3, "H": 3, "D": 256, "Q": 6},
+    },
+    model_sizes=model_sizes,
+)
+
+
+@op.kernel(**OPTIONS)
+def rotate_fp4(T, M, X, H, D, Q, B, G):
+    """A block takes a token, a thread a group of 32; four neighbours rotate their 128 together."""
+    first = D - 2 * Q
+    check(first >= 0, "RoPE channels", got=2 * Q, expected=f"at most D = {D}")
+    lanes = max(32, row_lanes(H * D, FP4_GROUP, THREADS))
+    code = device(T, "bfloat16")
+    hadamard = rotation(T)
+
+    @T.prim_func
+    def kernel(
+        x: T.Tensor((M, H, D), "bfloat16"),
+        cos: T.Tensor((X, Q), "float32"),
+        sin: T.Tensor((X, Q), "float32"),
+        position: T.Tensor((M,), "int32"),
+        q: T.Tensor((M, H, B), "uint8"),
+        s: T.Tensor((M, H, G), "float8_e8m0fnu"),
+    ):
+        with T.Kernel(M, threads=lanes) as m:
+            thread = T.get_thread_binding()
+            staged = T.alloc_shared((FP4_GROUP, lanes), "float32")
+            row = T.alloc_local((FP4_GROUP,), "bfloat16")
+            pair = T.alloc_local((2,), "float32")
+            turned = T.alloc_local((4,), "float32")
+            exponent = T.alloc_local((1,), "int32")
+            codes = T.alloc_local((FP4_GROUP,), "int32")
+            packed = T.alloc_local((FP4_GROUP // 2,), "uint8")
+            for step in T.serial(ceildiv(H * G, lanes)):
+                h = (step * lanes + thread) // G
+                g = (step * lanes + thread) % G
+                T.clear(row)
+                if h < H:
+                    for c in T.unroll(FP4_GROUP // 8):
+                        for v in T.vectorized(8):
+                            row[c * 8 + v] = x[m, h, g * FP4_GROUP + c * 8 + v]
+                    for k in T.unroll(FP4_GROUP // 2):
+                        at = g * (FP4_GROUP // 2) + k - first // 2
+                        if at >= 0:
+                            for i in T.unroll(2):
+                                pair[i] = T.cast(row[2 * k + i], "float32")
+                                turned[i] = pair[i] * cos[position[m], at]
+                                turned[2 + i] = pair[i] * sin[position[m], at]
+                            row[2 * k] = turned[0] - turned[3]
+                            row[2 * k + 1] = turned[2] + turned[1]
+                hadamard(row, staged, thread)
+                if h < H:
+                    code.encode(row, exponent, codes)
+                    code.pack(codes, packed)
+                    for v in T.vectorized(FP4_GROUP // 2):
+                        q[m, h, g * (FP4_GROUP // 2) + v] = packed[v]
+                    s[m, h, g] = stored_scale(T, exponent[0])
+
+    return kernel
