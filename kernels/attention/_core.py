@@ -52,7 +52,7 @@ def geometry(H: int, D: int, act: str, heads: int) -> tuple[int, int, int]:
     check(D % 32 == 0, "channels of an entry", got=D, expected="a multiple of 32")
     parts = _parts(act)
     padded = max(_ROWS, 1 << (H - 1).bit_length())
-    rows = min(padded, D & -D, heads if parts == 1 else _ROWS)
+    rows = min(padded, D & -D, max(heads, _ROWS) if parts == 1 else _ROWS)
     return rows, rows // _ROWS * _PAIR, 32 if parts == 1 else 16
 
 
@@ -60,15 +60,16 @@ def _parts(act: str) -> int:
     return 3 if act == "float32" else 1
 
 
-def device(T, H, D, act, heads, ring):
+def device(T, H, D, act, heads, spread, ring):
     """Device code of a block that takes one token and some heads, as a namespace.
 
     `attend` does everything, given two macros that bring chunks into shared memory:
     ``fetch(c, kv, valid)`` starts what is asynchronous, while chunk c - 1 is worked on, and
     ``settle(c, kv, valid)`` does the rest. Chunk c lies in ``kv[:, c % ring]``, the indices of its
-    slots in ``valid[c % 2]``.
+    slots in ``valid[c % 2]``. A block takes one `spread`-th of the heads it could.
     """
-    rows, threads, chunk = geometry(H, D, act, heads)
+    check(spread in (1, 2, 4), "spread of a token's heads", got=spread, expected="1, 2 or 4")
+    rows, threads, chunk = geometry(H, D, act, heads // spread)
     parts = _parts(act)
     # smallest products first: the rounding of large sums then happens once for every entry
     pairs = sorted(

@@ -62,6 +62,7 @@ op = Op(
             "K": [0, 65],
         },
     },
+    params={"spread": 1},
     model_sizes=model_sizes,
     reduces=("D", "W", "K"),
 )
@@ -69,9 +70,9 @@ op = Op(
 
 @op.kernel(**MATRIX_OPTIONS, archs=LARGE, heads=64)
 @op.kernel(**MATRIX_OPTIONS, archs=SMALL, heads=32)
-def paged(T, M, H, V, R, G, VS, RS, GS, D, Z, E, P, Q, W, Y, F, X, U, K, heads):
+def paged(T, M, H, V, R, G, VS, RS, GS, D, Z, E, P, Q, W, Y, F, X, U, K, spread, heads):
     """As attention/sparse. While a chunk is worked on, the next one's bytes come in."""
-    code = device(T, H, D, "bfloat16", heads, ring=1)
+    code = device(T, H, D, "bfloat16", heads, spread, ring=1)
     from_window = fp8_pages(T, code, V, R, E, W)
     from_pool = fp8_pages(T, code, V, R, F, K)
     settle = fp8_settle(T, code, V, R)

@@ -41,6 +41,7 @@ op = Op(
         },
     },
     types={"act": ("bf16", "f32")},
+    params={"spread": 1},
     model_sizes=model_sizes,
     reduces=("D", "W", "K"),
 )
@@ -48,10 +49,10 @@ op = Op(
 
 @op.kernel(**MATRIX_OPTIONS, archs=LARGE, heads=64)
 @op.kernel(**MATRIX_OPTIONS, archs=SMALL, heads=32)
-def sparse(T, M, H, D, S, W, T_, K, act, heads):
+def sparse(T, M, H, D, S, W, T_, K, act, spread, heads):
     """A block takes one token and as many heads as fit; chunks of the window come first."""
     as_is = act == "bfloat16"
-    code = device(T, H, D, act, heads, ring=2 if as_is else 1)
+    code = device(T, H, D, act, heads, spread, ring=2 if as_is else 1)
     rows = bf16_rows if as_is else f32_rows
     from_window, from_pool = rows(T, code, D, W), rows(T, code, D, K)
 

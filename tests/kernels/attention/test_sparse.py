@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tileproof.dsl import ContractError
 from tileproof.kernels.attention import reference
 from tileproof.kernels.attention.sparse import op
 
@@ -124,6 +125,17 @@ def test_heads_do_not_see_each_other(seed):
     few = {**EDGE, "H": 3}
     (alone,) = run(op, [q[:, 7:10].contiguous(), *rest, sink[7:10].contiguous()], **few)
     assert torch.equal(alone, together[:, 7:10])
+
+
+def test_heads_spread_over_blocks_have_the_same_bits(seed):
+    sizes = {"H": 64, "D": 128, "act": "bf16"}
+    inputs = draw(2, **sizes, W=33, K=20, seed=seed)
+    (one,) = run(op, inputs, **sizes)
+    for spread in (2, 4):
+        (many,) = run(op, inputs, **sizes, spread=spread)
+        assert torch.equal(as_bytes(many), as_bytes(one))
+    with pytest.raises(ContractError, match="spread of a token's heads: got 3, expected 1, 2 or 4"):
+        op.specialize(**sizes, spread=3).prim_func("sm_80")
 
 
 @pytest.mark.parametrize("sizes", [EDGE, F32], ids=["bf16", "f32"])
