@@ -21,7 +21,7 @@ from .domain import Domain
 from .facts import Context, Facts
 from .terms import Symbol, Term, const, le, var
 
-QUICK, LONG = 2_000_000, 20_000_000
+QUICK, LONG = 2_000_000, 10_000_000
 # Far beyond what a budget of steps takes (20 s on a quiet machine): against a solver that hangs.
 _MOST_SECONDS = 900
 _SEED = 7

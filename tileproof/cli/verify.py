@@ -56,7 +56,7 @@ def run(
         bool, typer.Option("--reproduce", help="Run counterexamples on the virtual GPU.")
     ] = False,
     rlimit: Annotated[
-        int | None, typer.Option(min=1, help="Solver steps a query may take; default: 60000000.")
+        int | None, typer.Option(min=1, help="Solver steps a query may take; default: 10000000.")
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Default: one per core.")] = None,
     cache: Annotated[bool, typer.Option(help="Reuse earlier results.")] = True,
