@@ -64,8 +64,8 @@ def pool_fp4(T, N, MK, M, X, Z, E, P, D, A, C, Q, C2, H, G, L, weight, eps):
         cos: T.Tensor((X, Q), "float32"),
         sin: T.Tensor((X, Q), "float32"),
         slot: T.Tensor((N,), "int32"),
-        codes: T.StridedTensor((Z, E, H), (P, H, 1), "uint8"),
-        scale: T.StridedTensor((Z, E, G), (P, G, 1), "float8_e8m0fnu"),
+        pool_codes: T.StridedTensor((Z, E, H), (P, H, 1), "uint8"),
+        pool_scale: T.StridedTensor((Z, E, G), (P, G, 1), "float8_e8m0fnu"),
     ):
         with T.Kernel(N, threads=entry.threads(D)) as n:
             T.assume(P % kv_cache.PITCH.multiple == 0)
@@ -73,6 +73,6 @@ def pool_fp4(T, N, MK, M, X, Z, E, P, D, A, C, Q, C2, H, G, L, weight, eps):
             pooled(kept, fresh, source, ape, n, value)
             code.normalize(value, w)
             code.rotate(value, cos, sin, position[n])
-            store(value, codes, scale, slot[n], E)
+            store(value, pool_codes, pool_scale, slot[n], E)
 
     return kernel

@@ -65,9 +65,9 @@ def pool_fp8(T, N, MK, M, X, Z, E, P, PH, V, R, G, VS, RS, GS, D, A, C, Q, C2, L
         cos: T.Tensor((X, Q), "float32"),
         sin: T.Tensor((X, Q), "float32"),
         slot: T.Tensor((N,), "int32"),
-        nope: T.StridedTensor((Z, E, V), (P, VS, 1), "float8_e4m3fn"),
-        rope: T.StridedTensor((Z, E, R), (PH, RS, 1), "bfloat16"),
-        scale: T.StridedTensor((Z, E, G), (P, GS, 1), "float8_e8m0fnu"),
+        pool_nope: T.StridedTensor((Z, E, V), (P, VS, 1), "float8_e4m3fn"),
+        pool_rope: T.StridedTensor((Z, E, R), (PH, RS, 1), "bfloat16"),
+        pool_scale: T.StridedTensor((Z, E, G), (P, GS, 1), "float8_e8m0fnu"),
     ):
         with T.Kernel(N, threads=entry.threads(D)) as n:
             T.assume(P % kv_cache.PITCH.multiple == 0)
@@ -76,6 +76,6 @@ def pool_fp8(T, N, MK, M, X, Z, E, P, PH, V, R, G, VS, RS, GS, D, A, C, Q, C2, L
             pooled(kept, fresh, source, ape, n, value)
             code.normalize(value, w)
             code.rotate(value, cos, sin, position[n])
-            code.store_page(value, nope, rope, scale, slot[n], E)
+            code.store_page(value, pool_nope, pool_rope, pool_scale, slot[n], E)
 
     return kernel

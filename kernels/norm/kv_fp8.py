@@ -56,9 +56,9 @@ def kv_fp8(T, M, X, PX, Z, E, P, PH, V, R, G, VS, RS, GS, D, Q, weight, eps):
         sin: T.Tensor((X, Q), "float32"),
         position: T.Tensor((M,), "int32"),
         slot: T.Tensor((M,), "int32"),
-        nope: T.StridedTensor((Z, E, V), (P, VS, 1), "float8_e4m3fn"),
-        rope: T.StridedTensor((Z, E, R), (PH, RS, 1), "bfloat16"),
-        scale: T.StridedTensor((Z, E, G), (P, GS, 1), "float8_e8m0fnu"),
+        pool_nope: T.StridedTensor((Z, E, V), (P, VS, 1), "float8_e4m3fn"),
+        pool_rope: T.StridedTensor((Z, E, R), (PH, RS, 1), "bfloat16"),
+        pool_scale: T.StridedTensor((Z, E, G), (P, GS, 1), "float8_e8m0fnu"),
     ):
         with T.Kernel(M, threads=entry.threads(D)) as m:
             T.assume(PX % DIMS["PX"].multiple == 0)
@@ -68,6 +68,6 @@ def kv_fp8(T, M, X, PX, Z, E, P, PH, V, R, G, VS, RS, GS, D, Q, weight, eps):
             code.load(x, m, value)
             code.normalize(value, w)
             code.rotate(value, cos, sin, position[m])
-            code.store_page(value, nope, rope, scale, slot[m], E)
+            code.store_page(value, pool_nope, pool_rope, pool_scale, slot[m], E)
 
     return kernel
