@@ -28,7 +28,7 @@ DIMS = {
     "N": dim(0, 1 << 20, batch=True),
     "MK": dim(0, 1 << 24),
     "M": dim(0, 1 << 20),
-    "X": dim(0, 1 << 22),
+    "X": dim(1, 1 << 22),
     "A": static(1, 256),
     "C": static(16, 2048, multiple=8),
     "C2": derived(lambda C: 2 * C, hi=4096),

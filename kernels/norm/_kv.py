@@ -5,7 +5,7 @@ from tileproof.dsl import In, Values, dim, static
 TOKENS = dim(0, 1 << 20, batch=True)
 DIMS = {
     "M": TOKENS,
-    "X": dim(0, 1 << 22),
+    "X": dim(1, 1 << 22),
     "PX": dim(16, 1 << 20, multiple=8),  # rows may be a slice of wider ones
 }
 CHANNELS = static(16, 1024, multiple=8)

@@ -6,7 +6,7 @@ from tileproof.kernels.row_stream import OPTIONS, THREADS, ceildiv, row_lanes, v
 from . import reference
 
 TOKENS = dim(0, 1 << 20, batch=True)
-POSITIONS = dim(0, 1 << 22)
+POSITIONS = dim(1, 1 << 22)
 HEADS = static(1, 128)
 
 
