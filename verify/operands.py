@@ -115,13 +115,19 @@ class Operands:
         return True
 
     def _initialize(self, walker: DeviceWalker, args: list[Any], node: Any) -> None:
-        data, dtype, offset = walker.pointer(args[1])
+        data, start = self._place(walker, args[1])
         line, leading, stride = layout_of(node)
-        start = mul(offset, const(_bytes(dtype)))
         self.known[args[0].buffer.data] = Descriptor(
             data, start, line, leading, stride, walker.context
         )
         self._begins(walker, data, start, line, node)
+
+    def _place(self, walker: DeviceWalker, pointer: Any) -> tuple[Any, Term]:
+        if _moved(pointer):
+            data, start = self._place(walker, pointer.args[0])
+            return data, add(start, walker.expr(pointer.args[1]))
+        data, dtype, offset = walker.pointer(pointer)
+        return data, mul(offset, const(_bytes(dtype)))
 
     def _begins(self, walker: DeviceWalker, data: Any, start: Term, line: int, node: Any) -> None:
         """The hardware takes the number of a line from its address: eight lines begin a pattern."""
@@ -194,10 +200,9 @@ class Replayed:
     def call(self, machine: Machine, name: str, args: list[Any], node: Any) -> bool:
         """Whether the call is one of those that make or use descriptors; then it is done."""
         if name in ("tl.initialize_wgmma_descriptor", "tl.initialize_tcgen05_descriptor"):
-            pointer = args[1]
-            start = machine.number(pointer.args[2]) * _bytes(pointer.args[0].dtype)
-            self.known[args[0].buffer.data] = pointer.args[1], start, layout_of(node)
-            machine.note(pointer.args[1], "read", start, _UNIT, 1, node)
+            data, start = self._place(machine, args[1])
+            self.known[args[0].buffer.data] = data, start, layout_of(node)
+            machine.note(data, "read", start, _UNIT, 1, node)
         elif name == "tl.increase_descriptor_offset":
             data, start, sizes = self.known[args[0].buffer.data]
             moved = machine.number(args[1]) // _UNIT * _UNIT
@@ -219,6 +224,12 @@ class Replayed:
             return False
         return True
 
+    def _place(self, machine: Machine, pointer: Any) -> tuple[Any, int]:
+        if _moved(pointer):
+            data, start = self._place(machine, pointer.args[0])
+            return data, start + machine.number(pointer.args[1])
+        return pointer.args[1], machine.number(pointer.args[2]) * _bytes(pointer.args[0].dtype)
+
     def _read(self, machine: Machine, operand: Operand, node: Any) -> None:
         data, start, sizes = self.known[operand.descriptor]
         begin = machine.starts.get(data, 0)
@@ -227,6 +238,13 @@ class Replayed:
             at = start + place
             at ^= at >> 3 & (sizes[0] - _UNIT)  # the line's number, into that of the chunk
             machine.note(data, "read", at - begin, _UNIT, 1, node)
+
+
+def _moved(pointer: Any) -> bool:
+    """Whether a pointer is another one some bytes further on, e.g. in the slot of a pipeline."""
+    return type(pointer).__name__ == "Call" and (
+        str(pointer.op.name) == "tirx.handle_add_byte_offset"
+    )
 
 
 def _bytes(dtype: Any) -> int:

@@ -94,6 +94,42 @@ def test_a_slot_that_tilelang_gives_back_before_its_last_read(arch):
     assert race.steps[0].loops["k"] == race.steps[1].loops["k"] + 2
 
 
+def piped():
+    """A GEMM whose tiles come by cp.async into the slots of a pipeline and are read by wgmma."""
+
+    @T.prim_func
+    def kernel(
+        a: T.Tensor((64, 256), "float16"),
+        b: T.Tensor((64, 256), "float16"),
+        c: T.Tensor((64, 64), "float32"),
+    ):
+        with T.Kernel(1, threads=128):
+            a_tile = T.alloc_shared((64, 64), "float16")
+            b_tile = T.alloc_shared((64, 64), "float16")
+            acc = T.alloc_fragment((64, 64), "float32")
+            T.clear(acc)
+            for k in T.Pipelined(4, num_stages=3):
+                T.copy(a[0, k * 64], a_tile)
+                T.copy(b[0, k * 64], b_tile)
+                for _ in T.unroll(1):  # else the fence comes before the wait
+                    T.fence_proxy_async()
+                    T.gemm(a_tile, b_tile, acc, transpose_B=True)
+            T.copy(acc, c)
+
+    return kernel
+
+
+def test_descriptors_of_the_slots_of_a_pipeline():
+    configs = {"tl.disable_tma_lower": True, "tl.disable_warp_specialized": True}
+    kernel = lower(piped(), "sm_90a", pass_configs=configs, keep_stages=True)
+    assert "handle_add_byte_offset" in str(kernel.device_mod) and "wgmma" in kernel.cuda
+    found = order(kernel)
+    assert not found.why and not found.findings
+    for m in mutate.mutants(kernel, ["slot+1", "barrier-dropped"], most=1):
+        found = order(m.lowered)
+        assert found.why or found.findings, m.name
+
+
 def shared(body):
     """A block of two warpgroups, with an mbarrier of 128 arrivals each way."""
 
