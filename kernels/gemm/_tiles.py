@@ -79,6 +79,8 @@ def device(T, K, act, tokens, width, stages):
                     )
             for m, n in T.Parallel(tokens, width):
                 acc[m, n] += rest[m, n]
-        T.copy(acc, result)
+        # not T.copy, which becomes stmatrix: the prover does not follow rows of tokens through it
+        for m, n in T.Parallel(tokens, width):
+            result[m, n] = acc[m, n]
 
     return SimpleNamespace(depth=depth, product=product)
