@@ -119,10 +119,10 @@ class Library:
 class Operation:
     """One op of a library. Calling it allocates the outputs and runs it.
 
-    Inputs are torch tensors of exactly the op's rank; params and static dims no input shows are
-    keyword arguments. Returns the output, or a tuple of the outputs. Inputs that the op changes are
-    changed in place. Raises MissingKernel when no
-    specialization fits and ValueError or TypeError when a tensor breaks the op's contract.
+    Inputs are torch tensors of exactly the op's rank; params, and dims and types no input shows,
+    are keyword arguments. Returns the output, or a tuple of the outputs. Inputs that the op changes
+    are changed in place. Raises MissingKernel when no specialization fits, and ValueError or
+    TypeError when a tensor breaks the op's contract.
     """
 
     def __init__(self, signature: Signature, backend: Cuda | Virtual | Null | None) -> None:
@@ -174,7 +174,7 @@ class Operation:
         dims = {letter: sizes[letter] for letter, d in signature.dims.items() if d["static"]}
         outputs = []
         for argument in signature.outputs:
-            known = {**signature.dynamic_axes, **dims}
+            known = {**signature.dynamic_axes, **signature.chosen(options), **dims}
             shape = tuple(int(x) if x.isdigit() else known[x] for x in argument.shape)
             outputs.append(Result(shape, signature.torch_dtype(argument, types)))
         return Prepared(function, outputs)
@@ -209,7 +209,7 @@ class Operation:
         """Symbol and sizes of the specialization for a call. Raises MissingKernel without one."""
         signature = self.signature
         signature.check_call(tensors, options)
-        types = signature.types(tensors)
+        types = signature.types(tensors, options)
         wanted = {**signature.sizes(tensors, options), **signature.parameters(options)}
         fitting = self._fitting({**wanted, **types})
         if not fitting:
@@ -224,7 +224,7 @@ class Operation:
                 f"{signature.name}: got {got}, expected a kernel of the library: {have or 'none'}"
             )
             raise MissingKernel(words, signature.name, wanted, types)
-        for letter in signature.hidden:
+        for letter in (*signature.hidden, *signature.hidden_types):
             values = sorted({sizes[letter] for _, _, sizes in fitting})
             check(
                 len(values) == 1,
@@ -246,13 +246,14 @@ class Operation:
     def fake(self, tensors: tuple[torch.Tensor, ...], options: Mapping[str, Any]) -> Any:
         """Outputs without values, for tracing: shapes may be symbolic in dynamic dims."""
         signature = self.signature
-        dims = signature.sizes(tensors, options)
-        if not signature.shows_outputs(dims):
+        dims = {**signature.sizes(tensors, options), **signature.chosen(options)}
+        types = signature.types(tensors, options)
+        if not signature.shows_outputs(dims) or {*signature.hidden_types} - {*types}:
             if self._backend is None:
                 return signature.run_reference(tensors, options)
             sizes = self.select(tensors, options)[1]
-            dims = {letter: sizes[letter] for letter, d in signature.dims.items() if d["static"]}
-        types = signature.types(tensors)
+            dims |= {letter: sizes[letter] for letter, d in signature.dims.items() if d["static"]}
+            types = {variable: sizes[variable] for variable in signature.description["types"]}
         outputs = [
             tensors[0].new_empty(
                 signature.output_shape(argument, tensors, dims),

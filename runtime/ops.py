@@ -87,7 +87,7 @@ def active() -> Library:
 
 
 def schema(signature: Signature) -> str:
-    """The torch schema of an op: inputs, then params and hidden dims as keywords."""
+    """The torch schema of an op: inputs, then what no input shows as keywords."""
     marks = iter("abcdefghijklmnopqrstuvwxyz")  # one for each tensor that is changed
     arguments = [
         f"Tensor({next(marks)}!) {a.name}" if a.name in signature.changed else f"Tensor {a.name}"
@@ -96,7 +96,8 @@ def schema(signature: Signature) -> str:
     keywords = [f"{k}={v}" for k, v in signature.params.items()]
     types = ["int" if isinstance(v, int) else "float" for v in signature.params.values()]
     options = [f"{kind} {text}" for kind, text in zip(types, keywords, strict=True)]
-    options += [f"int? {letter}=None" for letter in signature.hidden]
+    options += [f"int? {letter}=None" for letter in (*signature.hidden, *signature.free)]
+    options += [f"str? {variable}=None" for variable in signature.hidden_types]
     if options:
         arguments += ["*", *options]
     results = ", ".join(["Tensor"] * len(signature.outputs))
@@ -126,8 +127,9 @@ class _Defined:
         if self.kernel is not None:
             self.kernel._destroy()
             self.kernel = None
-        if _native is not None:
-            options = [0] * len(signature.params) + [1] * len(signature.hidden)
+        if _native is not None and not signature.hidden_types:  # it takes no texts
+            hidden = len(signature.hidden) + len(signature.free)
+            options = [0] * len(signature.params) + [1] * hidden
             axes = [number for _, i, axis in signature.static_axes for number in (i, axis)]
             typed = [i for _, i in signature.type_axes]
             counts = [len(signature.inputs), len(signature.outputs)]
@@ -142,8 +144,8 @@ class _Defined:
     def run(self, *tensors: torch.Tensor, **options: Any) -> Any:
         """The op on the library that is active here."""
         self.signature.refuse_gradients(tensors)
-        hidden = self.signature.hidden
-        given = {k: v for k, v in options.items() if v is not None or k not in hidden}
+        params = self.signature.params
+        given = {k: v for k, v in options.items() if v is not None or k in params}
         return active()[self.signature.stem](*tensors, **given)
 
     def answer(self, *tensors: torch.Tensor, **options: Any) -> Any:

@@ -49,8 +49,9 @@ class Argument:
 class Signature:
     """How an op is called.
 
-    `static_axes` says where each static dim can be read: (letter, input, axis). `hidden` are
-    static dims no input shows; like params they are keyword arguments.
+    `static_axes` says where each static dim can be read: (letter, input, axis). What no input
+    shows is a keyword argument, like a param: `hidden` static dims, `free` sizes of outputs that
+    each call chooses, and `hidden_types`, type variables of outputs.
     """
 
     def __init__(self, description: Mapping[str, Any]) -> None:
@@ -83,6 +84,14 @@ class Signature:
             known = [variable for variable, _ in self.type_axes]
             if argument.dtype in description["types"] and argument.dtype not in known:
                 self.type_axes.append((argument.dtype, i))
+        letters = dict.fromkeys(letter for a in self.outputs for letter in a.shape)
+        self.free = [
+            letter
+            for letter in letters
+            if not (letter.isdigit() or letter in self.dynamic_axes or self.dims[letter]["static"])
+        ]
+        known = [variable for variable, _ in self.type_axes]
+        self.hidden_types = [v for v in description["types"] if v not in known]
 
     def _arguments(self, *roles: str) -> list[Argument]:
         return [
@@ -121,13 +130,21 @@ class Signature:
                 expected=f"{rank} [{', '.join(argument.shape)}]",
                 error=ValueError,
             )
-        allowed = [*self.params, *self.hidden]
+        allowed = [*self.params, *self.hidden, *self.free, *self.hidden_types]
         unknown = sorted(set(options) - set(allowed))
         check(
             not unknown,
             f"{self.name}: keyword arguments",
             got=unknown,
             expected=f"among {allowed}",
+            error=TypeError,
+        )
+        absent = [letter for letter in self.free if options.get(letter) is None]
+        check(
+            not absent,
+            f"{self.name}: keyword arguments",
+            got=f"no {', '.join(absent)}",
+            expected="the sizes of outputs that no input shows",
             error=TypeError,
         )
 
@@ -149,9 +166,27 @@ class Signature:
         given = {k: int(v) for k, v in options.items() if k in self.hidden and v is not None}
         return dims | given
 
-    def types(self, tensors: Sequence[torch.Tensor]) -> dict[str, str]:
-        """The element type of each type variable. Raises TypeError for a type no op has."""
+    def chosen(self, options: Mapping[str, Any]) -> dict[str, int]:
+        """Sizes of outputs that only the call's options show."""
+        return {letter: int(options[letter]) for letter in self.free}
+
+    def types(self, tensors: Sequence[torch.Tensor], options: Mapping[str, Any]) -> dict[str, str]:
+        """The element type of each type variable that inputs or options show.
+
+        Raises TypeError for a type no op has.
+        """
         found = {}
+        for variable in self.hidden_types:
+            if options.get(variable) is not None:
+                choices = self.description["types"][variable]
+                check(
+                    options[variable] in choices,
+                    f"{self.name}: {variable}",
+                    got=options[variable],
+                    expected=" or ".join(choices),
+                    error=TypeError,
+                )
+                found[variable] = options[variable]
         for variable, i in self.type_axes:
             choices = self.description["types"][variable]
             got = tensors[i].dtype
@@ -216,8 +251,9 @@ class Signature:
         """The reference's result, contiguous like a kernel's."""
         self.check_call(tensors, options)
         self._check_letters(tensors)
-        self.types(tensors)
-        known = {**self.sizes(tensors, options), **self.parameters(options)}
+        known: dict[str, Any] = self.sizes(tensors, options) | self.chosen(options)
+        known.update(self.parameters(options))
+        known.update(self.types(tensors, options))
         function, wanted = self.reference(), self.description["reference"]["takes"]
         missing = [k for k in wanted if k not in known]
         check(

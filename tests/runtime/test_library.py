@@ -152,3 +152,28 @@ def test_a_reference_outside_our_kernels_is_not_imported(post_inputs):
 def test_cuda_tensors_are_needed_on_cuda_and_a_driver_to_load(bundle):
     with pytest.raises(RuntimeError, match=r"no CUDA driver on this machine: libcuda.so.1"):
         load(bundle, backend="cuda")
+
+
+def test_a_type_and_a_size_only_outputs_have_are_keywords(tmp_path):
+    product, score = get("gemm/dense"), get("indexer/score")
+    specs = [product.specialize(N=16, K=32, act="bf16", out=out) for out in ("bf16", "f32")]
+    specs.append(score.specialize(H=4, D=16, act="bf16"))
+    library = load(build(specs, ["sm_80"], tmp_path / "bundle"), backend="virtual")
+    x, w = torch.ones(3, 32).bfloat16(), torch.ones(16, 32).bfloat16()
+    for out, dtype in (("bf16", torch.bfloat16), ("f32", torch.float32)):
+        for call in (library.gemm_dense, torch.ops.tileproof.gemm_dense):
+            y = call(x, w, out=out)
+            assert y.dtype == dtype and (y == 32).all()
+    with pytest.raises(TypeError, match=r"out: got no value, expected one of \['bf16', 'f32'\]"):
+        library.gemm_dense(x, w)
+    with pytest.raises(TypeError, match="out: got f16, expected bf16 or f32"):
+        library.gemm_dense(x, w, out="f16")
+    counts = torch.tensor([1, 2], dtype=torch.int32)
+    inputs = torch.ones(2, 4, 16).bfloat16(), torch.ones(2, 16).bfloat16(), torch.ones(2, 4)
+    for call in (library.indexer_score, torch.ops.tileproof.indexer_score):
+        for S in (4, 8):
+            scores = call(*inputs, 0 * counts, counts, S=S)
+            assert scores.shape == (2, S)
+            assert (scores > -torch.inf).sum(1).tolist() == [1, 2]
+    with pytest.raises(TypeError, match="got no S, expected the sizes of outputs"):
+        library.indexer_score(*inputs, 0 * counts, counts)
