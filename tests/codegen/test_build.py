@@ -120,7 +120,7 @@ def test_errors_of_workers_arrive_here():
     command = [sys.executable, "-c", "from tileproof.codegen.build import _serve; _serve()"]
     job = {"op": "no/op", "sizes": {}, "arch": "sm_80", "toolkit": "pip"}
     done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True)
-    with pytest.raises(ContractError, match="op: got 'no/op', expected one of mhc/collapse"):
+    with pytest.raises(ContractError, match="op: got 'no/op', expected one of attention/out_rope"):
         building._raise_reply(done.stdout, "no_op on sm_80")
     with pytest.raises(ToolchainError, match="no_op on sm_80: the build worker died"):
         building._raise_reply("", "no_op on sm_80")
@@ -169,5 +169,5 @@ def test_a_models_specializations_follow_its_config():
 def test_every_op_can_be_described(name):
     described = describe(get(name))
     assert described["reference"]["path"].startswith("tileproof.kernels.")
-    static = {k for k, d in described["dims"].items() if d["static"]}
-    assert set(described["reference"]["takes"]) <= static | set(described["params"])
+    known = {*described["dims"], *described["params"], *described["types"]}
+    assert set(described["reference"]["takes"]) <= known
