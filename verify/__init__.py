@@ -8,7 +8,7 @@ from .encode import LONG as RLIMIT
 from .html import to_html
 from .model import Counterexample, KernelReport, Report, Route, Step, Verdict
 from .pool import prove_many
-from .prove import first_complaint, prove, prove_lowered
+from .prove import first_complaint, not_lowered, prove, prove_lowered
 from .report import to_json, to_text
 from .sarif import to_sarif
 
@@ -21,6 +21,7 @@ __all__ = [
     "Step",
     "Verdict",
     "first_complaint",
+    "not_lowered",
     "prove",
     "prove_lowered",
     "prove_many",

@@ -7,6 +7,7 @@ integer wraps. N/A means that the kernel has nothing the property speaks about.
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -113,11 +114,8 @@ def prove_one(
             lowered = ircache.lowered(kernel, arch)
     except ContractError:  # no kernel, or no architecture: the caller's mistake
         raise
-    except Exception as error:  # TileLang's passes raise anything; its text runs over many lines
-        words = [line.strip() for line in str(error).splitlines() if line.strip()]
-        last = textwrap.shorten(words[-1] if words else type(error).__name__, _LONGEST_ERROR)
-        text = f"TileLang does not lower it: {last}"
-        return KernelReport(_name(kernel), arch, error=text, route=route)
+    except Exception as error:  # TileLang's passes raise anything
+        return KernelReport(_name(kernel), arch, error=not_lowered(error), route=route)
     lower_seconds = time.perf_counter() - start
     if route == "ir":
         report = prove_lowered(lowered, facts=facts, use_cache=use_cache, rlimit=rlimit)
@@ -129,6 +127,15 @@ def prove_one(
     if key is not None:
         cache.write(key, report)
     return report
+
+
+def not_lowered(error: Exception) -> str:
+    """What a pass of TileLang raised, whose text runs over many lines, in one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # An excerpt of the source may follow.
+    said = list(itertools.takewhile(lambda line: not line.startswith("-->"), lines))
+    last = textwrap.shorten(said[-1] if said else type(error).__name__, _LONGEST_ERROR)
+    return f"TileLang does not lower it: {last}"
 
 
 def in_library(kernel: Any) -> bool:

@@ -4,6 +4,8 @@ import re
 
 import pytest
 
+from tests.runtime.virtual.catalogue import FOLDER
+from tileproof.cli.mutate import outcomes_of
 from tileproof.codegen.lower import cuda_text, lower
 from tileproof.dsl import Facts, load_library
 from tileproof.mutation import _Checkers, examine, table
@@ -48,6 +50,12 @@ def test_a_campaign_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     other = facts.updated(Facts(dims={"M": (0, 4)}))
     list(examine(lowered, other, kinds=["store+1"], most=1, run=False))
     assert asked == ["store+1"] * 2
+
+
+def test_a_kernel_that_an_architecture_cannot_have_is_named():
+    found, why = outcomes_of(f"{FOLDER}/ws_gemm.py:ws_gemm", "sm_80", [], {}, [], 1, False)
+    assert not found
+    assert why.startswith("TileLang does not lower it: ") and "requires TMA-capable target" in why
 
 
 def test_an_unchanged_program_prints_the_text_it_was_lowered_to():

@@ -81,8 +81,9 @@ def outcomes_of(
     """Outcomes of one kernel, or of each of an op's tiny shapes; why not, if there are none."""
     from tileproof.codegen.lower import lower
     from tileproof.codegen.target import is_target, parse_args, resolve_target
-    from tileproof.dsl import Facts, get
+    from tileproof.dsl import ContractError, Facts, get
     from tileproof.mutation import examine
+    from tileproof.verify import not_lowered
     from tileproof.verify.field import FaultError, UnmodelledError
 
     if is_target(name):
@@ -92,7 +93,12 @@ def outcomes_of(
     found = []
     try:
         for kernel in kernels:
-            lowered = lower(kernel, arch, keep_stages=True)
+            try:
+                lowered = lower(kernel, arch, keep_stages=True)
+            except ContractError:
+                raise
+            except Exception as error:  # TileLang's passes raise anything
+                return found, not_lowered(error)
             own = Facts.of(lowered.spec) if lowered.spec is not None else lowered.facts
             facts = own.updated(Facts.from_dict(known))
             found += [
