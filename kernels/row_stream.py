@@ -1,4 +1,4 @@
-"""What kernels that stream rows through registers share: compile options and thread geometry.
+"""What the kernels share: compile options, and the thread geometry of those that stream rows.
 
 Geometry is a function of the row's width alone, never of the number of rows, so a row is always
 reduced in the same order (spec §8).
@@ -20,6 +20,13 @@ PASS_CONFIGS = {
 # itself fuses `a + b * c` into one rounding on sm_100a only; kernels therefore store a product
 # before they add it. The arithmetic stays far below the memory time.
 OPTIONS = {"pass_configs": PASS_CONFIGS, "contract_fma": False}
+
+# For matrix products. wgmma would sum in another order than mma.sync, which every architecture has.
+MATRIX_OPTIONS = {
+    **OPTIONS,
+    "pass_configs": {**PASS_CONFIGS, "tl.disable_wgmma": True},
+    "matrix": True,
+}
 
 VECTOR_BYTES = 16
 THREADS = 128

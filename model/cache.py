@@ -1,11 +1,11 @@
 """Where a batch reads and writes its keys and values: pools of rows, and lists of row numbers.
 
-Two pools per layer (spec §12.2). The *state* pool has one block per request, the same for all
-lengths: the window's last W entries as a ring, and the compressor's unfinished windows. Behind the
-requests' blocks lie scratch rows, one per token of a batch: a chunk of a prompt is longer than the
-ring, and its early tokens still need what its late ones will overwrite. The *compressed* pool is
-made of pages that hold the entries of `page` original tokens each and belong to whichever request
-took them.
+Two kinds of pools per layer (spec §12.2). A *state* pool has one ring of rows per request, the
+same for all lengths: the window's last W entries, or the projections the compressor may still need.
+Behind the rings of the window lie scratch rows, one per token of a batch: a chunk of a prompt is
+longer than the ring, and its early tokens still need what its late ones will overwrite. The
+*compressed* pool is made of pages that hold the entries of `page` original tokens each and belong
+to whichever request took them.
 
 Kernels see none of this, only row numbers, so paged, contiguous and packed caches are one case.
 """
@@ -89,8 +89,8 @@ class Tokens:
         return torch.where(alone, kept, scratch).int()
 
     def kept(self, rows: Rows) -> torch.Tensor:
-        """The ring row of every token the next batch may need and :meth:`written` did not fill."""
-        needed = (self.end - self.start > 1) & (self.position >= self.end - rows.ring)
+        """The ring row of every token the next batch may need, to be filled behind this one."""
+        needed = self.position >= self.end - rows.ring
         return torch.where(needed, rows.kept(self.slot, self.position), -1).int()
 
     def rows(self, rows: Rows, token: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
@@ -98,12 +98,21 @@ class Tokens:
 
         -1 stays -1. During the batch a row of an earlier batch is in the ring.
         """
-        new = position >= self.start[token, None]
-        written = self.written(rows)
-        behind = (self.first[token, None] + position - self.start[token, None]).clamp(0, len(self))
-        here = written[behind.clamp(max=max(len(self) - 1, 0))] if len(self) else behind
+        new = self.numbers(token, position)
+        here = self.written(rows)[new.clamp(min=0)] if len(self) else new
         old = rows.kept(self.slot[token, None], position)
-        return torch.where(position < 0, -1, torch.where(new, here, old)).int()
+        return torch.where(position < 0, -1, torch.where(new >= 0, here, old)).int()
+
+    def sources(self, rows: Rows, token: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        """As :meth:`rows`, for rows that are not in the ring yet: -2 - i is the batch's token i."""
+        new = self.numbers(token, position)
+        old = rows.kept(self.slot[token, None], position)
+        return torch.where(position < 0, -1, torch.where(new >= 0, -2 - new, old)).int()
+
+    def numbers(self, token: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        """Numbers in the batch of `position` [n, k] of a token's request, -1 before the batch."""
+        after = position - self.start[token, None]
+        return torch.where(after >= 0, self.first[token, None] + after, -1)
 
 
 def window(tokens: Tokens, rows: Rows) -> torch.Tensor:
@@ -119,8 +128,8 @@ class Closing:
     """The windows of one ratio that end in a batch, each to become a compressed entry (spec §2.2).
 
     Attributes:
-        source: [n, slots] int32 state rows of the tokens it pools, -1 where there is none: the
-            window's own, behind the previous window's where windows overlap.
+        source: [n, slots] int32, the tokens it pools as ``compressor/pool`` takes them, -1 where
+            there is none: the window's own, behind the previous window's where windows overlap.
         position: [n] int64, of the entry's first own token.
         row: [n] int32 rows of the compressed pool, where it goes.
     """
@@ -182,7 +191,7 @@ def closing(tokens: Tokens, rows: Rows, pages: Pages, ratio: int) -> Closing:
     token = last.nonzero()[:, 0]
     end = tokens.position[token]
     position = end[:, None] - rows.ring + 1 + torch.arange(rows.ring)
-    source = tokens.rows(rows, token, position.clamp(min=-1))
+    source = tokens.sources(rows, token, position.clamp(min=-1))
     row = pages.rows(tokens.slot[token], end // ratio, ratio)
     return Closing(source, end - ratio + 1, row)
 

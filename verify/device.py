@@ -22,6 +22,7 @@ from .facts import (
     integer_range,
     scalar_bits,
     text,
+    vector_alignment,
 )
 from .intrinsics import (
     BARRIER,
@@ -194,7 +195,7 @@ class DeviceWalker(Converter):
             if memory.bits * lanes % 8:
                 raise UnmodelledError(f"{lanes} elements of {memory.bits} bits at once")
             size = memory.bits * lanes // 8
-            align = _vector_alignment(size, max(1, width))
+            align = vector_alignment(size, max(1, width))
             self.record(memory, mode, self.expr(index.base), lanes, align, node)
             return []
         if memory.bits < 8:
@@ -357,7 +358,7 @@ class DeviceWalker(Converter):
             self.peer(self.expr(touch.peer), node)
             buffer = replace(buffer, name=f"{buffer.name} of another block", arena="")
         width = buffer.bits // 8
-        align = touch.align or _vector_alignment(width * touch.count, width)
+        align = touch.align or vector_alignment(width * touch.count, width)
         outer, self.context = self.context, context
         self.record(
             buffer, touch.mode, index, touch.count, align, node, touch.asynchronous, touch.atomic
@@ -396,7 +397,7 @@ class DeviceWalker(Converter):
             return cluster.rank(self.facts.symbols, self.clusters)
         if name != "tl.tl_shuffle_elect":
             return super().integer_call(e)
-        if any(not _is_const(s.hi, 0) for s in self.facts.threads if s.name != "threadIdx.x"):
+        if any(s.hi != const(0) for s in self.facts.threads if s.name != "threadIdx.x"):
             raise UnmodelledError("tl_shuffle_elect in a block of several dimensions")
         # elect.sync picks one lane of a warp; which one must not matter, see `not_of_elected`.
         own, extent = var(self.facts.symbols["threadIdx.x"]), int(e.args[0].value)
@@ -594,17 +595,5 @@ class DeviceWalker(Converter):
         self.context = outer
 
 
-def _is_const(t: Term, value: int) -> bool:
-    return t.is_const and t.value == value
-
-
 def _is_one(e: Any) -> bool:
     return type(e).__name__ == "IntImm" and int(e.value) == 1
-
-
-def _vector_alignment(size: int, element: int) -> int:
-    """Alignment of a machine access of `size` bytes: its own size, up to the widest load there is.
-
-    A size that is no power of two is moved through a struct of elements.
-    """
-    return min(size, 32) if size & (size - 1) == 0 else element

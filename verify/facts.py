@@ -249,3 +249,11 @@ def integer_range(dtype: Any) -> tuple[int, int] | None:
         half = 1 << (int(name[3:]) - 1)
         return -half, half - 1
     return None
+
+
+def vector_alignment(size: int, element: int) -> int:
+    """Alignment of a machine access of `size` bytes: its own size, up to the widest load there is.
+
+    A size that is no power of two is moved through a struct of elements.
+    """
+    return min(size, 32) if size & (size - 1) == 0 else element

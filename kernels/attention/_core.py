@@ -22,7 +22,7 @@ largest are added up, which leaves out less than a rounding to float32 does.
 from types import SimpleNamespace
 
 from tileproof.dsl import check, dim, static
-from tileproof.kernels.row_stream import OPTIONS, ceildiv
+from tileproof.kernels.row_stream import ceildiv
 
 TOKENS = dim(0, 1 << 20, batch=True)
 ENTRIES = dim(0, 1 << 24)  # of a pool
@@ -30,12 +30,6 @@ SLOTS = dim(0, 1 << 16)  # of a list
 HEADS = static(1, 256)
 WIDTH = static(32, 512, multiple=32)
 
-# wgmma would sum in another order than mma.sync, which every architecture has.
-MATRIX_OPTIONS = {
-    **OPTIONS,
-    "pass_configs": {**OPTIONS["pass_configs"], "tl.disable_wgmma": True},
-    "matrix": True,
-}
 LARGE = ("sm_80", "sm_90a", "sm_100a")  # 163 KiB of shared memory a block and more
 SMALL = ("sm_89", "sm_120a")  # 99 KiB
 

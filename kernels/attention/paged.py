@@ -2,9 +2,10 @@
 
 from tileproof.dsl import In, Op, Out, Values, derived
 from tileproof.kernels import kv_cache
+from tileproof.kernels.row_stream import MATRIX_OPTIONS
 
 from . import reference
-from ._core import HEADS, LARGE, MATRIX_OPTIONS, SLOTS, SMALL, TOKENS, device
+from ._core import HEADS, LARGE, SLOTS, SMALL, TOKENS, device
 from ._entries import fp8_pages, fp8_settle
 
 

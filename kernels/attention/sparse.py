@@ -1,9 +1,10 @@
 """Attention of every token over its own lists of entries (spec §3.2)."""
 
 from tileproof.dsl import In, Op, Out, Values
+from tileproof.kernels.row_stream import MATRIX_OPTIONS
 
 from . import reference
-from ._core import ENTRIES, HEADS, LARGE, MATRIX_OPTIONS, SLOTS, SMALL, TOKENS, WIDTH, device
+from ._core import ENTRIES, HEADS, LARGE, SLOTS, SMALL, TOKENS, WIDTH, device
 from ._entries import bf16_rows, f32_rows
 
 

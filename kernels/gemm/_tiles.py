@@ -12,19 +12,12 @@ ones lose nothing to it; they follow one another for every `depth` columns.
 from types import SimpleNamespace
 
 from tileproof.dsl import dim, static
-from tileproof.kernels.row_stream import OPTIONS, bits
+from tileproof.kernels.row_stream import bits
 
 TOKENS = dim(0, 1 << 20, batch=True)
 ROWS = static(8, 1 << 18, multiple=8)  # of a weight
 COLUMNS = static(16, 1 << 16, multiple=16)
 TYPES = {"act": ("bf16", "f32"), "out": ("bf16", "f32")}
-
-# wgmma would sum in another order than mma.sync, which every architecture has.
-MATRIX_OPTIONS = {
-    **OPTIONS,
-    "pass_configs": {**OPTIONS["pass_configs"], "tl.disable_wgmma": True},
-    "matrix": True,
-}
 
 TILE = {"tokens": 64, "width": 64, "threads": 128, "stages": 3}
 _PARTS = 3

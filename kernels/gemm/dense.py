@@ -1,16 +1,17 @@
 """x W^T in bfloat16 or float32 (spec §6.3)."""
 
 from tileproof.dsl import In, Op, Out
+from tileproof.kernels.row_stream import MATRIX_OPTIONS
 
 from . import reference
-from ._tiles import COLUMNS, MATRIX_OPTIONS, ROWS, TILE, TOKENS, TYPES, device
+from ._tiles import COLUMNS, ROWS, TILE, TOKENS, TYPES, device
 
 
 def model_sizes(config):
     """Every linear of the exact model, the router and the head (spec §1).
 
-    The first three of the list keep float32: the router's logits, the compressors' kv and z, the
-    head's logits.
+    float32 are the router's logits, kv and z of the compressors side by side (CSA, HCA, indexer)
+    and the head's logits.
     """
     if "vocab_size" not in config:
         return

@@ -1,9 +1,10 @@
 """x_g W_g^T for every group, as the output projection needs (spec §1, §3.2)."""
 
 from tileproof.dsl import In, Op, Out, static
+from tileproof.kernels.row_stream import MATRIX_OPTIONS
 
 from . import reference
-from ._tiles import COLUMNS, MATRIX_OPTIONS, ROWS, TILE, TOKENS, TYPES, device
+from ._tiles import COLUMNS, ROWS, TILE, TOKENS, TYPES, device
 
 
 def model_sizes(config):

@@ -1,14 +1,8 @@
 """What the scores of the indexer share: domains, geometry, and the sum over heads (spec §3.1)."""
 
 from tileproof.dsl import dim, static
-from tileproof.kernels.row_stream import OPTIONS, ceildiv
+from tileproof.kernels.row_stream import ceildiv
 
-# wgmma would sum in another order than mma.sync, which every architecture has.
-MATRIX_OPTIONS = {
-    **OPTIONS,
-    "pass_configs": {**OPTIONS["pass_configs"], "tl.disable_wgmma": True},
-    "matrix": True,
-}
 DIMS = {
     "M": dim(0, 1 << 20, batch=True),
     "S": dim(0, 1 << 18, multiple=4),

@@ -1,9 +1,10 @@
 """Scores of the lightning indexer, queries and keys unquantised (spec §3.1)."""
 
 from tileproof.dsl import In, Op, Out, dim
+from tileproof.kernels.row_stream import MATRIX_OPTIONS
 
 from . import reference
-from ._score import DIMS, MATRIX_OPTIONS, SHAPES, THREADS, columns, head_sum, model_sizes
+from ._score import DIMS, SHAPES, THREADS, columns, head_sum, model_sizes
 
 op = Op(
     "indexer/score",

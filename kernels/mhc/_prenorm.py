@@ -15,19 +15,12 @@ multiplied one after the other for every 64 columns.
 
 from types import SimpleNamespace
 
-from tileproof.kernels.row_stream import OPTIONS, ceildiv
+from tileproof.kernels.row_stream import ceildiv
 
 SPLIT = 1024  # columns: 16 partial results for V4-Flash fill a GPU at one token
 SLICE = 64
 GROUPS = 8
 PARTS = 3  # bfloat16 parts of a float32
-
-# wgmma would sum in another order than mma.sync, which every architecture has.
-MATRIX_OPTIONS = {
-    **OPTIONS,
-    "pass_configs": {**OPTIONS["pass_configs"], "tl.disable_wgmma": True},
-    "matrix": True,
-}
 
 
 def splits(K: int) -> int:

@@ -1,10 +1,10 @@
 """mHC pre in one kernel, for few tokens: all that precedes a sublayer (spec §4, steps 1–4)."""
 
 from tileproof.dsl import In, Op, Out, derived
-from tileproof.kernels.row_stream import VECTOR_BYTES, ceildiv, vector
+from tileproof.kernels.row_stream import MATRIX_OPTIONS, VECTOR_BYTES, ceildiv, vector
 
 from . import _mix, reference
-from ._prenorm import GROUPS, MATRIX_OPTIONS, PARTS, SLICE, device, padded, split_length, splits
+from ._prenorm import GROUPS, PARTS, SLICE, device, padded, split_length, splits
 from ._tiles import HIDDEN, MIX_PARAMS, SHAPES, STREAMS, TOKENS, mixing_sizes, weighted_sum
 
 op = Op(

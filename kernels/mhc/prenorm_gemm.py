@@ -1,9 +1,10 @@
 """mHC projection: mixing coefficients before the norm, and sums of squares (spec §4, step 1)."""
 
 from tileproof.dsl import In, Op, Out, derived, static
+from tileproof.kernels.row_stream import MATRIX_OPTIONS
 
 from . import reference
-from ._prenorm import GROUPS, MATRIX_OPTIONS, PARTS, SLICE, device, gemm_tile, split_length, splits
+from ._prenorm import GROUPS, PARTS, SLICE, device, gemm_tile, split_length, splits
 from ._tiles import TOKENS
 
 

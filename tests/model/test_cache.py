@@ -15,8 +15,11 @@ def name(slot, position):
     return slot * 1000 + position
 
 
-def named(pool, rows):
-    return [int(pool[r]) if r >= 0 else None for r in rows.tolist()]
+def named(pool, rows, fresh=()):
+    """What `rows` hold; -2 - i is `fresh` number i, -1 none."""
+    return [
+        int(pool[r]) if r >= 0 else int(fresh[-2 - r]) if r < -1 else None for r in rows.tolist()
+    ]
 
 
 def batches(seed, count=6):
@@ -42,12 +45,11 @@ def test_lists_name_the_tokens_they_should(case):
         pages.reserve(chunks)
         tokens = Tokens.of(chunks)
         names = name(tokens.slot, tokens.position)
-        for k, rows in layouts.items():
-            pools[k][tokens.written(rows).long()] = names
+        pools["window"][tokens.written(layouts["window"]).long()] = names
         listed = window(tokens, layouts["window"])
         made = closing(tokens, layouts["state"], pages, RATIO)
         for source, first, row in zip(made.source, made.position.tolist(), made.row, strict=True):
-            got = named(pools["state"], source)
+            got = named(pools["state"], source, names)
             slot = got[-1] // 1000
             own = range(first - RATIO, first + RATIO)
             assert got == [name(slot, p) if p >= 0 else None for p in own]

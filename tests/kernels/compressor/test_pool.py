@@ -93,8 +93,7 @@ def test_an_entry_does_not_see_its_neighbours_or_its_place(seed):
         assert torch.equal(as_bytes(entry[0]), as_bytes(together[n]))
     # a row may come from this batch or from an earlier one
     kept, fresh, source, *rest = inputs
-    moved = torch.where(source >= 0, -2 - source, -2 - source)
-    (swapped,) = run(op, [fresh, kept, torch.where(source == -1, -1, moved), *rest], **EDGE)
+    (swapped,) = run(op, [fresh, kept, torch.where(source == -1, -1, -2 - source), *rest], **EDGE)
     assert torch.equal(as_bytes(swapped), as_bytes(together))
 
 
