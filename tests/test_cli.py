@@ -119,7 +119,7 @@ def test_list_and_doctor_speak_json() -> None:
     ("words", "message"),
     [
         (("verify", "--bogus"), "No such option: --bogus"),
-        (("verify", "mhc/nope"), "op: got 'mhc/nope', expected one of mhc/collapse"),
+        (("verify", "mhc/nope"), "op: got 'mhc/nope', expected one of attention/out_rope"),
         (("verify", "docs/none.py:x"), "kernel file: got docs/none.py, expected a file"),
         (("verify", "docs/planted_bug.py:x"), "got x, expected one of scale"),
         (("verify", "mhc/post", "--arch", "sm_70"), "architecture: got 'sm_70', expected one of"),

@@ -62,14 +62,14 @@ def test_polynomial_interval_is_sound(term, point):
 
 @given(TERMS, POINT)
 def test_solver_terms_have_the_same_value(term, point):
-    value = int(terms.evaluate(term, point))
+    value, solved_by = int(terms.evaluate(term, point)), engine()
     for backend in (Ints, Vectors):
         try:
-            encoding = backend(engine(), [term])
+            encoding = backend(solved_by, [term])
             wrong = encoding.term(term) != encoding.number(value)
         except UnsupportedError:
             continue
-        solver = z3.Solver()
+        solver = z3.Solver(ctx=solved_by.context)
         solver.add(wrong, *(encoding.symbol(s) == encoding.number(v) for s, v in point.items()))
         assert solver.check() == z3.unsat
 
