@@ -18,7 +18,8 @@ from .terms import Symbol, Term, const, evaluate
 if TYPE_CHECKING:
     from .props import Launch
 
-_MOST_POINTS = 1 << 22
+_AT_ONCE = 1 << 22
+_MOST_POINTS = 1 << 25
 _SIZES = (1, 2, 3, 5, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 257, 1000)
 
 
@@ -44,9 +45,9 @@ def miscount(launch: Launch, tensor: str, writes: list[Access], once: bool) -> M
         counts = np.zeros(extent, np.int64)
         try:
             for access in writes:
-                elements, _ = _elements(launch, access, sizes)
-                inside = elements[(elements >= 0) & (elements < extent)]
-                counts += np.bincount(inside, minlength=extent)
+                for elements, _ in _elements(launch, access, sizes):
+                    inside = elements[(elements >= 0) & (elements < extent)]
+                    counts += np.bincount(inside, minlength=extent)
         except (KeyError, _TooManyError):
             continue  # depends on data, or too large to count
         bad = np.flatnonzero(exists & ((counts == 0) | (once & (counts > 1))))
@@ -72,7 +73,7 @@ def _existing(tensor: TensorFacts, sizes: Mapping[Symbol, int]) -> np.ndarray | 
     last = 0
     for n, stride in zip(shape, (int(evaluate(s, sizes)) for s in strides), strict=True):
         last += (n - 1) * stride
-        if last >= _MOST_POINTS:
+        if last >= _AT_ONCE:
             return None
         offsets = np.add.outer(offsets, np.arange(n) * stride)
     exists = np.zeros(last + 1, bool)
@@ -112,12 +113,11 @@ def choices(
 
 def _elements(
     launch: Launch, access: Access, sizes: Mapping[Symbol, int]
-) -> tuple[np.ndarray, list[tuple[Symbol, np.ndarray]]]:
-    """Every element a store writes, with the point of each."""
+) -> Iterator[tuple[np.ndarray, list[tuple[Symbol, np.ndarray]]]]:
+    """Every element a store writes, with the point of each, some blocks at a time."""
     lane = Symbol("lane", "lane", const(0), const(access.lanes - 1))
     symbols = [*launch.facts.symbols.values(), *access.context.loops, lane]
     point: dict[Symbol, Any] = dict(sizes)
-    axes = []
     total = 1
     for i, s in enumerate(symbols):
         values = choices(s, access.context.path, point)
@@ -127,8 +127,16 @@ def _elements(
         shape = [1] * len(symbols)
         shape[i] = -1
         point[s] = values.reshape(shape)
-        axes.append(point[s])
-    grid = np.broadcast_shapes(*(a.shape for a in axes))
+    parts = -(-total // _AT_ONCE)
+    widest = max(symbols, key=lambda s: (s.kind == "block", point[s].size))
+    for some in np.array_split(point[widest], parts, symbols.index(widest)):
+        yield _stored(access, symbols, {**point, widest: some}, lane)
+
+
+def _stored(
+    access: Access, symbols: list[Symbol], point: Mapping[Symbol, Any], lane: Symbol
+) -> tuple[np.ndarray, list[tuple[Symbol, np.ndarray]]]:
+    grid = np.broadcast_shapes(*(point[s].shape for s in symbols))
     keep = np.broadcast_to(True, grid)
     for s in symbols:  # loops whose range depends on an index around them
         keep = keep & (point[s] >= evaluate(s.lo, point)) & (point[s] <= evaluate(s.hi, point))
@@ -145,7 +153,7 @@ def _writers(
     """Two points that write the element."""
     found: list[Mapping[Symbol, int]] = []
     for access in writes:
-        elements, where = _elements(launch, access, sizes)
-        for i in np.flatnonzero(elements == element)[:2]:
-            found.append({**sizes, **{s: int(v[i]) for s, v in where if s.kind != "lane"}})
+        for elements, where in _elements(launch, access, sizes):
+            for i in np.flatnonzero(elements == element)[:2]:
+                found.append({**sizes, **{s: int(v[i]) for s, v in where if s.kind != "lane"}})
     return tuple(found[:2])

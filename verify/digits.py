@@ -28,13 +28,15 @@ def split(
     shape: tuple[Term, ...],
     lanes: int,
     strides: tuple[Term, ...] | None = None,
+    every: bool = False,
 ) -> list[Digit]:
     """Digits of an index, outermost first; one digit when every stride is a number.
 
     With `strides` there is also a cut wherever a row is shorter than the distance to the next, so
-    that no digit covers a gap. Empty if that is not possible.
+    that no digit covers a gap; with `every` there is one between any two axes. Empty if that is not
+    possible.
     """
-    cuts = _cuts(shape, strides)
+    cuts = _cuts(shape, strides, every)
     if cuts is None:
         return [] if strides is not None else [Digit(index, product(shape), lanes)]
     rest = dict(poly(index).terms)
@@ -55,7 +57,7 @@ def split(
 
 
 def _cuts(
-    shape: tuple[Term, ...], strides: tuple[Term, ...] | None
+    shape: tuple[Term, ...], strides: tuple[Term, ...] | None, every: bool
 ) -> list[tuple[int, Monomial, int]] | None:
     """Where the index splits, outermost first: (axis after the cut, atoms and coefficient of the
     stride before it). None if a stride there is no single product."""
@@ -65,11 +67,11 @@ def _cuts(
         stride = inner if strides is None else strides[axis]
         form = poly(stride)
         gap = form.terms != poly(inner).terms
-        if gap or (form.constant is None and axis + 1 < len(shape)):
+        if gap or ((every or form.constant is None) and axis + 1 < len(shape)):
             if len(form.terms) != 1:
                 return None
             ((atoms, coefficient),) = form.terms.items()
-            if gap or not cuts or cuts[-1][1] != atoms:  # a constant factor makes no cut of its own
+            if every or gap or not cuts or cuts[-1][1] != atoms:  # a constant factor makes no cut of its own
                 cuts.append((axis + 1, atoms, coefficient))
         inner = mul(shape[axis], stride)
     return cuts[::-1]

@@ -125,6 +125,11 @@ class Access:
         """The index, split where its tensor's strides are symbolic or leave gaps."""
         return split(self.index, self.buffer.shape or (), self.lanes, self.buffer.strides)
 
+    @cached_property
+    def coordinates(self) -> list[Digit]:
+        """The index, split between any two axes of its tensor."""
+        return split(self.index, self.buffer.shape or (), self.lanes, self.buffer.strides, True)
+
     @property
     def site(self) -> str:
         """``y[bx*512 + tx*4 : +4] =`` for a store of four elements, without ``=`` for a load."""

@@ -87,6 +87,20 @@ def columns_written(threads, copies=1):
     return kernel
 
 
+def tiles(blocks, columns=64 * 1030, step=64):
+    """Tiles of 64 x 64, too many in a row of blocks to enumerate the elements of all."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def kernel(y: T.Tensor((M, columns), "float32")):
+        with T.Kernel(blocks, T.ceildiv(M, 64), threads=128) as (j, i):
+            for m, n in T.Parallel(64, 64):
+                if (i * 64 + m < M) & (j * step + n < columns):
+                    y[i * 64 + m, j * step + n] = 0.0
+
+    return kernel
+
+
 def staged(size):
     """A block of 128 threads passes values through `size` floats of shared memory."""
     M = T.dynamic("M")
@@ -214,6 +228,17 @@ LADDER = {
         "coverage",
         (columns_written, {"threads": 128}, {}),
         (columns_written, {"threads": 127}, {}),
+    ),
+    "many tiles": ("coverage", (tiles, {"blocks": 1030}, {}), (tiles, {"blocks": 1029}, {})),
+    "last tile in part": (
+        "coverage",
+        (tiles, {"blocks": 1031, "columns": 64 * 1030 + 1}, {}),
+        (tiles, {"blocks": 1030, "columns": 64 * 1030 + 1}, {}),
+    ),
+    "tiles that overlap": (
+        "coverage",
+        (tiles, {"blocks": 1046}, {}),
+        (tiles, {"blocks": 1047, "step": 63}, {}),
     ),
     "twice by a thread pair": (
         "coverage",

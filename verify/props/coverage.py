@@ -56,11 +56,15 @@ def goals(launch: Launch) -> Iterator[Goal]:
 
 
 def _covered(launch: Launch, tensor: str, writes: list[Access], once: bool) -> Goal:
-    try:
-        _prove(launch, writes, once)
-        return PROVED
-    except ShapelessError as why:
-        reason = f"coverage of {tensor}: {why}"
+    joined = _joined(writes)
+    reason = ""
+    # Steps along a row and from row to row may only be told apart by cutting between the two.
+    for digits in ([a.digits for a in joined], [a.coordinates for a in joined]):
+        try:
+            _prove(launch, list(zip(joined, digits, strict=True)), once)
+            return PROVED
+        except ShapelessError as why:
+            reason = reason or f"coverage of {tensor}: {why}"
     defect = miscount(launch, tensor, writes, once)
     if defect is None or not (launch.complete or defect.count):
         # Where something is not modelled, that may be what writes the element.
@@ -70,14 +74,13 @@ def _covered(launch: Launch, tensor: str, writes: list[Access], once: bool) -> G
     return Goal(verdict, example.message, example)
 
 
-def _prove(launch: Launch, writes: list[Access], once: bool) -> None:
+def _prove(launch: Launch, writes: list[tuple[Access, list[Digit]]], once: bool) -> None:
     if not writes:
         raise ShapelessError("it is never written")
     tiles = []
-    writes = _joined(writes)
     layout: tuple[list[tuple[tuple[Symbol, int], ...]], list[Term]] | None = None
-    for access in writes:
-        outer, offsets = _tile(launch, access)
+    for access, digits in writes:
+        outer, offsets = _tile(launch, access, digits)
         shape = ([o.steps for o in outer], [o.extent for o in outer])
         if layout is not None and shape != layout:
             raise ShapelessError("its stores are laid out differently")
@@ -124,10 +127,10 @@ def _negates(first: Term, second: Term) -> bool:
     return apply("not", first) is second or apply("not", second) is first
 
 
-def _tile(launch: Launch, access: Access) -> tuple[list[Outer], np.ndarray]:
+def _tile(launch: Launch, access: Access, digits: list[Digit]) -> tuple[list[Outer], np.ndarray]:
     """The outer structure of a store and the offsets (digit by point) that one tile writes."""
     lane = Symbol("lane", "lane", const(0), const(access.lanes - 1))
-    digits = [*access.digits]
+    digits = [*digits]
     if not digits:
         raise ShapelessError("its strides are no products")
     if any(True for digit in digits for _ in digit.term.loads()):
