@@ -307,7 +307,8 @@ class Engine:
         """Elements at different places of a tensor whose contract says so are different."""
         out = []
         for first, second in itertools.combinations(loads, 2):
-            values = self.domain.tensors[first.value].values
+            tensor = self.domain.tensors.get(first.value)  # none of shared memory
+            values = None if tensor is None else tensor.values
             if first.value == second.value and values is not None and values.distinct:
                 same = terms.apply("eq", first.args[0], second.args[0])
                 differ = terms.apply("ne", first, second)

@@ -1,5 +1,5 @@
 """Mixture of experts (spec §5); importing this package registers the ops."""
 
-from . import given_gate, hash_gate, topk_gate
+from . import given_gate, hash_gate, permute, source, topk_gate
 
-__all__ = ["given_gate", "hash_gate", "topk_gate"]
+__all__ = ["given_gate", "hash_gate", "permute", "source", "topk_gate"]

@@ -71,3 +71,41 @@ def hash_gate(
     """
     index = table[token]
     return index, given_gate(logits, index, scale)
+
+
+def permute(index: torch.Tensor, E: int, Q: int, B: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of pairs (token, slot) sorted by expert, each expert's at the first row of a tile.
+
+    Args:
+        index: [M, K] i64, expert of each pair; -1 is none. One expert in two slots has two rows.
+        E: experts.
+        Q: tiles there are, at least those in use.
+        B: rows of a tile.
+
+    Returns:
+        place [M, K] i32, the row of each pair or -1; expert [Q] i32 of each tile, -1 behind the
+        last in use.
+    """
+    flat = index.flatten()
+    count = torch.bincount(flat[flat >= 0], minlength=E)
+    used = (count + B - 1) // B
+    expert = torch.full((Q,), -1)
+    owners = torch.arange(E).repeat_interleave(used)[:Q]
+    expert[: len(owners)] = owners
+    place = torch.full_like(flat, -1)
+    order = flat.sort(stable=True).indices[(flat < 0).sum() :]
+    rank = torch.arange(len(order)) - (count.cumsum(0) - count).repeat_interleave(count)
+    place[order] = ((used.cumsum(0) - used) * B)[flat[order]] + rank
+    return place.view_as(index).int(), expert.int()
+
+
+def source(place: torch.Tensor, source: torch.Tensor) -> None:
+    """``source[place[m, k]] = m K + k``; -1 is no row.
+
+    Args:
+        place: [M, K] i32.
+        source: [Q, B] i32, changed.
+    """
+    flat = place.flatten()
+    pairs = torch.arange(len(flat), dtype=torch.int32)
+    source.view(-1)[flat[flat >= 0].long()] = pairs[flat >= 0]

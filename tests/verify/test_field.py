@@ -68,7 +68,7 @@ REFUSED = {
         ],
         "value of one thread in a parallel loop",
     ),
-    "indexer/topk": "tl.shfl_up",
+    **dict.fromkeys(["indexer/topk", "moe/permute"], "tl.shfl_up"),
 }
 
 
