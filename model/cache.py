@@ -174,10 +174,19 @@ class Pages:
 
     def rows(self, slot: torch.Tensor, entry: torch.Tensor, ratio: int) -> torch.Tensor:
         """Rows of the pool of `ratio` for entries number `entry` of requests `slot`, as int32."""
-        table = self.tensor()
+        table = self.tensor().to(slot.device)
         per_page = self.page // ratio
         page = table[slot, (entry // per_page).clamp(max=table.shape[1] - 1)]
         return (page * per_page + entry % per_page).where(entry >= 0, -1).int()
+
+    def keys(
+        self, pool: torch.Tensor, slot: torch.Tensor, count: torch.Tensor, ratio: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A copy of each request's first `count` entries, one after the other; where they begin."""
+        first = count.cumsum(0) - count
+        request = torch.arange(len(slot), device=slot.device).repeat_interleave(count)
+        entry = torch.arange(len(request), device=slot.device) - first[request]
+        return pool[self.rows(slot[request], entry, ratio).long()], first
 
     def tensor(self) -> torch.Tensor:
         """[slots, most pages] int64, -1 behind the last page of a request."""
@@ -185,20 +194,44 @@ class Pages:
         return torch.tensor([pages + [-1] * (width - len(pages)) for pages in self.table])
 
 
-def closing(tokens: Tokens, rows: Rows, pages: Pages, ratio: int) -> Closing:
+class Stripes(NamedTuple):
+    """Compressed pools without pages: each request owns the entries of `length` tokens in a row.
+
+    A multiple of every compression ratio. What :class:`Pages` can do, without a copy of keys.
+    """
+
+    length: int
+
+    def rows(self, slot: torch.Tensor, entry: torch.Tensor, ratio: int) -> torch.Tensor:
+        """As :meth:`Pages.rows`."""
+        return (slot * (self.length // ratio) + entry).where(entry >= 0, -1).int()
+
+    def keys(
+        self, pool: torch.Tensor, slot: torch.Tensor, count: torch.Tensor, ratio: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As :meth:`Pages.keys`: the pool itself."""
+        return pool, slot * (self.length // ratio)
+
+
+Places = Pages | Stripes
+
+
+def closing(tokens: Tokens, rows: Rows, places: Places, ratio: int) -> Closing:
     """What :class:`Closing` says, for windows of `ratio` tokens pooling ``rows.ring`` slots."""
     last = (tokens.position + 1) % ratio == 0
     token = last.nonzero()[:, 0]
     end = tokens.position[token]
     position = end[:, None] - rows.ring + 1 + torch.arange(rows.ring)
     source = tokens.sources(rows, token, position.clamp(min=-1))
-    row = pages.rows(tokens.slot[token], end // ratio, ratio)
+    row = places.rows(tokens.slot[token], end // ratio, ratio)
     return Closing(source, end - ratio + 1, row)
 
 
-def all_entries(tokens: Tokens, pages: Pages, ratio: int) -> torch.Tensor:
-    """Rows [M, K] of every compressed entry a token sees, s < (position + 1) // ratio, then -1."""
-    seen = (tokens.position + 1) // ratio
-    entry = torch.arange(int(seen.max()) if len(tokens) else 0)
+def all_entries(
+    slot: torch.Tensor, position: torch.Tensor, places: Places, ratio: int
+) -> torch.Tensor:
+    """Rows [M, K] of every compressed entry tokens see, s < (position + 1) // ratio, then -1."""
+    seen = (position + 1) // ratio
+    entry = torch.arange(int(seen.max()) if len(seen) else 0)
     entry = torch.where(entry < seen[:, None], entry, -1)
-    return pages.rows(tokens.slot[:, None].expand_as(entry), entry, ratio)
+    return places.rows(slot[:, None].expand_as(entry), entry, ratio)

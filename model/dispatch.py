@@ -13,6 +13,7 @@ from tileproof.runtime import MissingKernel
 
 ACTIVATIONS = (torch.bfloat16, torch.float32)
 ALIGNMENT = 16  # bytes; weights in a memory-mapped safetensors file start where they happen to
+ROWS = 8  # of a matrix product's weight come in multiples of this
 _DENSE = {"memory_format": torch.contiguous_format}
 
 # A launch of the fused kernel costs a third of three launches, but its blocks take all of K, so
@@ -36,7 +37,7 @@ class Kernels:
         self.library = library
         self.add = add
         self.fallback = fallback
-        self._copies = WeakTensorKeyDictionary()  # parameter → (its state, its copy)
+        self._copies = WeakTensorKeyDictionary()  # parameter → kind → (its state, its copy)
 
     def __call__(self, op: str, *tensors: torch.Tensor, **params: float) -> Any:
         """Run `op` (``mhc_post``). Raises ContractError when nothing can serve the call."""
@@ -62,14 +63,36 @@ class Kernels:
         """
         if parameter.dtype in (torch.float32, keep) and _is_ready(parameter):
             return parameter
-        if parameter.is_inference() or (torch.is_grad_enabled() and parameter.requires_grad):
-            return _copied(parameter, keep)  # no version counter, or a gradient to carry
-        state = (parameter.data_ptr(), parameter._version, parameter.dtype, parameter.device)
-        known = self._copies.get(parameter)
-        if known is None or known[0] != state:
-            known = (state, _copied(parameter.detach(), keep))
-            self._copies[parameter] = known
-        return known[1]
+        return self._copy((parameter,), keep, lambda p: _copied(p, keep))
+
+    def matrix(self, *parameters: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Matrices [N, K] one above the other as ``gemm/dense`` takes them: in `dtype`, contiguous
+        and aligned, with zero rows up to a multiple of 8. Copied as by :meth:`weight`."""
+        count = sum(len(p) for p in parameters)
+        only = parameters[0]
+        if len(parameters) == 1 and only.dtype == dtype and _is_ready(only) and not count % ROWS:
+            return only
+
+        def make(*parts: torch.Tensor) -> torch.Tensor:
+            zeros = only.new_zeros(-count % ROWS, *only.shape[1:])
+            return torch.cat([*parts, zeros]).to(dtype)
+
+        return self._copy(parameters, dtype, make)
+
+    def _copy(
+        self, parameters: tuple[torch.Tensor, ...], kind: object, make: Callable[..., torch.Tensor]
+    ) -> torch.Tensor:
+        """``make(*parameters)``, of the last call if no value has changed since."""
+        if any(
+            p.is_inference() or (torch.is_grad_enabled() and p.requires_grad) for p in parameters
+        ):
+            return make(*parameters)  # no version counter, or a gradient to carry
+        state = [(p.data_ptr(), p._version, p.dtype, p.device) for p in parameters]
+        kinds = self._copies.setdefault(parameters[0], {})
+        if kind not in kinds or kinds[kind][0] != state:
+            kinds[kind] = (state, make(*(p.detach() for p in parameters)))
+        made: torch.Tensor = kinds[kind][1]
+        return made
 
 
 def _is_ready(tensor: torch.Tensor) -> bool:

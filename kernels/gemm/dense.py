@@ -1,7 +1,7 @@
 """x W^T in bfloat16 or float32 (spec §6.3)."""
 
 from tileproof.dsl import In, Op, Out
-from tileproof.kernels.row_stream import MATRIX_OPTIONS
+from tileproof.kernels.row_stream import MATRIX_OPTIONS, ceildiv
 
 from . import reference
 from ._tiles import COLUMNS, ROWS, TILE, TOKENS, TYPES, device
@@ -11,7 +11,7 @@ def model_sizes(config):
     """Every linear of the exact model, the router and the head (spec §1).
 
     float32 are the router's logits, kv and z of the compressors side by side (CSA, HCA, indexer)
-    and the head's logits.
+    and the head's logits. Weights get zero rows up to a multiple of 8.
     """
     if "vocab_size" not in config:
         return
@@ -20,8 +20,8 @@ def model_sizes(config):
     index, HI = config["index_head_dim"], config["index_n_heads"]
     hidden, lora = config["moe_intermediate_size"], config["o_groups"] * config["o_lora_rank"]
     for N in (config["n_routed_experts"], 4 * head, 2 * head, 4 * index, config["vocab_size"]):
-        yield {"N": N, "K": D, "out": "f32"}
-    for N, K in ((R, D), (H * head, R), (head, D), (D, lora), (HI * index, R), (HI, D)):
+        yield {"N": ceildiv(N, 8) * 8, "K": D, "out": "f32"}
+    for N, K in ((R, D), (H * head, R), (head, D), (D, lora), (HI * index, R), (ceildiv(HI, 8) * 8, D)):
         yield {"N": N, "K": K, "out": "act"}
     for N, K in ((2 * hidden, D), (D, hidden)):
         yield {"N": N, "K": K, "out": "act"}

@@ -54,7 +54,7 @@ def test_lists_name_the_tokens_they_should(case):
             own = range(first - RATIO, first + RATIO)
             assert got == [name(slot, p) if p >= 0 else None for p in own]
             compressed[int(row)] = name(slot, first // RATIO)
-        entries = all_entries(tokens, pages, RATIO)
+        entries = all_entries(tokens.slot, tokens.position, pages, RATIO)
         for m, (slot, p) in enumerate(
             zip(tokens.slot.tolist(), tokens.position.tolist(), strict=True)
         ):
@@ -82,5 +82,6 @@ def test_pages_go_back_and_run_out():
 def test_an_empty_batch_has_empty_lists():
     tokens = Tokens.of([])
     assert window(tokens, Rows(2, 8)).shape == (0, 8)
-    assert all_entries(tokens, Pages(2, 3, PAGE), RATIO).shape == (0, 0)
+    pages = Pages(2, 3, PAGE)
+    assert all_entries(tokens.slot, tokens.position, pages, RATIO).shape == (0, 0)
     assert not len(closing(tokens, Rows(2, 8), Pages(2, 3, PAGE), RATIO).row)
