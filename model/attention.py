@@ -39,8 +39,8 @@ class Rope:
     def __call__(self, position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin [M, Q] in f32 of positions [M].
 
-        Angles round to float32, as everywhere. Their cos is computed wider and rounded once: float32
-        routines give a vector's last elements other bits than its first.
+        Angles round to float32, as everywhere. Their cos is computed wider and rounded once, since
+        float32 routines may give a vector's last elements other bits than its first.
         """
         angle = (position[:, None].float() * self.frequency.float()).double()
         return (angle.cos() * self.scale).float(), (angle.sin() * self.scale).float()

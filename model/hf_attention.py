@@ -42,7 +42,9 @@ class Plan:
         self.batch = Batch(chunks, rows, config.sliding_window, self.places, device)
         rotary = model.rotary_emb
         self.ropes = {
-            kind: Rope(getattr(rotary, f"{kind}_inv_freq"), getattr(rotary, f"{kind}_attention_scaling"))
+            kind: Rope(
+                getattr(rotary, f"{kind}_inv_freq"), getattr(rotary, f"{kind}_attention_scaling")
+            )
             for kind in ("main", "compress")
         }
 
@@ -55,7 +57,14 @@ class Plan:
         """[M, D] → [B, S, D], zeros for padding."""
         if self.real is None:
             return y.view(like.shape)
-        return torch.zeros_like(like).view(-1, y.shape[1]).index_copy(0, self.real, y).view(like.shape)
+        return (
+            torch.zeros_like(like).view(-1, y.shape[1]).index_copy(0, self.real, y).view(like.shape)
+        )
+
+
+def rope_of(rotary: Any, kind: str) -> Rope:
+    """The rotations that a ``DeepseekV4RotaryEmbedding`` has for ``"main"`` or ``"compress"``."""
+    return Rope(getattr(rotary, f"{kind}_inv_freq"), getattr(rotary, f"{kind}_attention_scaling"))
 
 
 def weights_of(run: Kernels, module: Any, rope: Rope, dtype: torch.dtype) -> Attention:
@@ -146,4 +155,3 @@ def planned(
               expected="each row's tokens counted one by one")  # fmt: skip
     cache = DynamicCache(config=model.config) if cache is None else cache
     return Plan(model, columns, shape, cache, device)
-

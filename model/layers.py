@@ -12,11 +12,9 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from transformers import DynamicCache
 from transformers.models.deepseek_v4 import modeling_deepseek_v4 as hf
 
 from .dispatch import FUSED_TOKENS, Kernels, by_rows
-from .hf_attention import attend, planned
 
 
 class Patched:
@@ -140,53 +138,6 @@ def _logits(router: Any, hidden_states: torch.Tensor) -> torch.Tensor:
     """x W^T [M, E] in float32, also of bfloat16 activations (spec §5.1)."""
     flat = hidden_states.reshape(-1, router.hidden_dim)
     return torch.nn.functional.linear(flat.float(), router._tileproof.weight(router.weight))
-
-
-class DeepseekV4Attention(Patched, hf.DeepseekV4Attention):
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        position_embeddings: Any,
-        position_ids: torch.Tensor,
-        attention_mask: Any,
-        past_key_values: Any = None,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, None]:
-        """x [B, S, D] → [B, S, D] and no weights; positions and cache are in the plan."""
-        return attend(self, self._tileproof, hidden_states, attention_mask), None
-
-
-class DeepseekV4Model(Patched, hf.DeepseekV4Model):
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: Any = None,
-        position_ids: torch.Tensor | None = None,
-        past_key_values: Any = None,
-        inputs_embeds: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """As the original, with a plan where layers get a mask; no mask is built."""
-        given = input_ids if input_ids is not None else inputs_embeds
-        if use_cache is None:
-            use_cache = self.config.use_cache
-        if past_key_values is None and use_cache:
-            past_key_values = DynamicCache(config=self.config)
-        if given is not None and (input_ids is None) != (inputs_embeds is None):
-            plan = planned(
-                self, given.shape[:2], given.device, attention_mask, position_ids, past_key_values
-            )
-            attention_mask = {"plan": plan}
-        return super().forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **kwargs,
-        )
 
 
 # Op the user names → the class that runs it. `mhc/pre` stands for prenorm_gemm, sinkhorn and

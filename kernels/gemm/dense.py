@@ -21,7 +21,14 @@ def model_sizes(config):
     hidden, lora = config["moe_intermediate_size"], config["o_groups"] * config["o_lora_rank"]
     for N in (config["n_routed_experts"], 4 * head, 2 * head, 4 * index, config["vocab_size"]):
         yield {"N": ceildiv(N, 8) * 8, "K": D, "out": "f32"}
-    for N, K in ((R, D), (H * head, R), (head, D), (D, lora), (HI * index, R), (ceildiv(HI, 8) * 8, D)):
+    for N, K in (
+        (R, D),
+        (H * head, R),
+        (head, D),
+        (D, lora),
+        (HI * index, R),
+        (ceildiv(HI, 8) * 8, D),
+    ):
         yield {"N": N, "K": K, "out": "act"}
     for N, K in ((2 * hidden, D), (D, hidden)):
         yield {"N": N, "K": K, "out": "act"}

@@ -16,11 +16,11 @@ import torch
 from transformers.masking_utils import create_sliding_window_causal_mask
 
 from tileproof.dsl import get
-from tileproof.model.attention import Batch, Rope, State, attention
+from tileproof.model.attention import Batch, State, attention
 from tileproof.model.cache import Chunk, Pages, Stripes
 from tileproof.model.dispatch import Kernels
 from tileproof.model.exact import _Wide
-from tileproof.model.hf_attention import weights_of
+from tileproof.model.hf_attention import rope_of, weights_of
 from tileproof.model.library import References, built
 from tileproof.runtime import Library
 from tileproof.runtime.backends import choose
@@ -60,8 +60,7 @@ def layer(kind, seed, run):
     """transformers' module with its rotations, and the same weights for the engine."""
     m = model(seed)
     module, rotary = m.model.layers[KINDS[kind]].self_attn, m.model.rotary_emb
-    name = module.rope_layer_type
-    rope = Rope(getattr(rotary, f"{name}_inv_freq"), getattr(rotary, f"{name}_attention_scaling"))
+    rope = rope_of(rotary, module.rope_layer_type)
     return m, module, weights_of(run, module, rope, torch.float32)
 
 
