@@ -40,7 +40,9 @@ def _round_e2m1(x: torch.Tensor) -> torch.Tensor:
     return torch.where(x.isnan(), 7, code + 8 * x.signbit().int()).to(torch.uint8)
 
 
-def _e2m1_values(codes: torch.Tensor) -> torch.Tensor:
+def e2m1_values(packed: torch.Tensor) -> torch.Tensor:
+    """[..., K / 2] bytes of two codes, the even column's in the low half, as [..., K] float32."""
+    codes = torch.stack((packed & 15, packed >> 4), -1).flatten(-2)
     return torch.tensor((*E2M1_VALUES, *(-v for v in E2M1_VALUES)))[codes.long()]
 
 
@@ -49,7 +51,7 @@ def _fp8_values(q: torch.Tensor, s: torch.Tensor, B: int) -> torch.Tensor:
 
 
 def _fp4_values(q: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-    values = _e2m1_values(torch.stack((q & 15, q >> 4), -1).flatten(-2))
+    values = e2m1_values(q)
     return _rows(_groups(values, 32) * s.float()[..., None], values)
 
 
@@ -159,7 +161,7 @@ def fp4_to_fp8(p: torch.Tensor, s: torch.Tensor) -> tuple[torch.Tensor, torch.Te
         [M, N, K] e4m3; [M, ceil(K / 128)] ue8m0; [M, ceil(K / 128)] u8, 1 where no value of the
         tile changed. That is so for any codes if max(s) / min(s) <= 2^14.
     """
-    values = _e2m1_values(torch.stack((p & 15, p >> 4), -1).flatten(-2))
+    values = e2m1_values(p)
     source = s.view(torch.uint8).int()
     tiles = _groups(source, 4).int()  # [M, N, G, 4]
     largest = tiles.amax((1, 3))

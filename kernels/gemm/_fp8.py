@@ -1,0 +1,171 @@
+"""Tiles of ``x W^T`` with scaled codes: e4m3 times e4m3 or e2m1 (spec §6.3).
+
+A row's columns come in blocks of one weight scale each, 128 (e4m3) or 32 (e2m1). The products of a
+block are summed in float32 by one warp, 16 columns at a time from left to right; that sum times
+its scales is added to the element, block after block. Neither the tile nor the number of tokens
+changes that order, so a row's bits are its own.
+
+Codes go to the tensor cores as float16. It holds every e4m3 and e2m1, subnormals and NaN included,
+and float32 holds their products, so on every architecture nothing is rounded but the sums and, out
+of float32's range, what the scales do.
+"""
+
+from types import SimpleNamespace
+
+from tileproof.dsl import check, derived, dim, static
+from tileproof.kernels.quant._blocks import FP4_GROUP, scale
+from tileproof.kernels.row_stream import ceildiv
+
+DEPTH = 128  # columns of a step, and of a group of e4m3
+TOKENS = dim(0, 1 << 20, batch=True)
+ROWS = static(8, 1 << 18, multiple=8)  # of a weight
+COLUMNS = static(32, 1 << 14, multiple=32)
+OUT = {"out": ("bf16", "f32")}
+
+TILE = {"width": 64, "threads": 128, "stages": 2}
+
+
+def groups(K: int) -> int:
+    """Scales of a row of K columns, one for each 128."""
+    return ceildiv(K, DEPTH)
+
+
+def _activation_groups(K: int, B: int) -> int:
+    check(B in (FP4_GROUP, DEPTH), "activations of a scale", got=B, expected="32 or 128")
+    return ceildiv(K, B)
+
+
+FP4_DIMS = {
+    "N": ROWS,
+    "K": COLUMNS,
+    "B": static(FP4_GROUP, DEPTH, multiple=32),
+    "G": derived(_activation_groups),
+    "H": derived(lambda K: K // 2),
+    "F": derived(lambda K: K // FP4_GROUP),
+}
+
+
+def rate(T, code):
+    """float32 of the code of a scale."""
+    return scale(T, T.cast(code, "int32"))
+
+
+def fp8_device(T, K, tokens, width, stages):
+    """Device code of one tile of e4m3 × e4m3, as a namespace of macros.
+
+    ``product(bring, scales, result)`` is the whole tile. ``bring(k, x_codes, w_codes)`` loads the
+    columns from k on of both operands, zeros beyond their ends; ``scales(x_scales, w_scales)`` the
+    codes of all scales, [tokens, groups] and [groups].
+    """
+
+    @T.macro
+    def product(bring, scales, result):
+        x_codes = T.alloc_shared((tokens, DEPTH), "float8_e4m3fn")
+        w_codes = T.alloc_shared((width, DEPTH), "float8_e4m3fn")
+        x_tile = T.alloc_shared((tokens, DEPTH), "float16")
+        w_tile = T.alloc_shared((width, DEPTH), "float16")
+        x_scales = T.alloc_shared((tokens, groups(K)), "uint8")
+        w_scales = T.alloc_shared((groups(K),), "uint8")
+        row = T.alloc_shared((tokens,), "float32")
+        part = T.alloc_fragment((tokens, width), "float32")
+        acc = T.alloc_fragment((tokens, width), "float32")
+        T.clear(acc)
+        scales(x_scales, w_scales)
+        for g in T.Pipelined(groups(K), num_stages=stages):
+            bring(g * DEPTH, x_codes, w_codes)
+            for m, k in T.Parallel(tokens, DEPTH):
+                x_tile[m, k] = T.cast(x_codes[m, k], "float16")
+            for n, k in T.Parallel(width, DEPTH):
+                w_tile[n, k] = T.cast(w_codes[n, k], "float16")
+            for m in T.Parallel(tokens):
+                row[m] = rate(T, x_scales[m, g]) * rate(T, w_scales[g])
+            T.clear(part)
+            T.gemm(x_tile, w_tile, part, transpose_B=True)
+            # a product of its own, so that no compiler makes one rounding of both
+            for m, n in T.Parallel(tokens, width):
+                part[m, n] *= row[m]
+            for m, n in T.Parallel(tokens, width):
+                acc[m, n] += part[m, n]
+        for m, n in T.Parallel(tokens, width):
+            result[m, n] = acc[m, n]
+
+    return SimpleNamespace(product=product)
+
+
+def e2m1_half(T, code):
+    """float16 of the e2m1 in the low four bits of an int32: its three low bits as exponent and
+    mantissa are too small by 2^14."""
+    bits = T.shift_left(code & 7, 9) | T.shift_left(code & 8, 12)
+    return T.reinterpret(T.cast(bits, "uint16"), "float16") * T.float16(2.0**14)
+
+
+def fp4_device(T, K, B, tokens, width, threads, stages):
+    """Device code of one tile of e4m3, scaled per 1×B, × e2m1, scaled per 1×32.
+
+    ``product(bring, result)`` is the whole tile; ``bring(k, x_codes, x_scales, w_codes, w_scales)``
+    loads what belongs to the columns from k on: codes [tokens, 128] and, two a byte, [width, 64],
+    scales [tokens, 128 / B] and [width, 4]; zeros beyond the ends.
+    """
+    blocks = DEPTH // FP4_GROUP
+    own = DEPTH // B  # scales of a row of activations in a step
+    held = FP4_GROUP // 2
+
+    @T.macro
+    def widen(w_codes, w_tile):
+        """A thread takes a block of a row at a time."""
+        thread = T.get_thread_binding()
+        packed = T.alloc_local((held,), "uint8")
+        values = T.alloc_local((FP4_GROUP,), "float16")
+        for step in T.unroll(width * blocks // threads):
+            n = (step * threads + thread) // blocks
+            b = thread % blocks
+            for v in T.vectorized(held):
+                packed[v] = w_codes[n, b * held + v]
+            for v in T.unroll(held):
+                values[2 * v] = e2m1_half(T, T.cast(packed[v], "int32"))
+                values[2 * v + 1] = e2m1_half(T, T.shift_right(T.cast(packed[v], "int32"), 4))
+            for c in T.unroll(FP4_GROUP // 8):
+                for v in T.vectorized(8):
+                    w_tile[b * width + n, c * 8 + v] = values[c * 8 + v]
+
+    @T.macro
+    def product(bring, result):
+        x_codes = T.alloc_shared((tokens, DEPTH), "float8_e4m3fn")
+        w_codes = T.alloc_shared((width, DEPTH // 2), "uint8")
+        x_scales = T.alloc_shared((tokens, own), "float8_e8m0fnu")
+        w_scales = T.alloc_shared((width, blocks), "float8_e8m0fnu")
+        # blocks of columns one above the other
+        x_tile = T.alloc_shared((blocks * tokens, FP4_GROUP), "float16")
+        w_tile = T.alloc_shared((blocks * width, FP4_GROUP), "float16")
+        row = T.alloc_shared((own, tokens), "float32")
+        column = T.alloc_shared((blocks, width), "float32")
+        part = T.alloc_fragment((tokens, width), "float32")
+        acc = T.alloc_fragment((tokens, width), "float32")
+        T.clear(acc)
+        for g in T.Pipelined(groups(K), num_stages=stages):
+            bring(g * DEPTH, x_codes, x_scales, w_codes, w_scales)
+            for m, k in T.Parallel(tokens, DEPTH):
+                x_tile[k // FP4_GROUP * tokens + m, k % FP4_GROUP] = T.cast(
+                    x_codes[m, k], "float16"
+                )
+            widen(w_codes, w_tile)
+            for i, m in T.Parallel(own, tokens):
+                row[i, m] = rate(T, T.reinterpret(x_scales[m, i], "uint8"))
+            for b, n in T.Parallel(blocks, width):
+                column[b, n] = rate(T, T.reinterpret(w_scales[n, b], "uint8"))
+            for b in range(blocks):
+                T.clear(part)
+                T.gemm(
+                    x_tile[b * tokens : (b + 1) * tokens, :],
+                    w_tile[b * width : (b + 1) * width, :],
+                    part,
+                    transpose_B=True,
+                )
+                for m, n in T.Parallel(tokens, width):
+                    part[m, n] = part[m, n] * row[b * own // blocks, m] * column[b, n]
+                for m, n in T.Parallel(tokens, width):
+                    acc[m, n] += part[m, n]
+        for m, n in T.Parallel(tokens, width):
+            result[m, n] = acc[m, n]
+
+    return SimpleNamespace(product=product)

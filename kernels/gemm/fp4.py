@@ -1,0 +1,70 @@
+"""x W^T of FP8 activations and FP4 weights (spec §6.3)."""
+
+from tileproof.dsl import In, Op, Out
+from tileproof.kernels.row_stream import MATRIX_OPTIONS
+
+from . import reference
+from ._fp8 import DEPTH, FP4_DIMS, FP4_GROUP, OUT, TILE, TOKENS, fp4_device
+
+
+def model_sizes(config):
+    """One routed expert of the official model: gate and up stacked, then down."""
+    if "n_routed_experts" in config:
+        D, hidden = config["hidden_size"], config["moe_intermediate_size"]
+        for N, K in ((2 * hidden, D), (D, hidden)):
+            if N % 8 == 0 and K % FP4_GROUP == 0:  # else the model has no official form
+                yield {"N": N, "K": K, "B": DEPTH}
+
+
+op = Op(
+    "gemm/fp4",
+    args=(
+        In("x", "M K", "e4m3"),
+        In("xs", "M G", "ue8m0"),
+        In("w", "N H", "u8"),
+        In("ws", "N F", "ue8m0"),
+        Out("y", "M N", "out"),
+    ),
+    dims={"M": TOKENS, **FP4_DIMS},
+    doc="x W^T, e4m3 × e2m1, scales per 1×B and 1×32, blocks of 32 columns in order (spec §6.3)",
+    reference=reference.fp4,
+    shapes={
+        "tiny": {"M": 7, "N": 64, "K": 64, "B": 32},
+        "flash": {"M": 4096, "N": 4096, "K": 4096, "B": 128},
+        "pro": {"M": 4096, "N": 6144, "K": 7168, "B": 128},
+        "edge": {"M": [0, 1, 63, 64, 65, 129], "N": 136, "K": 160, "B": 128},
+    },
+    types=OUT,
+    model_sizes=model_sizes,
+    reduces=("K",),
+)
+
+
+@op.kernel(**MATRIX_OPTIONS, **TILE, tokens=64)
+def fp4(T, M, N, K, B, G, H, F, out, tokens, width, threads, stages):
+    """One block makes one tile."""
+    code = fp4_device(T, K, B, tokens, width, threads, stages)
+
+    @T.macro
+    def bring(x, xs, w, ws, i, j, k, x_codes, x_scales, w_codes, w_scales):
+        T.copy(x[i * tokens, k], x_codes)
+        T.copy(xs[i * tokens, k // B], x_scales)
+        T.copy(w[j * width, k // 2], w_codes)
+        T.copy(ws[j * width, k // FP4_GROUP], w_scales)
+
+    @T.prim_func
+    def kernel(
+        x: T.Tensor((M, K), "float8_e4m3fn"),
+        xs: T.Tensor((M, G), "float8_e8m0fnu"),
+        w: T.Tensor((N, H), "uint8"),
+        ws: T.Tensor((N, F), "float8_e8m0fnu"),
+        y: T.Tensor((M, N), out),
+    ):
+        with T.Kernel(T.ceildiv(N, width), T.ceildiv(M, tokens), threads=threads) as (j, i):
+            staged = T.alloc_shared((tokens, width), out)
+            code.product(lambda *at: bring(x, xs, w, ws, i, j, *at), staged)
+            for m, n in T.Parallel(tokens, width):
+                if (i * tokens + m < M) & (j * width + n < N):
+                    y[i * tokens + m, j * width + n] = staged[m, n]
+
+    return kernel

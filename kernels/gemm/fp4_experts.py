@@ -1,0 +1,81 @@
+"""Tiles of FP8 rows times the FP4 weight of each tile's expert (spec §5.2, §6.3)."""
+
+from tileproof.dsl import In, Op, Out, Values, dim, static
+from tileproof.kernels.row_stream import MATRIX_OPTIONS
+
+from . import fp4, reference
+from ._fp8 import DEPTH, FP4_DIMS, FP4_GROUP, OUT, TILE, fp4_device
+
+
+def model_sizes(config):
+    """The routed experts of the official model."""
+    for sizes in fp4.model_sizes(config):
+        yield {**sizes, "E": config["n_routed_experts"], "R": 64}
+
+
+op = Op(
+    "gemm/fp4_experts",
+    args=(
+        In("x", "Q R K", "e4m3"),
+        In("xs", "Q R G", "ue8m0"),
+        In("expert", "Q", "i32", values=Values("0", "E-1", none=-1)),
+        In("w", "E N H", "u8"),
+        In("ws", "E N F", "ue8m0"),
+        Out("y", "Q R N", "out"),
+    ),
+    dims={
+        "Q": dim(0, (1 << 16) - 1, batch=True),  # an axis of the grid
+        "R": static(16, 128, multiple=16),
+        "E": static(1, 1024),
+        **FP4_DIMS,
+    },
+    doc="x_q W_e^T of tiles of R rows, e = expert_q, otherwise as gemm/fp4; zeros for -1"
+    " (spec §5.2, §6.3)",
+    reference=reference.fp4_experts,
+    shapes={
+        "tiny": {"Q": 3, "R": 16, "E": 4, "N": 64, "K": 64, "B": 32},
+        "flash": {"Q": 640, "R": 64, "E": 256, "N": 4096, "K": 4096, "B": 128},
+        "pro": {"Q": 768, "R": 64, "E": 384, "N": 6144, "K": 7168, "B": 128},
+        "edge": {"Q": [0, 1, 5], "R": 64, "E": 3, "N": 136, "K": 160, "B": 128},
+    },
+    types=OUT,
+    model_sizes=model_sizes,
+    reduces=("K",),
+)
+
+
+@op.kernel(**MATRIX_OPTIONS, **TILE)
+def fp4_experts(T, Q, R, E, N, K, B, G, H, F, out, width, threads, stages):
+    """One block makes one tile; those of the same rows follow one another."""
+    code = fp4_device(T, K, B, R, width, threads, stages)
+
+    @T.macro
+    def bring(x, xs, w, ws, q, e, j, k, x_codes, x_scales, w_codes, w_scales):
+        T.copy(x[q, 0:R, k : k + DEPTH], x_codes)
+        T.copy(xs[q, 0:R, k // B : k // B + DEPTH // B], x_scales)
+        T.copy(w[e, j * width : (j + 1) * width, k // 2 : (k + DEPTH) // 2], w_codes)
+        T.copy(
+            ws[e, j * width : (j + 1) * width, k // FP4_GROUP : (k + DEPTH) // FP4_GROUP], w_scales
+        )
+
+    @T.prim_func
+    def kernel(
+        x: T.Tensor((Q, R, K), "float8_e4m3fn"),
+        xs: T.Tensor((Q, R, G), "float8_e8m0fnu"),
+        expert: T.Tensor((Q,), "int32"),
+        w: T.Tensor((E, N, H), "uint8"),
+        ws: T.Tensor((E, N, F), "float8_e8m0fnu"),
+        y: T.Tensor((Q, R, N), out),
+    ):
+        with T.Kernel(T.ceildiv(N, width), Q, threads=threads) as (j, q):
+            staged = T.alloc_shared((R, width), out)
+            e = expert[q]
+            if e >= 0:
+                code.product(lambda *at: bring(x, xs, w, ws, q, e, j, *at), staged)
+            else:
+                T.clear(staged)
+            for m, n in T.Parallel(R, width):
+                if j * width + n < N:
+                    y[q, m, j * width + n] = staged[m, n]
+
+    return kernel

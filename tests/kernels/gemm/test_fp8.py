@@ -1,0 +1,94 @@
+"""gemm/fp8 against its reference in the order of the virtual GPU, bit for bit; rows alone."""
+
+import pytest
+import torch
+
+from tileproof.kernels.gemm import reference
+from tileproof.kernels.gemm.fp8 import op
+
+from ..quant.checks import assert_same
+from ..support import UNIT, assert_archs_agree, assert_rows_alone, assert_schedules_agree, run
+from .codes import e4m3, generator, ordered, ue8m0
+
+EDGE = {"N": 136, "K": 160, "out": "f32"}
+
+
+def inputs(M, N, K, seed, **scales):
+    draw = generator(seed)
+    groups = -(-K // 128)
+    return [
+        e4m3((M, K), draw),
+        ue8m0((M, groups), draw, **scales),
+        e4m3((N, K), draw),
+        ue8m0((-(-N // 128), groups), draw, **scales),
+    ]
+
+
+def check(operands, **sizes):
+    (y,) = run(op, operands, finite=False, **sizes)
+    assert_same(y, reference.fp8(*operands, sizes["out"], product=ordered))
+    return y
+
+
+@pytest.mark.parametrize("M", [0, 1, 63, 64, 65, 129])
+def test_numbers_of_tokens(M, seed):
+    check(inputs(M, 136, 160, seed), **EDGE)
+
+
+@pytest.mark.parametrize(
+    ("N", "K", "out"), [(8, 32, "bf16"), (64, 128, "f32"), (136, 1024, "bf16"), (24, 4096, "f32")]
+)
+def test_sizes_and_types(N, K, out, seed):
+    check(inputs(5, N, K, seed), N=N, K=K, out=out)
+
+
+@pytest.mark.parametrize(("lo", "hi"), [(0, 2), (60, 70), (190, 254), (0, 254)])
+def test_scales_beyond_float32(lo, hi, seed):
+    """Scales whose product, or what they scale, is subnormal, zero or infinite."""
+    check(inputs(33, 136, 160, seed, lo=lo, hi=hi), **EDGE)
+
+
+def test_a_code_or_a_scale_that_is_nan_stays_in_its_row(seed):
+    operands = inputs(9, 136, 160, seed)
+    clean = check(operands, **EDGE)
+    operands[0].view(torch.uint8)[3, 5] = 0x7F
+    operands[0].view(torch.uint8)[4, 150] = 0xFF
+    operands[1].view(torch.uint8)[6, 1] = 255
+    y = check(operands, **EDGE)
+    hit = [3, 4, 6]
+    assert y[hit].isnan().all()
+    others = [m for m in range(9) if m not in hit]
+    assert torch.equal(y[others], clean[others])
+
+
+def test_a_nan_of_the_weight_stays_in_its_columns(seed):
+    operands = inputs(9, 136, 160, seed)
+    operands[2].view(torch.uint8)[7, 2] = 0x7F  # a row of w
+    operands[3].view(torch.uint8)[1, 0] = 255  # rows 128 to 135
+    y = check(operands, **EDGE)
+    assert y[:, 7].isnan().all() and y[:, 128:].isnan().all()
+    assert not y[:, :7].isnan().any() and not y[:, 8:128].isnan().any()
+
+
+def test_reference_errs_as_float32_sums_may(seed):
+    """Its products in any order, against float64."""
+    operands = inputs(5, 64, 1024, seed, lo=120, hi=130)
+    x, xs, w, ws = (t.double() for t in operands)
+    x = x * xs.repeat_interleave(128, 1)
+    w = w * ws.repeat_interleave(128, 0)[:64].repeat_interleave(128, 1)
+    got = reference.fp8(*operands, "f32")
+    # sums of 128, then of 8: each addition errs by a unit of what is summed so far
+    bound = (x.abs() @ w.abs().mT) * (128 + 8) * UNIT
+    assert ((got - x @ w.mT).abs() <= bound).all()
+
+
+def test_a_token_does_not_see_its_neighbours(seed):
+    assert_rows_alone(op, inputs(67, 136, 160, seed), (0, 63, 64, 66), **EDGE)
+
+
+def test_schedules_agree(seed):
+    assert_schedules_agree(op, inputs(9, 136, 288, seed), **EDGE | {"K": 288})
+
+
+def test_architectures_agree(seed):
+    assert_archs_agree(op, inputs(66, 136, 160, seed), **EDGE)
