@@ -265,9 +265,12 @@ class Batch:
         return found
 
     def blocks(self, ratio: int) -> Iterator[slice]:
-        """The batch in pieces that see at most AT_ONCE compressed entries in all."""
+        """The batch in pieces that see at most AT_ONCE compressed entries in all.
+
+        Pieces are multiples of 4 tokens, so that slices of index tensors stay aligned.
+        """
         most = int((self.tokens.position.max() + 1) // ratio)
-        step = max(1, AT_ONCE // max(1, most))
+        step = max(4, AT_ONCE // max(1, most) // 4 * 4)
         for first in range(0, len(self), step):
             yield slice(first, min(first + step, len(self)))
 

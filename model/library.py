@@ -70,21 +70,35 @@ def open_library(
     """The library of a patch, and what adds a kernel it turns out to lack (None if nothing may)."""
     if backend == "reference":
         return References(), None
+    needed = specializations(model, ops)
+    if bundle is None and (on_missing == "reference" or not needed):
+        return References(), None
     device = next(model.parameters()).device
+    return opened(needed, device, backend, bundle, arch_name, on_missing)
+
+
+def opened(
+    needed: list[Specialization],
+    device: torch.device,
+    backend: str,
+    bundle: str | Path | None,
+    arch_name: str | None,
+    on_missing: str,
+) -> tuple[Any, Callable[[MissingKernel], None] | None]:
+    """A library with the kernels `needed` on `device`, and what adds one it turns out to lack."""
+    if backend == "reference":
+        return References(), None
     if backend == "auto":
         backend = "cuda" if device.type == "cuda" else "virtual"
-    needed = specializations(model, ops)
     if bundle is None:
-        if on_missing == "reference" or not needed:
-            return References(), None
         check(on_missing == "compile", "bundle", got=None, expected="a folder written by"
               ' `tileproof build`, or on_missing="compile"')  # fmt: skip
         arch_name = arch_name or _arch_of(device)
         bundle = built(needed, [arch_name])
-    opened = Bundle(bundle)
-    target = arch_name or (_arch_of(device) if backend == "cuda" else next(iter(opened.archs)))
-    library = Library(choose(backend, arch_name, opened))
-    library.add(opened)
+    found = Bundle(bundle)
+    target = arch_name or (_arch_of(device) if backend == "cuda" else next(iter(found.archs)))
+    library = Library(choose(backend, arch_name, found))
+    library.add(found)
     lacking = [s for s in needed if not library.has(s.op.name, **_sizes(s))]
     if lacking and on_missing == "compile":
         library.add(built(lacking, [target]))
@@ -100,6 +114,26 @@ def open_library(
         library.add(built([op.specialize(**_own(op, missing.sizes), **missing.types)], [target]))
 
     return library, add if on_missing == "compile" else None
+
+
+class Ops:
+    """Runs ops by stem, ``ops("mhc_post", x, y, post, comb)``, as :func:`opened` found them.
+
+    Raises MissingKernel where no kernel fits and none can be compiled.
+    """
+
+    def __init__(self, library: Any, add: Callable[[MissingKernel], None] | None) -> None:
+        self.library, self.add = library, add
+
+    def __call__(self, op: str, *tensors: torch.Tensor, **params: Any) -> Any:
+        run = getattr(self.library, op)
+        try:
+            return run(*tensors, **params)
+        except MissingKernel as missing:
+            if self.add is None:
+                raise
+            self.add(missing)
+            return run(*tensors, **params)
 
 
 def built(

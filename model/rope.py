@@ -1,15 +1,12 @@
-"""cos and sin of every position (spec §3.2): plain RoPE, and YaRN's where layers compress."""
+"""How fast RoPE turns each pair of channels (spec §3.2): plainly, or slowed down by YaRN."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-
-if TYPE_CHECKING:
-    from transformers import DeepseekV4Config
 
 
 def frequencies(parameters: Mapping[str, Any], channels: int) -> torch.Tensor:
@@ -33,17 +30,3 @@ def frequencies(parameters: Mapping[str, Any], channels: int) -> torch.Tensor:
     ramp = (torch.arange(channels // 2).float() - low) / max(high - low, 0.001)
     kept = 1 - ramp.clamp(0, 1)
     return plain / parameters["factor"] * (1 - kept) + plain * kept
-
-
-def tables(
-    config: DeepseekV4Config, compressed: bool, length: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin [length, qk_rope_head_dim / 2] f32 of positions 0..length-1.
-
-    Layers without compression have a table of their own; in the others window, queries, entries and
-    the indexer share one.
-    """
-    parameters = config.rope_parameters["compress" if compressed else "main"]
-    turned = frequencies(parameters, config.qk_rope_head_dim)
-    angle = torch.arange(length).float()[:, None] * turned
-    return angle.cos(), angle.sin()

@@ -147,5 +147,10 @@ def _quantized(entry: Entry, matrix: torch.Tensor) -> list[torch.Tensor]:
 def _dequantized(entry: Entry, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     if entry.stored == "fp4":
         return fp4_dequant(codes.view(torch.uint8), scale)
+    return fp8_values(codes, scale)
+
+
+def fp8_values(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """A matrix [N, K] of e4m3 with ue8m0 scales [ceil(N / 128), ceil(K / 128)], in bfloat16."""
     strips = zip(codes.split(TILE), scale, strict=True)
     return torch.cat([fp8_tile_dequant(rows[None], s[None])[0] for rows, s in strips])

@@ -8,14 +8,17 @@ the official code's: the heads' RMSNorm has float32 statistics, and the indexer'
 float32 (spec §3.1, as DeepGEMM has them).
 """
 
+from unittest import mock
+
 import torch
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 from tileproof.kernels.indexer.reference import topk
 from tileproof.kernels.mhc import reference as mhc
 from tileproof.kernels.moe import reference as moe
 from tileproof.kernels.quant import reference as quant
-from tileproof.model.rope import tables
+from tileproof.model.rope import frequencies
 
 CHUNK = 32  # entries of attention reduced at once (kernels/attention/_core.py)
 
@@ -110,7 +113,8 @@ def attend(q, scopes, sink):
 
 def swiglu(gate, up, limit, weight=None):
     """silu(min(g, limit)) clamp(u), times the routing weight, in float32; bf16 out (spec §5.2)."""
-    a = F.silu(gate.float().clamp(max=limit)) * up.float().clamp(-limit, limit)
+    gate = gate.float().clamp(max=limit)
+    a = gate / (1 + torch.exp(-gate)) * up.float().clamp(-limit, limit)
     return (a if weight is None else a * weight[:, None]).bfloat16()
 
 
@@ -123,7 +127,13 @@ class Official:
     def __init__(self, config, state, length):
         self.config, self.state = config, state
         self.matrices = {}
-        self.rope = {c: tables(config, c, length) for c in (False, True)}
+        self.rope = {kind: self.turns(kind, length) for kind in ("main", "compress")}
+
+    def turns(self, kind, length):
+        """cos and sin by position; angles are float32."""
+        turned = frequencies(self.config.rope_parameters[kind], self.config.qk_rope_head_dim)
+        angle = (torch.arange(length).float()[:, None] * turned).double()
+        return angle.cos().to(turned.dtype), angle.sin().to(turned.dtype)
 
     def __call__(self, ids):
         """ids [S] → logits [S, V] f32 and the residual streams [S, N, D] before the head."""
@@ -179,7 +189,7 @@ class Official:
     def attention(self, x, prefix, kind):
         c, w = self.config, self.weight(prefix)
         S, R, eps = len(x), c.qk_rope_head_dim, c.rms_norm_eps
-        cos, sin = (t[:S] for t in self.rope[kind != "sliding_attention"])
+        cos, sin = (t[:S] for t in self.rope["main" if kind == "sliding_attention" else "compress"])
         latent = norm(linear_fp8(x, w.matrix("wq_a")), w("q_norm.weight"), eps)
         q = linear_fp8(latent, w.matrix("wq_b")).unflatten(1, (-1, c.head_dim))
         q = turn(norm(q, torch.ones(c.head_dim), eps), cos, sin)
@@ -222,14 +232,14 @@ class Official:
             )
         p = torch.exp(z - z.amax(1, keepdim=True))
         pooled = (p * kv).sum(1) / p.sum(1)
-        cos, sin = (t[: n * m : m] for t in self.rope[True])
+        cos, sin = (t[: n * m : m] for t in self.rope["compress"])
         return turn(norm(pooled.bfloat16(), w("norm.weight"), eps)[:, None], cos, sin)[:, 0]
 
     def select(self, x, latent, prefix, m, seen):
         """Entries each token attends to, ascending, -1 behind (spec §3.1)."""
         c, w = self.config, self.weight(prefix + "indexer.")
         H, D = c.index_n_heads, c.index_head_dim
-        cos, sin = (t[: len(x)] for t in self.rope[True])
+        cos, sin = (t[: len(x)] for t in self.rope["compress"])
         q = turn(linear_fp8(latent, w.matrix("wq_b")).unflatten(1, (H, D)), cos, sin)
         q = quant.fp4_rotate_simulate(q)
         k = quant.fp4_rotate_simulate(self.compress(x, prefix + "indexer.compressor.", m))
@@ -267,3 +277,29 @@ class Official:
         w = self.weight(prefix)
         gate, up = (linear_fp8(x, w.matrix(k)) for k in ("w1", "w3"))
         return linear_fp8(swiglu(gate, up, self.config.swiglu_limit, weight), w.matrix("w2"))
+
+
+# --- without roundings ----------------------------------------------------------------------------
+
+
+class _Wide(TorchFunctionMode):
+    """Code that asks for float32 or bfloat16 gets float64."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in (torch.Tensor.float, torch.Tensor.bfloat16):
+            function = torch.Tensor.double
+        return function(*args, **(kwargs or {}))
+
+
+def unrounded(config, state, ids):
+    """Logits of the same network in float64, with the stored weights and no other rounding."""
+    plain = {
+        "linear_fp8": product,
+        "stored": lambda entries, rope: entries,
+        "quant.fp4_rotate_simulate": lambda x: x,
+    }
+    for name, function in plain.items():
+        plain[name] = mock.patch(f"{__name__}.{name}", function)
+    with plain["linear_fp8"], plain["stored"], plain["quant.fp4_rotate_simulate"], _Wide():
+        state = {k: t.double() if t.dtype == torch.float32 else t for k, t in state.items()}
+        return Official(config, state, len(ids))(ids)[0]

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.overrides import TorchFunctionMode
 
 from tileproof.model import weights
 from tileproof.model.checkpoint import OFFICIAL, official_config, random_state, tiny_model
@@ -51,15 +50,6 @@ def test_it_predicts_a_token_more(network):
     assert logits.std() > 0.1
 
 
-class Unrounded(TorchFunctionMode):
-    """Code that asks for float32 or bfloat16 gets float64."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function in (torch.Tensor.float, torch.Tensor.bfloat16):
-            function = torch.Tensor.double
-        return function(*args, **(kwargs or {}))
-
-
 def load(model, state):
     """The tensors of `state`, under official names, into a model of transformers."""
     with torch.no_grad():
@@ -74,19 +64,14 @@ def load(model, state):
                 matrix.copy_(torch.cat([state[f"{owner}.{e}.{w}.weight"] for w in parts]))
 
 
-def test_without_its_roundings_it_is_transformers_network(monkeypatch):
+def test_without_its_roundings_it_is_transformers_network():
     """In float64, with quantisers that do nothing: what is left to err are roundings."""
     model = tiny_model(5, VOCABULARY, **OFFICIAL)
     stored = weights.official(model.config, canonical(model.state_dict()))
     load(model, weights.plain(model.config, stored))
     ids = token_ids(5, 1, 300)
     expected = exact_logits(model, ids)[0]
-    monkeypatch.setattr(official, "linear_fp8", official.product)
-    monkeypatch.setattr(official, "stored", lambda entries, rope: entries)
-    monkeypatch.setattr(official.quant, "fp4_rotate_simulate", lambda x: x)
-    with Unrounded():
-        state = {k: t.double() if t.dtype == torch.float32 else t for k, t in stored.items()}
-        logits, _ = Official(model.config, state, 300)(ids[0])
+    logits = official.unrounded(model.config, stored, ids[0])
     assert logits.dtype == torch.float64
     # cos and sin are float32 on both sides, of angles up to 300: 300 2^-24 and their propagation
     assert error(logits, expected) < 300 * 2.0**-24

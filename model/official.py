@@ -1,0 +1,293 @@
+"""One block of DeepSeek-V4 in the official precision, composed from ops (spec §2–§6).
+
+Matrices stay as checkpoints store them, FP8 or FP4; activations are cast per 1×128 before each.
+Entries go to FP8 pages, the indexer's keys to FP4 pages. Which rows of a pool a token reads and
+writes is :mod:`attention`'s `Batch`, as in exact precision; this module decides what is rounded
+where, and no token's bits hang on what else is in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+
+from tileproof.dsl import check
+from tileproof.kernels.kv_cache import key_pages, kv_pages
+from tileproof.kernels.moe._lists import TILE, tiles
+
+from .attention import Batch, Compressor, Rope
+from .cache import Rows
+from .official_weights import Attention, Block, Codes, Experts, Mixing
+
+Run = Callable[..., Any]  # run("gemm_dense", x, w, out="f32")
+Views = tuple[torch.Tensor, ...]
+FUSED_TOKENS = 32  # up to which mHC is one launch, see `dispatch`
+GROUP = 128  # channels of an activation's scale
+
+
+class Numbers(NamedTuple):
+    """What the config says beside sizes."""
+
+    eps: float
+    hc_eps: float
+    hc_iters: int
+    top_k: int
+    scale: float
+    limit: float
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What one branch of the compressor keeps: `kept` [slots L, 2 C] f32, a ring of projections for
+    each request, and views of a pool of compressed entries."""
+
+    kept: torch.Tensor
+    pool: Views
+
+    @classmethod
+    def empty(cls, weights: Compressor, slots: int, pool: Views) -> Branch:
+        """Room for so many requests."""
+        wide = 2 * weights.ape.shape[1]
+        return cls(weights.ape.new_zeros(slots * weights.slots, wide), pool)
+
+
+@dataclass(frozen=True)
+class State:
+    """What one layer keeps between batches.
+
+    Attributes:
+        window: views of FP8 pages, a ring for each request and scratch rows behind.
+        main, index: branches of the compressor.
+    """
+
+    window: Views
+    main: Branch | None
+    index: Branch | None
+
+    @classmethod
+    def empty(cls, weights: Attention, slots: int, window: int, tokens: int, entries: int) -> State:
+        """State of `slots` requests.
+
+        Args:
+            weights: of the layer.
+            slots: requests.
+            window: rows of the window's pool, scratch included.
+            tokens: in the compressed pools, of all requests together.
+            entries: of a page.
+        """
+        rope = 2 * len(weights.rope.frequency)
+        layout = kv_pages(entries, len(weights.kv_norm) - rope, rope)
+        device = weights.kv_norm.device
+
+        def views(layout: Any, rows: int) -> Views:
+            return tuple(layout.views(layout.pool(-(-rows // entries), device)))
+
+        main = index = None
+        if (compressor := weights.compressor) is not None:
+            pool = views(layout, tokens // compressor.ratio)
+            main = Branch.empty(compressor, slots, pool)
+        if (indexer := weights.indexer) is not None:
+            keys = key_pages(entries, len(indexer.keys.norm))
+            pool = views(keys, tokens // indexer.keys.ratio)
+            index = Branch.empty(indexer.keys, slots, pool)
+        return cls(views(layout, window), main, index)
+
+
+class PagedBatch(Batch):
+    """A batch whose entries lie in pages; also what the ops on pages ask for."""
+
+    @cached_property
+    def kept(self) -> torch.Tensor:
+        """The window's ring row of each token that the next batch may need, else -1; [M] int32."""
+        return self.tokens.kept(Rows(self.requests, self.width)).to(self.device)
+
+    @cached_property
+    def last(self) -> torch.Tensor:
+        """Numbers of the chunks' last tokens."""
+        tokens = self.tokens
+        return (tokens.position + 1 == tokens.end).nonzero()[:, 0].to(self.device)
+
+    @cached_property
+    def table(self) -> torch.Tensor:
+        """Pages of each request in order, int32, -1 behind the last.
+
+        Raises ContractError for a page that the pools do not have.
+        """
+        table, count = self.places.tensor(), self.places.count
+        outside = table[(table < -1) | (table >= count)]
+        expected = f"pages 0..{count - 1}"
+        check(not len(outside), "page table", got=outside[:3].tolist(), expected=expected)
+        return table.int().to(self.device)
+
+    @cached_property
+    def request(self) -> torch.Tensor:
+        """The row of :attr:`table` of each token, [M] int32."""
+        return self.slot.int()
+
+    def seen(self, ratio: int) -> torch.Tensor:
+        """How many entries each token sees, [M] int32."""
+        return ((self.position + 1) // ratio).int()
+
+
+def cast(run: Run, x: torch.Tensor) -> Codes:
+    """x [M, K] bf16 per 1×128."""
+    return Codes(*run("quant_fp8_cast", x, B=GROUP))
+
+
+def linear(run: Run, x: Codes, w: Codes) -> torch.Tensor:
+    """x W^T [M, N] bf16 for FP8 x and W."""
+    y: torch.Tensor = run("gemm_fp8", *x, *w, out="bf16")
+    return y
+
+
+def block(
+    run: Run,
+    weights: Block,
+    state: State,
+    batch: PagedBatch,
+    x: torch.Tensor,
+    ids: torch.Tensor,
+    numbers: Numbers,
+) -> torch.Tensor:
+    """Residual streams [M, N, D] of tokens `ids` [M] through one layer, which moves `state` on."""
+    for mixing, norm, sublayer in (
+        (weights.attn_mixing, weights.attn_norm,
+         lambda y: attention(run, weights.attention, state, batch, y, numbers)),
+        (weights.ffn_mixing, weights.ffn_norm,
+         lambda y: experts(run, weights.experts, y, ids, numbers)),
+    ):  # fmt: skip
+        post, comb, y = before(run, mixing, x, numbers)
+        y = sublayer(run("norm_rmsnorm", y, norm, eps=numbers.eps))
+        x = run("mhc_post", x, y, post, comb)
+    return x
+
+
+def before(
+    run: Run, mixing: Mixing, x: torch.Tensor, numbers: Numbers
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """post [M, N] and comb [M, N, N] of a sublayer, and what goes into its norm (spec §4)."""
+    norm = {"eps": numbers.hc_eps, "norm_eps": numbers.eps}
+    params = {"iters": numbers.hc_iters, **norm}
+    if len(x) <= FUSED_TOKENS:
+        post, comb, y = run("mhc_pre", x, mixing.fn, mixing.scale, mixing.base, **params)
+        return post, comb, y
+    partial, sqrsum = run("mhc_prenorm_gemm", x.flatten(1), mixing.fn)
+    scale, base, D = mixing.scale, mixing.base, x.shape[2]
+    pre, post, comb = run("mhc_sinkhorn", partial, sqrsum, scale, base, D=D, **params)
+    return post, comb, run("mhc_collapse", x, pre)
+
+
+def collapsed(run: Run, mixing: Mixing, x: torch.Tensor, numbers: Numbers) -> torch.Tensor:
+    """Residual streams [M, N, D] to [M, D], as the head takes them (spec §4)."""
+    partial, sqrsum = run("mhc_prenorm_gemm", x.flatten(1), mixing.fn)
+    sums = (x, partial, sqrsum, mixing.scale, mixing.base)
+    y: torch.Tensor = run("mhc_head", *sums, eps=numbers.hc_eps, norm_eps=numbers.eps)
+    return y
+
+
+def attention(
+    run: Run, weights: Attention, state: State, batch: PagedBatch, x: torch.Tensor, numbers: Numbers
+) -> torch.Tensor:
+    """Attention of normed hidden states [M, D] bf16; entries of the batch are made on the way."""
+    M, H, eps = len(x), len(weights.sink), numbers.eps
+    cos, sin = batch.turned(weights.rope)
+    low = cast(run, x)
+    latent = run("norm_rmsnorm", linear(run, low, weights.wq_a), weights.q_norm, eps=eps)
+    low_latent = cast(run, latent)
+    q = linear(run, low_latent, weights.wq_b).view(M, H, -1)
+    q = run("attention_q_prologue", q, cos, sin, eps=eps)
+    kv = linear(run, low, weights.wkv)
+    turned = (kv, weights.kv_norm, cos, sin, batch.number)
+    run("norm_kv_fp8", *turned, batch.written, *state.window, eps=eps)
+    pool, chosen = _compressed(run, weights, state, batch, x, low_latent, eps)
+    lists = (*state.window, batch.near, *pool, chosen)
+    out = run("attention_paged", q, *lists, weights.sink)
+    if not batch.alone:  # the rings still held what this batch's first tokens saw
+        run("norm_kv_fp8", *turned, batch.kept, *state.window, eps=eps)
+    out = run("attention_out_rope", out, cos, sin)
+    grouped = out.view(M, len(weights.wo_a), -1)
+    merged = run("gemm_grouped", grouped, weights.wo_a, out="bf16")
+    return linear(run, cast(run, merged.flatten(1)), weights.wo_b)
+
+
+def _compressed(
+    run: Run,
+    weights: Attention,
+    state: State,
+    batch: PagedBatch,
+    x: torch.Tensor,
+    latent: Codes,
+    eps: float,
+) -> tuple[Views, torch.Tensor]:
+    """A pool with this batch's own entries in it, and rows of it each token attends to [M, K]."""
+    compressor, indexer = weights.compressor, weights.indexer
+    if compressor is None or state.main is None:
+        return tuple(view[:0] for view in state.window), batch.near[:, :0]
+    rope, ratio, whole = weights.rope, compressor.ratio, slice(0, len(batch))
+    _compress(run, "compressor_pool_fp8", compressor, rope, state.main, batch, x, eps)
+    if indexer is None or state.index is None:
+        return state.main.pool, batch.all_entries(ratio, whole)
+    _compress(run, "compressor_pool_fp4", indexer.keys, rope, state.index, batch, x, eps)
+    q = linear(run, latent, indexer.wq_b).view(len(x), -1, len(indexer.keys.norm))
+    q, scale = run("rope_rotate_fp4", q, *batch.turned(rope), batch.number)
+    weight = run("gemm_dense", x, indexer.weights, out="bf16").float()
+    chosen, seen = [], batch.seen(ratio)
+    for at in batch.blocks(ratio):
+        most = int((batch.tokens.position[at].max() + 1) // ratio)
+        lists = (batch.table, batch.request[at], seen[at], weight[at])
+        columns = -(-most // 4) * 4
+        score = run("indexer_score_fp4", q[at], scale[at], *state.index.pool, *lists, S=columns)
+        entry = run("indexer_topk", score, seen[at], K=indexer.top_k)
+        slot = batch.slot[at, None].expand_as(entry)
+        chosen.append(batch.places.rows(slot, entry.long(), ratio))
+    return state.main.pool, torch.cat(chosen)
+
+
+def _compress(
+    run: Run,
+    op: str,
+    weights: Compressor,
+    rope: Rope,
+    branch: Branch,
+    batch: PagedBatch,
+    x: torch.Tensor,
+    eps: float,
+) -> None:
+    """Make the entries whose windows end in the batch; keep what later windows need (spec §2.2)."""
+    fresh = run("gemm_dense", x, weights.kv_gate, out="f32")
+    closed = batch.closed(weights, rope)
+    if len(closed.row):
+        sources = (branch.kept, fresh, closed.source, closed.number, weights.ape, weights.norm)
+        run(op, *sources, closed.cos, closed.sin, closed.row, *branch.pool, eps=eps)
+    run("compressor_keep", fresh, batch.state_rows(weights), branch.kept)
+
+
+def experts(
+    run: Run, weights: Experts, x: torch.Tensor, ids: torch.Tensor, numbers: Numbers
+) -> torch.Tensor:
+    """The experts of normed hidden states [M, D] bf16 of tokens `ids` [M], summed (spec §5)."""
+    logits = run("gemm_dense", x, weights.gate, out="f32")
+    if weights.table is not None:
+        index, weight = run("moe_hash_gate", logits, ids, weights.table, scale=numbers.scale)
+    else:
+        choice = {"K": numbers.top_k, "scale": numbers.scale}
+        index, weight = run("moe_topk_gate", logits, weights.bias, **choice)
+    low = cast(run, x)
+    hidden = run("moe_swiglu", linear(run, low, weights.shared_w13), limit=numbers.limit)
+    shared = linear(run, cast(run, hidden), weights.shared_w2)
+    E = len(weights.w2.codes)
+    Q = tiles(*index.shape, E)
+    place, expert = run("moe_permute", index, E=E, Q=Q)
+    source = torch.full((Q, TILE), -1, dtype=torch.int32, device=x.device)
+    run("moe_source", place, source)
+    rows = run("moe_dispatch_fp8", x, source, K=numbers.top_k)
+    hidden = run("gemm_fp4_experts", *rows, expert, *weights.w13, B=GROUP, out="bf16")
+    rows = run("moe_swiglu_fp8", hidden, weight, source, limit=numbers.limit)
+    y = run("gemm_fp4_experts", *rows, expert, *weights.w2, B=GROUP, out="bf16")
+    # the rows have their weights in them (spec §0.1 item 6)
+    total: torch.Tensor = run("moe_combine", y, place, torch.ones_like(weight), shared)
+    return total
