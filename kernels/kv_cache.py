@@ -147,10 +147,10 @@ def kv_views(make, name: str, letters: Sequence[str] = ("Z", "E", "P", "Q")) -> 
 
 
 def key_views(make, name: str, letters: Sequence[str] = ("Z", "E", "P")) -> tuple[Tensor, ...]:
-    """The same for :func:`key_pages`, with dims H = D / 2 bytes of codes and G = D / 32 scales."""
+    """The same for :func:`key_pages`, with dims B = D / 2 bytes of codes and G = D / 32 scales."""
     Z, E, P = letters
     return (
-        make(f"{name}_codes", f"{Z} {E} H", "u8", strides=f"{P} H 1"),
+        make(f"{name}_codes", f"{Z} {E} B", "u8", strides=f"{P} B 1"),
         make(f"{name}_scale", f"{Z} {E} G", "ue8m0", strides=f"{P} G 1"),
     )
 

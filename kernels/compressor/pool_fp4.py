@@ -23,7 +23,7 @@ op = Op(
         **kv_cache.PAGED_DIMS,
         "D": static(128, 1024, multiple=128),
         "Q": ROTATED,
-        "H": derived(lambda D: D // 2),
+        "B": derived(lambda D: D // 2),
         "G": derived(lambda D: D // 32),
         "L": SLOTS,
     },
@@ -47,7 +47,7 @@ op = Op(
 
 
 @op.kernel(**OPTIONS)
-def pool_fp4(T, N, MK, M, X, Z, E, P, D, A, C, Q, C2, H, G, L, weight, eps):
+def pool_fp4(T, N, MK, M, X, Z, E, P, D, A, C, Q, C2, B, G, L, weight, eps):
     """A block makes a key."""
     code = entry.device(T, D, 2 * Q, "bfloat16", eps)
     pooled = pooling(T, D, A, C, L, "bfloat16")
@@ -64,7 +64,7 @@ def pool_fp4(T, N, MK, M, X, Z, E, P, D, A, C, Q, C2, H, G, L, weight, eps):
         cos: T.Tensor((X, Q), "float32"),
         sin: T.Tensor((X, Q), "float32"),
         slot: T.Tensor((N,), "int32"),
-        pool_codes: T.StridedTensor((Z, E, H), (P, H, 1), "uint8"),
+        pool_codes: T.StridedTensor((Z, E, B), (P, B, 1), "uint8"),
         pool_scale: T.StridedTensor((Z, E, G), (P, G, 1), "float8_e8m0fnu"),
     ):
         with T.Kernel(N, threads=entry.threads(D)) as n:

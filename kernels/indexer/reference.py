@@ -2,6 +2,9 @@
 
 import torch
 
+from tileproof.kernels import kv_cache
+from tileproof.kernels.quant import reference as quant
+
 
 def topk(score: torch.Tensor, count: torch.Tensor, K: int) -> torch.Tensor:
     """Indices of the K largest of each row's first `count` scores.
@@ -58,3 +61,52 @@ def score(
         logits = (keys @ q[m].to(weight.dtype).T).relu()
         out[m, : len(keys)] = (logits * (weight[m] * (D * H) ** -0.5)).sum(dim=1)
     return out
+
+
+def score_fp4(
+    q: torch.Tensor,
+    q_scale: torch.Tensor,
+    pool_codes: torch.Tensor,
+    pool_scale: torch.Tensor,
+    table: torch.Tensor,
+    request: torch.Tensor,
+    count: torch.Tensor,
+    weight: torch.Tensor,
+    S: int,
+) -> torch.Tensor:
+    """As :func:`score`, of queries and keys in FP4; keys of a request lie in its pages.
+
+    Args:
+        q, q_scale: [M, H, D / 2] u8 codes and [M, H, D / 32] ue8m0, as ``rope/rotate_fp4`` makes.
+        pool_codes, pool_scale: views [Z, E, D / 2], [Z, E, D / 32] of pages of keys.
+        table: [R, L] i32, the pages of each request in order, -1 where there is none.
+        request: [M] i32, the row of `table` a token reads; -1 is none.
+        count: [M] i32, how many keys it sees; at most S.
+        weight: [M, H] f32.
+        S: columns of the output.
+
+    Returns:
+        [M, S] f32; -inf from `count` on, and for a key without a page.
+    """
+    queries = quant.fp4_dequant(q.flatten(0, 1), q_scale.flatten(0, 1)).unflatten(0, q.shape[:2])
+    read = lambda slot: kv_cache.read_keys(pool_codes, pool_scale, slot)  # noqa: E731
+    return _paged(queries, read, pool_codes.shape[1], table, request, count, weight, S)
+
+
+def _paged(q, read, E, table, request, count, weight, S):
+    """Scores of queries [M, H, D] over the keys that ``read(slot)`` gives for pages of E."""
+    out = torch.full((len(q), S), -torch.inf, dtype=weight.dtype)
+    for m, row in enumerate(request.tolist()):
+        entry = torch.arange(min(int(count[m].clamp(0, S)), table.shape[1] * E) * (row >= 0))
+        slot = slots(table[max(row, 0)][None], entry[None], E)[0] if len(entry) else entry
+        one, none = slice(m, m + 1), torch.zeros(1, dtype=torch.int32)
+        keys = read(slot).to(weight.dtype)
+        found = score(q[one], keys, weight[one], none, none + len(entry), len(entry))[0]
+        out[m, : len(entry)] = found.masked_fill(slot < 0, -torch.inf)
+    return out
+
+
+def slots(pages: torch.Tensor, entry: torch.Tensor, E: int) -> torch.Tensor:
+    """Slots of entries [M, K] in pages of E, by the pages [M, L] of each row; -1 where none is."""
+    page = pages.gather(1, (entry.clamp(min=0) // E).long())
+    return torch.where((entry >= 0) & (page >= 0), page * E + entry % E, -1).int()
