@@ -13,13 +13,13 @@ from typing import Any
 from tileproof.dsl import check
 from tileproof.runtime.cache import atomic_write, cache_dir, locked
 
-from .resources import FAMILIES, from_ptxas, from_sass
+from .resources import FAMILIES, from_ptxas, from_sass, widths
 from .toolchain import Toolkit, cuda_includes, cuda_tool, run, versions
 
 _PATH_HASH = re.compile(r"_[0-9a-f]{8}_9_kernel_cu_[0-9a-f]{8}")
 
-# Bumped when the cached facts change shape.
-_FORMAT = "1"
+# Bumped when the cached facts change shape; PTX and cubins stay.
+_FORMAT = "2"
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,13 @@ def cache_entry(cuda: str, arch: str, *, contract_fma: bool, toolkit: Toolkit = 
     """Where the facts of a compiled text are kept; the cubin lies beside them. May not exist."""
     tools = versions(toolkit)
     options = flags(arch, contract_fma=contract_fma)
-    parts = [_FORMAT, cuda, tools.nvcc, tools.tilelang, toolkit, *options]
+    parts = ["1", cuda, tools.nvcc, tools.tilelang, toolkit, *options]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
-    return cache_dir("device", key[:2]) / f"{key}.json"
+    return cache_dir("device", key[:2]) / f"{key}.{_FORMAT}.json"
+
+
+def _beside(facts: Path, suffix: str) -> Path:
+    return facts.with_name(facts.name.partition(".")[0] + suffix)
 
 
 def compile_cuda(
@@ -57,7 +61,7 @@ def compile_cuda(
     Raises ToolchainError when nvcc is missing or refuses the text.
     """
     facts = cache_entry(cuda, arch, contract_fma=contract_fma, toolkit=toolkit)
-    cubin = facts.with_suffix(".cubin")
+    cubin = _beside(facts, ".cubin")
     if not facts.exists():
         with locked(facts):
             if not facts.exists():
@@ -74,16 +78,17 @@ def compile_ptx(cuda: str, arch: str, *, contract_fma: bool, toolkit: Toolkit = 
     Raises ToolchainError when nvcc is missing or refuses the text.
     """
     entry = cache_entry(cuda, arch, contract_fma=contract_fma, toolkit=toolkit)
-    path = entry.with_suffix(".ptx")
+    path = _beside(entry, ".ptx")
     if not path.exists():
         with locked(path):
             if not path.exists():
-                text = _to_ptx(cuda, flags(arch, contract_fma=contract_fma), toolkit)
+                text = to_ptx(cuda, flags(arch, contract_fma=contract_fma), toolkit)
                 atomic_write(path, text)
     return path.read_text()
 
 
-def _to_ptx(cuda: str, options: list[str], toolkit: Toolkit) -> str:
+def to_ptx(cuda: str, options: list[str], toolkit: Toolkit = "pip") -> str:
+    """PTX of a CUDA text by nvcc with `options`, past the cache. Raises as :func:`compile_ptx`."""
     includes = [f"-I{path}" for path in cuda_includes()]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -105,7 +110,7 @@ def _compile(ptx: str, options: list[str], toolkit: Toolkit) -> DeviceCode:
             [cuda_tool("nvdisasm", toolkit), "-c", "kernel.cubin"], "nvdisasm", folder
         )
         cubin = (folder / "kernel.cubin").read_bytes()
-    sass = from_sass(disassembly)
+    sass, wide = from_sass(disassembly), widths(disassembly)
     kernels = {}
     for name, used in from_ptxas(log).items():
         check(name in sass, f"{name}: disassembly", got="no instructions", expected="its code")
@@ -115,6 +120,7 @@ def _compile(ptx: str, options: list[str], toolkit: Toolkit) -> DeviceCode:
             "instructions": sum(counts.values()),
             "sass": {family: counts[family] for family in FAMILIES if counts[family]},
             "cubin_bytes": len(cubin),
+            "widths": dict(sorted(wide.get(name, {}).items())),
         }
     check(bool(kernels), "ptxas report", got="no kernel", expected="at least one")
     return DeviceCode(cubin, kernels)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tileproof.dsl import Arch, check
@@ -35,7 +35,8 @@ class Resources:
     """One kernel on one architecture.
 
     `registers` per thread; `spill_stores`, `spill_loads`, `stack`, `static_smem`, `dynamic_smem`
-    and `cubin_bytes` in bytes; `instructions` in total and `sass` per family of :data:`FAMILIES`.
+    and `cubin_bytes` in bytes; `instructions` in total and `sass` per family of :data:`FAMILIES`;
+    `widths` of global accesses: how many instructions move so many bytes a thread, ``LDG.16``.
     """
 
     kernel: str
@@ -49,6 +50,14 @@ class Resources:
     instructions: int
     sass: Mapping[str, int]
     cubin_bytes: int
+    widths: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def narrow(self) -> int:
+        """Instructions on global memory that move less than 16 bytes a thread."""
+        sizes = {name: name.rpartition(".")[2] for name in self.widths}
+        small = [name for name, size in sizes.items() if size != "bulk" and int(size) < FULL]
+        return sum(self.widths[name] for name in small)
 
     def to_json(self) -> dict[str, Any]:
         """As plain data for a manifest."""
@@ -82,18 +91,53 @@ def from_ptxas(log: str) -> dict[str, dict[str, int]]:
 
 
 _SECTION = re.compile(r"^\s*\.section\s+\.text\.(\w+)")
-_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)")
+_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*(?:\.\w+)*)")
+# Opcodes that reach global memory; LD, ST and ATOM through a pointer of unknown kind.
+_GLOBAL = ("LDG", "STG", "LDGSTS", "ATOMG", "REDG", "RED", "LD", "ST", "ATOM")
+_BULK = ("UTMALDG", "UTMASTG", "UTMAREDG", "UBLKCP", "UBLKRED")
+_WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}
+FULL = 16  # bytes: the widest access of a thread on every architecture
+
+
+def instructions(text: str) -> Iterator[tuple[str, str, str]]:
+    """Kernel, instruction with its modifiers and the line itself for each line of ``nvdisasm``
+    output within a kernel's code. Lines that are no instruction have an empty one."""
+    kernel = ""
+    for line in text.splitlines():
+        if section := _SECTION.match(line):
+            kernel = section[1]
+        elif kernel:
+            found = _INSTRUCTION.match(line)
+            yield kernel, found[1] if found else "", line
 
 
 def from_sass(text: str) -> dict[str, Counter[str]]:
     """Instructions per kernel by opcode (without modifiers) from ``nvdisasm`` output."""
     found: dict[str, Counter[str]] = {}
-    current: Counter[str] = Counter()
-    for line in text.splitlines():
-        if section := _SECTION.match(line):
-            current = found.setdefault(section[1], Counter())
-        elif instruction := _INSTRUCTION.match(line):
-            current[instruction[1]] += 1
+    for kernel, instruction, _ in instructions(text):
+        if instruction:
+            found.setdefault(kernel, Counter())[instruction.partition(".")[0]] += 1
+    return found
+
+
+def global_width(instruction: str) -> int | None:
+    """Bytes a thread moves to or from global memory, 0 for a bulk copy, None for other
+    instructions: ``LDG.E.128`` → 16."""
+    opcode, *modifiers = instruction.split(".")
+    if opcode in _BULK:
+        return 0
+    if opcode not in _GLOBAL:
+        return None
+    return next((_WIDTHS[m] for m in modifiers if m in _WIDTHS), 4)
+
+
+def widths(text: str) -> dict[str, Counter[str]]:
+    """Global accesses per kernel by opcode and width, ``LDG.16``, from ``nvdisasm`` output."""
+    found: dict[str, Counter[str]] = {}
+    for kernel, instruction, _ in instructions(text):
+        if (width := global_width(instruction)) is not None:
+            name = f"{instruction.partition('.')[0]}.{width or 'bulk'}"
+            found.setdefault(kernel, Counter())[name] += 1
     return found
 
 

@@ -105,7 +105,37 @@ def test_build_then_inspect(tmp_path: Path) -> None:
         ("mhc_collapse__bf16_N4_D64", "sm_90a"),
     ]
     assert all(0 < r["resources"]["registers"] <= 255 for r in rows)
-    assert "sm_90a" in tileproof("inspect", bundle).stdout
+    assert all(0 < r["occupancy"]["warps"] <= r["occupancy"]["most"] == 64 for r in rows)
+    shown = tileproof("inspect", bundle).stdout
+    assert "sm_90a" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+    done = tileproof("inspect", bundle, "--accesses", "--arch", "sm_80", "--json")
+    accesses = json.loads(done.stdout)
+    assert {(a["tensor"], a["width"]) for a in accesses} >= {("x", 16), ("collapsed", 16)}
+    page = tmp_path / "page.html"
+    assert tileproof("inspect", bundle, "--html", page, "--arch", "sm_80").returncode == 0
+    assert "mhc_collapse__bf16_N4_D64" in page.read_text()
+
+    other = tmp_path / "other"
+    words = ("build", "mhc/collapse", "--arch", "sm_80", "--model", config, "-o", other)
+    assert tileproof(*words).returncode == 0
+    same = tileproof("inspect", "--compare", other, bundle)
+    assert (same.returncode, same.stdout.splitlines()[-1]) == (0, "1 differences, 0 worse")
+    gone = tileproof("inspect", "--compare", bundle, other, "--json")
+    assert (gone.returncode, json.loads(gone.stdout)["worse"]) == (1, 1)
+
+
+def test_inspect_draws_the_roofline_model(tmp_path: Path) -> None:
+    words = ("inspect", "gemm/dense", "--arch", "sm_80", "--dim", "M=65", "--plot")
+    first, second = tmp_path / "a.svg", tmp_path / "b.svg"
+    for path in (first, second):
+        done = tileproof(*words, path)
+        assert done.returncode == 0, done.stderr
+    text = first.read_text()
+    assert "A100 SXM 80 GB" in text
+    assert "matrix operations per byte" in text
+    assert text == second.read_text(), "the same counts make the same bytes"
 
 
 def test_list_and_doctor_speak_json() -> None:
@@ -131,6 +161,9 @@ def test_list_and_doctor_speak_json() -> None:
             "--dim of norm/rmsnorm: got ['Q'], expected among ['D', 'M', 'P']",
         ),
         (("inspect", "norm/rmsnorm", "--dim", "M=1"), "got given, expected --counters"),
+        (("inspect",), "inspect: got nothing, expected a bundle, an OP or FILE.py:NAME"),
+        (("inspect", "norm/rmsnorm", "--plot", "x"), "--plot: got x, expected .svg or .png"),
+        (("inspect", "docs", "--counters"), "--counters, --plot: got the bundle docs"),
         (("inspect", "nowhere"), "op: got 'nowhere', expected one of"),
     ],
 )

@@ -18,7 +18,7 @@ _COLOURS = {
     Verdict.REFUTED: "#cf222e",
     Verdict.ERROR: "#cf222e",
 }
-_STYLE = """
+STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem;
   overflow-x: auto; padding: 0 1rem; color: #1f2328; background: #fff }
 table { border-collapse: collapse; width: 100% }
@@ -43,7 +43,7 @@ def to_html(report: Report) -> str:
     tools = ", ".join(f"{escape(n)} {escape(v)}" for n, v in report.tools.items())
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>tileproof verify</title>
-<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>
+<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>
 <h1>tileproof verify</h1>
 <p>{summary or "nothing to prove"}</p>
 <table><tr><th>kernel</th><th>arch</th><th>route</th><th>verdict</th>{head}

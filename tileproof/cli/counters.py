@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +19,26 @@ from .progress import bar
 COLUMNS = ("kernel", "arch", "bytes", "traffic", "smem", "conflicts", "matrix", "model")
 
 
-def run(
-    what: str,
-    archs: tuple[str, ...],
-    dims: list[str],
-    args: list[str],
-    facts: Path | None,
-    as_json: bool,
-) -> None:
-    """Print one row per launch of the kernel on each architecture, inputs drawn as by
-    ``sanitize``."""
-    from tileproof.runtime.virtual import CHIPS
+# One launch: plain data for JSON, and the counters it is made of.
+Launch = tuple[dict[str, Any], Any]
 
+
+def count(
+    what: str, archs: Sequence[str], dims: list[str], args: list[str], facts: Path | None
+) -> list[Launch]:
+    """Run the kernel on each architecture, inputs drawn as by ``sanitize``."""
     rows = []
     with bar("counting", len(archs)) as advance:
         for arch in archs:
             rows += _count(what, arch, dims, args, facts)
             advance(arch)
+    return rows
+
+
+def show(rows: Sequence[Launch], archs: Sequence[str], as_json: bool) -> None:
+    """Print one row per launch."""
+    from tileproof.runtime.virtual import CHIPS
+
     if as_json:
         print(json.dumps([row for row, _ in rows], indent=1))
         return
@@ -77,7 +80,7 @@ def _short(number: int) -> str:
 
 def _count(
     what: str, arch: str, dims: list[str], args: list[str], facts: Path | None
-) -> list[tuple[dict[str, Any], Any]]:
+) -> list[Launch]:
     from tileproof.codegen.lower import lower
     from tileproof.codegen.target import is_target, parse_args, resolve_target
     from tileproof.codegen.virtual import VirtualKernel

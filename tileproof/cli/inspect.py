@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,85 +14,146 @@ from rich.table import Table
 
 from tileproof.dsl import check
 
-from . import targets
-from .counters import run as run_counters
-from .progress import bar
+from . import counters, inspected, targets
 
-COLUMNS = ("kernel", "arch", "regs", "spill", "smem", "instrs", "matrix", "cubin", "proof")
+COLUMNS = ("arch", "regs", "spill", "smem", "warps", "matrix", "narrow", "instrs", "cubin", "proof")
+ACCESSES = ("access", "tensor", "bytes", "sectors", "line", "narrow because")
+WORSE = 1
 
 
 def run(
-    what: Annotated[str, typer.Argument(metavar="BUNDLE|OP|FILE.py:NAME")],
+    what: Annotated[
+        str | None, typer.Argument(metavar="[BUNDLE|OP|FILE.py:NAME]", show_default=False)
+    ] = None,
     arch: Annotated[str | None, typer.Option(help="sm_80,sm_90a,…; default: all.")] = None,
     model: Annotated[Path | None, typer.Option(help="For an OP: sizes of this HF model.")] = None,
-    counters: Annotated[bool, typer.Option(help="Run it, count what it moves.")] = False,
+    accesses: Annotated[
+        bool, typer.Option("--accesses", help="Each access to global memory, and its width.")
+    ] = False,
+    count: Annotated[bool, typer.Option("--counters", help="Run it, count what it moves.")] = False,
     dim: Annotated[list[str] | None, typer.Option(help="With --counters: NAME=N.")] = None,
     arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for a factory.")] = None,
     facts: Annotated[Path | None, typer.Option(help="Facts about a user's kernel, JSON.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write all of it as a page.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Count, draw the roofline model: .svg or .png.")
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="OLD NEW", help="Two bundles: exit code 1 if NEW is worse."),
+    ] = None,
+    percent: Annotated[
+        float, typer.Option(min=0, help="With --compare: what code may grow by.")
+    ] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
-) -> None:
-    """Show registers, spills, shared memory, instructions and verdicts; with --counters what the
-    virtual GPU counts: memory traffic, bank conflicts, matrix operations, a roofline model."""
+) -> int:
+    """Show registers, spills, shared memory, resident warps, matrix instructions and verdicts.
+
+    With --accesses: how wide each access to global memory is in the machine code, and why not
+    16 bytes. With --counters: what the virtual GPU counts, memory traffic, bank conflicts, matrix
+    operations, and a roofline model. With --compare: what differs between two bundles.
+    """
+    if compare is not None:
+        check(what is None, "inspect --compare", got=f"{what} too", expected="OLD and NEW alone")
+        return _compare(*compare, percent, as_json)
+    check(what is not None, "inspect", got="nothing", expected="a bundle, an OP or FILE.py:NAME")
+    assert what is not None
+    check(not (accesses and count), "inspect", got="--accesses --counters", expected="one of them")
+    bundle = Path(what).is_dir()
+    counted = count or plot is not None or (html is not None and not bundle)
+    _check_options(what, counted and bundle, html, plot, model if counted else None)
+    given = dim or arg or facts
+    check(counted or ":" in what or not given, "--dim, --arg, --facts", got="given",
+          expected="--counters")  # fmt: skip
     archs = targets.archs(arch)
-    if counters:
-        check(model is None, "--model with --counters", got=str(model), expected="--dim")
-        run_counters(what, archs, dim or [], arg or [], facts, as_json)
-        return
-    check(not (dim or arg or facts), "--dim, --arg, --facts", got="given", expected="--counters")
-    rows = _of_bundle(Path(what), archs) if Path(what).is_dir() else _of_op(what, archs, model)
-    if as_json:
-        print(json.dumps(rows, indent=1))
-        return
-    table = Table(box=None, pad_edge=False)
-    for name in COLUMNS:
-        text = name in ("kernel", "arch", "proof")
-        table.add_column(name, justify="left" if text else "right", overflow="fold")
-    for row in rows:
-        used = row["resources"]
-        smem = used["static_smem"] + used["dynamic_smem"]
-        spill = used["spill_stores"] + used["spill_loads"]
-        cells = (used["registers"], spill, smem, used["instructions"], row["matrix"])
-        cubin = used["cubin_bytes"]
-        table.add_row(
-            row["kernel"], row["arch"], *map(str, cells), str(cubin), row["verdict"] or "none"
-        )
-    Console(highlight=False).print(table)
+    launches = counters.count(what, archs, dim or [], arg or [], facts) if counted else []
+    if plot is not None:
+        from .plot import write
+
+        write(plot, launches)
+    elif count and html is None:
+        counters.show(launches, archs, as_json)
+    if html is None and counted:
+        return 0
+    wide = accesses or html is not None
+    units = inspected.units(what, archs, model, arg or [], facts, dim or [], origins=wide)
+    rows = [] if accesses else inspected.resources(units)
+    places = inspected.accesses(units) if wide else []
+    if html is not None:
+        from .page import page
+
+        html.write_text(page(what, rows or inspected.resources(units), places, launches))
+    elif as_json:
+        print(json.dumps(places if accesses else rows, indent=1))
+    elif accesses:
+        _show_accesses(places)
+    else:
+        _show(rows)
+    return 0
 
 
-def _of_bundle(path: Path, archs: tuple[str, ...]) -> list[dict[str, Any]]:
+def _check_options(
+    what: str, counts: bool, html: Path | None, plot: Path | None, model: Path | None
+) -> None:
+    """Refuse before the work what would be refused after it."""
+    check(not counts, "--counters, --plot", got=f"the bundle {what}", expected="an OP or a file")
+    check(model is None, "--model with --counters", got=str(model), expected="--dim")
+    for report in filter(None, (html, plot)):
+        targets.writable(report)
+    if html is not None or plot is not None:
+        from .plot import check_path
+
+        check_path(plot)
+
+
+def _show(rows: Sequence[dict[str, Any]]) -> None:
+    console = Console(highlight=False)
+    for kernel, own in itertools.groupby(rows, lambda row: row["kernel"]):
+        console.print(kernel, soft_wrap=True)
+        table = _table(COLUMNS, left=("arch", "proof"))
+        for row in own:
+            table.add_row(*inspected.figures(row))
+        console.print(table)
+    print("warps: resident on a multiprocessor, of those it can hold; matrix: instructions;")
+    print("narrow: accesses to global memory of less than 16 bytes a thread, of all")
+
+
+def _show_accesses(places: Sequence[dict[str, Any]]) -> None:
+    left = [name for name in ACCESSES if name not in ("bytes", "sectors")]
+    for (kernel, arch), own in itertools.groupby(places, lambda p: (p["kernel"], p["arch"])):
+        console = Console(highlight=False)
+        console.print(f"{kernel} {arch}", soft_wrap=True)
+        table = _table(ACCESSES, left)
+        for cells in inspected.merged(list(own)):
+            table.add_row(*cells)
+        console.print(table)
+    print("access: how many instructions of the code; bytes: of a thread; sectors: of 32 bytes,")
+    print("that a full warp asks for, and the fewest that could hold its bytes")
+
+
+def _compare(old: Path, new: Path, percent: float, as_json: bool) -> int:
+    from tileproof.codegen.compare import compare
     from tileproof.runtime.bundle import read_manifest
 
-    rows = []
-    for symbol, facts in read_manifest(path)["specializations"].items():
-        for name, built in facts["archs"].items():
-            if name in archs:
-                verdict = (built["proofs"] or {}).get("verdict")
-                rows += [_row(symbol, name, used, verdict) for used in built["resources"]]
-    return rows
+    changes = compare(read_manifest(old), read_manifest(new), percent)
+    worse = sum(change.worse for change in changes)
+    if as_json:
+        print(json.dumps({"worse": worse, "changes": [vars(c) for c in changes]}, indent=1))
+        return WORSE if worse else 0
+    table = _table(("kernel", "arch", "what", "old", "new", ""), left=("kernel", "arch", "what"))
+    for change in changes:
+        cells = map(str, (change.kernel, change.arch, change.what, change.old, change.new))
+        table.add_row(*cells, "worse" if change.worse else "")
+    console = Console(highlight=False)
+    if changes:
+        console.print(table)
+    console.print(f"{len(changes)} differences, {worse} worse")
+    return WORSE if worse else 0
 
 
-def _of_op(name: str, archs: tuple[str, ...], model: Path | None) -> list[dict[str, Any]]:
-    from tileproof.codegen.build import compile_unit
-
-    work = [(s, a) for s in targets.specs([name], model) for a in archs]
-    rows = []
-    with bar("compiling", len(work)) as advance:
-        for spec, target in work:
-            unit = compile_unit(spec, target)
-            used = [resources.to_json() for resources in unit.resources]
-            rows += [_row(spec.symbol, target, one, None) for one in used]
-            advance(f"{spec.symbol} {target}")
-    return rows
-
-
-def _row(symbol: str, arch: str, used: dict[str, Any], verdict: str | None) -> dict[str, Any]:
-    from tileproof.codegen.resources import MATRIX
-
-    matrix = sum(used["sass"].get(family, 0) for family in MATRIX[arch])
-    return {
-        "kernel": symbol,
-        "arch": arch,
-        "verdict": verdict,
-        "matrix": matrix,
-        "resources": used,
-    }
+def _table(columns: Sequence[str], left: Sequence[str]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        justify: Any = "left" if name in left else "right"
+        table.add_column(name, justify=justify, overflow="fold")
+    return table
