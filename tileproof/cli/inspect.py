@@ -127,8 +127,8 @@ def _show_accesses(places: Sequence[dict[str, Any]]) -> None:
         for cells in inspected.merged(list(own)):
             table.add_row(*cells)
         console.print(table)
-    print("access: how many instructions of the code; bytes: of a thread; sectors: of 32 bytes,")
-    print("that a full warp asks for, and the fewest that could hold its bytes")
+    print("access: how many instructions; bytes: of a thread; sectors: of 32 bytes that a full")
+    print("warp asks for, and the fewest that could hold its bytes")
 
 
 def _compare(old: Path, new: Path, percent: float, as_json: bool) -> int:
