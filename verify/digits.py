@@ -71,7 +71,9 @@ def _cuts(
             if len(form.terms) != 1:
                 return None
             ((atoms, coefficient),) = form.terms.items()
-            if every or gap or not cuts or cuts[-1][1] != atoms:  # a constant factor makes no cut of its own
+            if (
+                every or gap or not cuts or cuts[-1][1] != atoms
+            ):  # a constant factor makes no cut of its own
                 cuts.append((axis + 1, atoms, coefficient))
         inner = mul(shape[axis], stride)
     return cuts[::-1]

@@ -38,6 +38,26 @@ def grouped(x: torch.Tensor, w: torch.Tensor, out: str) -> torch.Tensor:
     return torch.stack([dense(x[:, g], w[g], out) for g in range(len(w))], 1)
 
 
+def experts(x: torch.Tensor, expert: torch.Tensor, w: torch.Tensor, out: str) -> torch.Tensor:
+    """x_q W_e^T of tiles of rows, e = expert_q.
+
+    Args:
+        x: [Q, R, K].
+        expert: [Q] i32; -1 is none.
+        w: [E, N, K].
+        out: as in :func:`dense`.
+
+    Returns:
+        [Q, R, N], zeros where there is no expert.
+    """
+    kind = x.dtype if x.dtype == torch.float64 else _KINDS[out]
+    y = torch.zeros(*x.shape[:2], w.shape[1], dtype=kind)
+    for q, e in enumerate(expert.tolist()):
+        if e >= 0:
+            y[q] = dense(x[q], w[e], out)
+    return y
+
+
 def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return a.float() @ b.float().mT
 

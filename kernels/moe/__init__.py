@@ -1,5 +1,27 @@
 """Mixture of experts (spec §5); importing this package registers the ops."""
 
-from . import given_gate, hash_gate, permute, source, topk_gate
+from . import (
+    combine,
+    dispatch,
+    dispatch_fp8,
+    given_gate,
+    hash_gate,
+    permute,
+    source,
+    swiglu,
+    swiglu_fp8,
+    topk_gate,
+)
 
-__all__ = ["given_gate", "hash_gate", "permute", "source", "topk_gate"]
+__all__ = [
+    "combine",
+    "dispatch",
+    "dispatch_fp8",
+    "given_gate",
+    "hash_gate",
+    "permute",
+    "source",
+    "swiglu",
+    "swiglu_fp8",
+    "topk_gate",
+]

@@ -21,7 +21,7 @@ op = Op(
         Out("expert", "Q", "i32"),
     ),
     dims={"M": PAIRS, "K": CHOSEN, "E": EXPERTS, "Q": TILES},
-    doc="rows of (token, slot) sorted by expert, in tiles of B; -1 is none (spec §5)",
+    doc="rows of (token, slot) sorted by expert, in tiles of R; -1 is none (spec §5)",
     reference=reference.permute,
     shapes={
         "tiny": {"M": 7, "K": 2, "E": 8, "Q": 10},
@@ -29,7 +29,7 @@ op = Op(
         "pro": {"M": 4096, "K": 6, "E": 384, "Q": 762},
         "edge": {"M": [0, 1, 146, 147, 700], "K": 7, "E": 130, "Q": [0, 1, 257]},
     },
-    params={"B": TILE},
+    params={"R": TILE},
     model_sizes=model_sizes,
 )
 
@@ -39,13 +39,13 @@ _STEPS = (1, 2, 4, 8, 16)  # between lanes
 
 
 @op.kernel(**OPTIONS)
-def permute(T, M, K, E, Q, B):
+def permute(T, M, K, E, Q, R):
     """A thread has an expert, and walks a chunk of pairs in their order: no place hangs on luck.
 
     Every block counts all pairs by itself, and those before its chunk, which are few reads from
     the cache beside a launch. It also tells as many tiles as it has threads their experts.
     """
-    check(0 < B <= _CHUNK, "moe/permute: rows of a tile", got=B, expected=f"1..{_CHUNK}")
+    check(0 < R <= _CHUNK, "moe/permute: rows of a tile", got=R, expected=f"1..{_CHUNK}")
     threads = max(128, ceildiv(E, _WARP) * _WARP)
     warps = threads // _WARP
 
@@ -88,7 +88,7 @@ def permute(T, M, K, E, Q, B):
                             T.atomic_add(before[e], 1)
             T.sync_threads()
             # tiles of the experts up to this one
-            tiles[0] = T.ceildiv(every[thread], B)
+            tiles[0] = T.ceildiv(every[thread], R)
             for step in _STEPS:
                 other[0] = T.shfl_up(tiles[0], step)
                 if thread % _WARP >= step:
@@ -100,7 +100,7 @@ def permute(T, M, K, E, Q, B):
                 if w < thread // _WARP:
                     tiles[0] += total[w]
             last[thread] = tiles[0]
-            at[0] = (tiles[0] - T.ceildiv(every[thread], B)) * B + before[thread]
+            at[0] = (tiles[0] - T.ceildiv(every[thread], R)) * R + before[thread]
             for i in T.serial(T.max(0, T.min(_CHUNK, M * K - block * _CHUNK))):
                 if wanted[i] == thread:
                     row[i] = at[0]

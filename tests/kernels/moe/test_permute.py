@@ -15,17 +15,17 @@ from ..support import FEW, assert_archs_agree, assert_schedules_agree, run, seed
 EDGE = {"E": 130, "K": 7}
 
 
-def permuted(index, E, B, spare=0):
+def permuted(index, E, R, spare=0):
     """(place, expert, source), checked from their definition, not against the reference."""
     M, K = index.shape
-    Q = tiles(M, K, E, B) + spare
-    place, expert = run(op, [index], finite=False, E=E, K=K, B=B, Q=Q)
-    rows = torch.full((Q, B), -1, dtype=torch.int32)
-    run(source, [place, rows], finite=False, K=K, B=B)
+    Q = tiles(M, K, E, R) + spare
+    place, expert = run(op, [index], finite=False, E=E, K=K, R=R, Q=Q)
+    rows = torch.full((Q, R), -1, dtype=torch.int32)
+    run(source, [place, rows], finite=False, K=K, R=R)
     at = 0
     for e in range(E):
         pairs = (index.flatten() == e).nonzero().flatten()
-        used = -(-len(pairs) // B)
+        used = -(-len(pairs) // R)
         assert (expert[at : at + used] == e).all()
         listed = rows[at : at + used].flatten()
         assert torch.equal(listed[: len(pairs)].long(), pairs)
@@ -53,12 +53,12 @@ def test_every_number_of_tokens(M, seed):
 
 
 @pytest.mark.parametrize(
-    ("E", "K", "B"), [(1, 1, 16), (8, 2, 64), (256, 6, 64), (384, 6, 16), (1024, 32, 128)]
+    ("E", "K", "R"), [(1, 1, 16), (8, 2, 64), (256, 6, 64), (384, 6, 16), (1024, 32, 128)]
 )
-def test_experts_choices_and_tiles(E, K, B, seed):
+def test_experts_choices_and_tiles(E, K, R, seed):
     index = choices(70, K, E, seed)
-    place, expert, rows = permuted(index, E, B, spare=3)
-    expected = reference.permute(index, E, len(expert), B)
+    place, expert, rows = permuted(index, E, R, spare=3)
+    expected = reference.permute(index, E, len(expert), R)
     assert torch.equal(place, expected[0]) and torch.equal(expert, expected[1])
     listed = torch.full_like(rows, -1)
     reference.source(place, listed)
@@ -96,14 +96,14 @@ def test_the_bound_on_tiles_is_reached(M):
 
 def test_too_few_tiles_leave_places_beyond_them_and_write_nothing_else():
     index = torch.arange(8).reshape(4, 2)
-    place, expert = run(op, [index], finite=False, E=8, K=2, B=16, Q=3)
+    place, expert = run(op, [index], finite=False, E=8, K=2, R=16, Q=3)
     assert expert.tolist() == [0, 1, 2]
     assert place.flatten().tolist() == [16 * e for e in range(8)]
 
 
 def test_what_is_no_size_is_refused():
-    with pytest.raises(ContractError, match="rows of a tile: got 2048, expected 1..1024"):
-        op.specialize(E=8, K=2, B=2048).prim_func("sm_80")
+    with pytest.raises(ContractError, match=r"rows of a tile: got 2048, expected 1\.\.1024"):
+        op.specialize(E=8, K=2, R=2048).prim_func("sm_80")
     with pytest.raises(ContractError, match="expected no negative number"):
         tiles(-1, 6, 256)
 

@@ -7,7 +7,7 @@ from tileproof.kernels.moe.source import op
 
 from ..support import assert_archs_agree, assert_schedules_agree, results
 
-SIZES = {"K": 7, "B": 32}
+SIZES = {"K": 7, "R": 32}
 
 
 def inputs_of(M, Q, seed):
