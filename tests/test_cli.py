@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -141,8 +143,26 @@ def test_inspect_draws_the_roofline_model(tmp_path: Path) -> None:
 def test_list_and_doctor_speak_json() -> None:
     names = {op["name"] for op in json.loads(tileproof("list", "--json").stdout)}
     assert {"mhc/pre", "mhc/post", "norm/rmsnorm"} <= names
-    items = {f["item"]: f["ok"] for f in json.loads(tileproof("doctor", "--json").stdout)}
-    assert items["tilelang"] and items["C++ compiler"]
+    done = tileproof("doctor", "--json", "--for", "run,virtual,build,prove")
+    report = json.loads(done.stdout)
+    items = {f["item"]: f["ok"] for f in report["findings"]}
+    assert items["tilelang"] and items["C++ compiler"] and items["nvcc (PyPI)"]
+    assert done.returncode == 0
+    assert report["can"]["build"]
+
+
+def test_doctor_says_what_mends_a_problem_and_fails_where_it_is_needed(tmp_path: Path) -> None:
+    environment = {**os.environ, "PATH": str(tmp_path), "TILEPROOF_CACHE": "/proc/none"}
+    words = (sys.executable, "-c", "from tileproof.cli import main; main()", "doctor")
+    for needed, expected in (("run", 0), ("virtual", 3), ("build,prove", 3)):
+        done = subprocess.run(
+            [*words, "--for", needed], capture_output=True, text=True, env=environment, cwd=ROOT
+        )
+        assert done.returncode == expected, done.stdout + done.stderr
+    assert re.search(r"-- C\+\+ compiler .*\n(?: .*\n)* +apt install g\+\+", done.stdout)
+    assert re.search(r"-- cache .*\n(?: .*\n)* +set TILEPROOF_CACHE to a folder", done.stdout)
+    assert "not for gpu, virtual, build" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(
@@ -164,6 +184,7 @@ def test_list_and_doctor_speak_json() -> None:
         (("inspect",), "inspect: got nothing, expected a bundle, an OP or FILE.py:NAME"),
         (("inspect", "norm/rmsnorm", "--plot", "x"), "--plot: got x, expected .svg or .png"),
         (("inspect", "docs", "--counters"), "--counters, --plot: got the bundle docs"),
+        (("doctor", "--for", "x"), "--for: got x, expected among run, gpu, virtual, build, prove,"),
         (("inspect", "nowhere"), "op: got 'nowhere', expected one of"),
     ],
 )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
+import os
+import subprocess
 
 import pytest
 
 from tileproof.codegen import device, toolchain
-from tileproof.codegen.doctor import examine
+from tileproof.codegen.doctor import able, examine
 from tileproof.codegen.toolchain import ToolchainError, cuda_tool
 
 EMPTY = 'extern "C" __global__ void empty_kernel() {}\n'
@@ -85,3 +88,30 @@ def test_doctor_finds_what_the_tests_need():
     findings = {f.item: f.ok for f in examine()}
     for item in ("python", "torch", "tilelang", "nvcc (PyPI)", "nvdisasm (PyPI)", "C++ compiler"):
         assert findings[item]
+
+
+def test_another_version_than_the_pinned_one_is_a_finding(monkeypatch):
+    known = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda n: "0.1.14" if n == "tilelang" else known(n)
+    )
+    (found,) = [f for f in examine() if f.item == "tilelang"]
+    assert (found.ok, found.detail) == (False, "got 0.1.14, expected 0.1.15")
+    assert found.fix == "pip install tilelang==0.1.15"
+    assert not able([found])["build"] and able([found])["run"]
+
+
+def test_files_of_processes_that_died_are_found_in_the_cache(own_cache):
+    def leftovers():
+        return [f for f in examine() if f.item == "cache leftovers"]
+
+    own_cache.mkdir(exist_ok=True)
+    (own_cache / f".mine.{os.getpid()}.00aa").touch()
+    assert not leftovers()
+    process = subprocess.Popen(["true"])
+    process.wait()
+    (own_cache / f".dead.{process.pid}.00aa").touch()
+    (found,) = leftovers()
+    assert found.detail == "1 unfinished files of processes that are gone"
+    subprocess.run(found.fix, shell=True, check=True)
+    assert not leftovers()
