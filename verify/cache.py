@@ -8,6 +8,7 @@ be lowered when nothing changed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -15,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from tileproof.codegen.toolchain import versions
 from tileproof.dsl import Specialization
@@ -23,7 +24,44 @@ from tileproof.dsl import Specialization
 from .domain import Domain
 from .model import KernelReport, Route
 
-_memory: dict[str, dict[str, Any]] = {}
+
+class Results:
+    """Results of earlier proofs: this object's own, and those on disk unless `lasting` is false."""
+
+    def __init__(self, lasting: bool = True) -> None:
+        self.lasting = lasting
+        self._here: dict[str, dict[str, Any]] = {}
+
+    def read(self, name: str) -> KernelReport | None:
+        """An earlier result, or None. A damaged entry counts as none."""
+        if name not in self._here:
+            if not self.lasting:
+                return None
+            try:
+                self._here[name] = json.loads(_path(name).read_text())
+            except (OSError, ValueError):
+                return None
+        return KernelReport.from_dict(self._here[name])
+
+    def write(self, name: str, report: KernelReport) -> None:
+        """Keep a result. A cache that cannot be written costs time, never the result."""
+        from tileproof.runtime.cache import atomic_write
+
+        self._here[name] = report.to_dict()
+        if self.lasting:
+            with contextlib.suppress(OSError):
+                atomic_write(_path(name), json.dumps(self._here[name]))
+
+
+Use: TypeAlias = bool | Results  # of earlier results: yes, no, or those of one run
+_EARLIER = Results()
+
+
+def results(use: Use) -> Results | None:
+    """Where results are looked up and kept; None for nowhere."""
+    if isinstance(use, Results):
+        return use
+    return _EARLIER if use else None
 
 
 @cache
@@ -97,27 +135,6 @@ def sources(*packages: str) -> str:
             for path in sorted(Path(root).rglob("*.py")):
                 digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def read(name: str) -> KernelReport | None:
-    """An earlier result, or None. A damaged entry counts as none."""
-    if name not in _memory:
-        try:
-            _memory[name] = json.loads(_path(name).read_text())
-        except (OSError, ValueError):
-            return None
-    return KernelReport.from_dict(_memory[name])
-
-
-def write(name: str, report: KernelReport) -> None:
-    """Keep a result. A cache that cannot be written costs time, never the result."""
-    from tileproof.runtime.cache import atomic_write
-
-    _memory[name] = report.to_dict()
-    try:
-        atomic_write(_path(name), json.dumps(_memory[name]))
-    except OSError:
-        return
 
 
 def _path(name: str) -> Path:

@@ -127,7 +127,7 @@ def _elements(
         shape = [1] * len(symbols)
         shape[i] = -1
         point[s] = values.reshape(shape)
-    parts = -(-total // _AT_ONCE)
+    parts = max(1, -(-total // _AT_ONCE))
     widest = max(symbols, key=lambda s: (s.kind == "block", point[s].size))
     for some in np.array_split(point[widest], parts, symbols.index(widest)):
         yield _stored(access, symbols, {**point, widest: some}, lane)

@@ -169,6 +169,7 @@ class DeviceWalker(Converter):
         which is what ``races`` shows: by induction, since a first disagreement needs such a write.
         The value is a function of the place in the program, the block and the iteration, numbered.
         """
+        self.facts.common = True
         where = const(0)
         for s in (*self.facts.blocks, *self.context.loops):
             if not (s.lo.is_const and s.lo == s.hi):

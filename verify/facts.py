@@ -189,7 +189,8 @@ class Facts:
     """Everything the properties look at, for one launch (or for the host function).
 
     `unordered` names what orders threads and copies in a way that is not modelled: whatever rests
-    on who comes first is unknown, while what each thread touches is not.
+    on who comes first is unknown, while what each thread touches is not. `common` says that threads
+    are taken to read the same from one place in shared memory, which they do if none race.
     """
 
     name: str
@@ -203,6 +204,7 @@ class Facts:
     allocations: list[Allocation] = field(default_factory=list)
     unmodelled: list[str] = field(default_factory=list)
     unordered: list[str] = field(default_factory=list)
+    common: bool = False
 
     @property
     def blocks(self) -> list[Symbol]:

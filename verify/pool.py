@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import multiprocessing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -25,30 +25,31 @@ Progress = Callable[[KernelReport, int, int], None]
 
 @dataclass(frozen=True)
 class _Task:
-    """One proof that another process can do: an op's name and sizes, or a file's kernel."""
+    """Proofs of one kernel that another process can do: an op's name and sizes, or a file's."""
 
     kernel: Target | tuple[str, dict[str, Any]]
-    arch: str
+    archs: tuple[str, ...]
     facts: Given
     use_cache: bool
     rlimit: int
     route: Route
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> list[dict[str, Any]]:
+        # Architectures with equal code share a proof, even where none is kept.
+        kept: cache.Use = self.use_cache or cache.Results(lasting=False)
+        reports = []
+        for arch in self.archs:
+            report = prove_one(
+                self._made(arch), arch, self.facts, None, kept, self.rlimit, self.route
+            )
+            reports.append(report.to_dict())
+        return reports
+
+    def _made(self, arch: str) -> Any:
         if isinstance(self.kernel, Target):
-            kernel = self.kernel.resolve(self.arch)
-        else:
-            name, sizes = self.kernel
-            kernel = load_library()[name].specialize(**sizes)
-        report = prove_one(
-            kernel,
-            self.arch,
-            self.facts,
-            use_cache=self.use_cache,
-            rlimit=self.rlimit,
-            route=self.route,
-        )
-        return report.to_dict()
+            return self.kernel.resolve(arch)
+        name, sizes = self.kernel
+        return load_library()[name].specialize(**sizes)
 
 
 def prove_many(
@@ -82,56 +83,76 @@ def prove_many(
         if on_progress is not None:
             on_progress(report, len(done), len(pairs))
 
-    tasks = {}
-    for i, (kernel, arch, route) in enumerate(pairs):
-        named = kernel if isinstance(kernel, Target) else None
-        if in_library(kernel):
-            named = (kernel.op.name, _sizes(kernel))
-        if named is not None:
-            tasks[i] = _Task(named, arch, facts, use_cache, rlimit, route)
-    if jobs > 1 and len(tasks) > 1:
-        for i in _remote(tasks, jobs, finish):
+    remote: dict[int, Target | tuple[str, dict[str, Any]]] = {}
+    for i, (kernel, *_) in enumerate(pairs):
+        if isinstance(kernel, Target):
+            remote[i] = kernel
+        elif in_library(kernel):
+            remote[i] = (kernel.op.name, _sizes(kernel))
+
+    def task(group: Sequence[int]) -> _Task:
+        archs = tuple(pairs[i][1] for i in group)
+        return _Task(remote[group[0]], archs, facts, use_cache, rlimit, pairs[group[0]][2])
+
+    groups = _groups(pairs, remote, jobs)
+    if jobs > 1 and len(groups) > 1:
+        for i in _remote({group: task(group) for group in groups}, jobs, finish):
             # Nobody knows over which task a worker died: each that is left has a process alone.
-            if _remote({i: tasks[i]}, 1, finish):
+            if _remote({(i,): task((i,))}, 1, finish):
                 kernel = pairs[i][0]
                 name = kernel.text if isinstance(kernel, Target) else kernel.symbol
                 text = "its worker process was killed, perhaps for memory; fewer --jobs need less"
                 finish(i, KernelReport(name, pairs[i][1], error=text, route=pairs[i][2]))
+    for group in groups:
+        if not done.keys() >= {*group}:
+            for i, report in zip(group, task(group).run(), strict=True):
+                finish(i, KernelReport.from_dict(report))
     for i, (kernel, arch, route) in enumerate(pairs):
-        if i in done:
-            continue
-        if isinstance(kernel, Target):
-            finish(i, KernelReport.from_dict(tasks[i].run()))
-        else:
+        if i not in done:
             alone = prove_one(kernel, arch, facts, use_cache=use_cache, rlimit=rlimit, route=route)
             finish(i, alone)
     return Report([done[i] for i in range(len(pairs))], cache.tools())
 
 
+def _groups(
+    pairs: Sequence[tuple[Any, str, Route]], remote: Mapping[int, Any], jobs: int
+) -> list[tuple[int, ...]]:
+    """What one process does in one go: a kernel on all its architectures, which often have equal
+    code, where there are enough kernels to keep every process busy."""
+    together: dict[str, list[int]] = {}
+    for i, kernel in remote.items():
+        together.setdefault(repr((kernel, pairs[i][2])), []).append(i)
+    if len(together) < jobs:
+        return [(i,) for i in remote]
+    return [tuple(group) for group in together.values()]
+
+
 def _remote(
-    tasks: dict[int, _Task], jobs: int, finish: Callable[[int, KernelReport], None]
+    tasks: dict[tuple[int, ...], _Task], jobs: int, finish: Callable[[int, KernelReport], None]
 ) -> list[int]:
-    """Run tasks in worker processes; those that a worker's death left undone."""
-    undone = []
+    """Run tasks in worker processes; the proofs that a worker's death left undone."""
+    undone: list[int] = []
     # TileLang's compiler threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=context) as pool:
-        futures: dict[Future[dict[str, Any]], int] = {}
+        futures: dict[Future[list[dict[str, Any]]], tuple[int, ...]] = {}
         try:
-            for i, task in tasks.items():
-                futures[pool.submit(task.run)] = i
+            for group, task in tasks.items():
+                futures[pool.submit(task.run)] = group
         except BrokenProcessPool:
-            undone = [i for i in tasks if i not in futures.values()]
+            left = [group for group in tasks if group not in futures.values()]
+            undone = [i for group in left for i in group]
         for future in as_completed(futures):
             try:
-                report = KernelReport.from_dict(future.result())
+                reports = future.result()
             except BrokenProcessPool:
-                undone.append(futures[future])
+                undone += futures[future]
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
             else:
-                finish(futures[future], report)
+                for i, report in zip(futures[future], reports, strict=True):
+                    finish(i, KernelReport.from_dict(report))
     return sorted(undone)
 
 

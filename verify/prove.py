@@ -11,6 +11,7 @@ import itertools
 import textwrap
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tileproof.codegen import ircache
@@ -93,7 +94,7 @@ def prove_one(
     arch: str,
     facts: Given = None,
     pass_configs: Mapping[str, Any] | None = None,
-    use_cache: bool = True,
+    use_cache: cache.Use = True,
     rlimit: int = LONG,
     route: Route = "ir",
 ) -> KernelReport:
@@ -101,9 +102,10 @@ def prove_one(
     start = time.perf_counter()
     key = None
     usual = not facts and not pass_configs and rlimit == LONG
-    if use_cache and usual and in_library(kernel):
+    kept = cache.results(use_cache)
+    if kept and usual and in_library(kernel):
         key = cache.source_key(kernel, arch, route)
-        if (known := cache.read(key)) is not None:
+        if (known := kept.read(key)) is not None:
             known.reused, known.lower_seconds = True, 0.0
             known.seconds = round(time.perf_counter() - start, 3)
             return known
@@ -124,8 +126,8 @@ def prove_one(
     else:
         report = compare_values(lowered, facts=facts, use_cache=use_cache)
     report.lower_seconds = round(lower_seconds, 3)
-    if key is not None:
-        cache.write(key, report)
+    if kept and key is not None:
+        kept.write(key, report)
     return report
 
 
@@ -150,13 +152,13 @@ def _name(kernel: Any) -> str:
 
 
 def prove_lowered(
-    lowered: Lowered, *, facts: Given = None, use_cache: bool = True, rlimit: int = LONG
+    lowered: Lowered, *, facts: Given = None, use_cache: cache.Use = True, rlimit: int = LONG
 ) -> KernelReport:
     """Prove what `lowered` holds, as it stands; see :func:`prove`."""
     start = time.perf_counter()
     try:
         known = lowered.facts.updated(Facts.read(facts))
-        return _prove_lowered(lowered, known, use_cache, start, rlimit)
+        return _prove_lowered(lowered, known, cache.results(use_cache), start, rlimit)
     finally:
         terms.forget()
 
@@ -183,13 +185,13 @@ def first_complaint(
 
 
 def _prove_lowered(
-    lowered: Lowered, facts: Facts, use_cache: bool, start: float, rlimit: int
+    lowered: Lowered, facts: Facts, kept: cache.Results | None, start: float, rlimit: int
 ) -> KernelReport:
     assumed = domain.build(lowered.source, lowered.spec, facts)
     ir_hash = cache.ir_hash(lowered)
     sizes = shared_sizes(lowered.stages)
     key = cache.key(ir_hash, assumed, sizes, rlimit, limits.decisive(lowered))
-    if use_cache and (known := cache.read(key)) is not None:
+    if kept and (known := kept.read(key)) is not None:
         known.kernel, known.arch, known.reused = lowered.name, lowered.arch, True
         known.seconds = round(time.perf_counter() - start, 3)
         return known
@@ -211,8 +213,8 @@ def _prove_lowered(
         unmodelled=unmodelled,
         seconds=round(time.perf_counter() - start, 3),
     )
-    if use_cache:
-        cache.write(key, report)
+    if kept:
+        kept.write(key, report)
     return report
 
 
@@ -335,11 +337,21 @@ def _vacuity(launches: list[Launch]) -> tuple[str, list[str]]:
 def _decided(
     launches: list[Launch], unmodelled: list[str], vacuous: str
 ) -> Iterator[tuple[str, PropertyReport]]:
-    """Every property in its turn."""
+    """Every property in its turn; one that a later one throws doubt on comes again."""
     earlier: dict[str, PropertyReport] = {}
     for p in PROPERTIES:
         earlier[p.name] = _decide(p, launches, unmodelled, vacuous, earlier)
         yield p.name, earlier[p.name]
+    barriers = earlier["barriers"]
+    if barriers.verdict is Verdict.PROVED and any(launch.facts.common for launch in launches):
+        # Threads that race may not read the same, and then not come to the same barrier.
+        doubts = [_DOUBTS[n] for n in ("races", "async") if _is_open(earlier[n])]
+        if doubts:
+            yield "barriers", replace(barriers, verdict=Verdict.UNKNOWN, reasons=doubts)
+
+
+def _is_open(report: PropertyReport) -> bool:
+    return report.proved < report.obligations
 
 
 def _decide(
@@ -365,7 +377,7 @@ def _decide(
             doubts.append(vacuous)
         for name, doubt in _DOUBTS.items():
             relied = earlier.get(name) if name in p.relies_on else None
-            if relied is not None and relied.proved < relied.obligations:
+            if relied is not None and _is_open(relied):
                 doubts.append(doubt)
         if doubts:
             verdict = Verdict.UNKNOWN

@@ -414,14 +414,13 @@ class Tile:
         transposed, count = bool(args[0].value), int(args[1].value)
         source, kind, row = self.pointer(args[2])
         target, _, start = self.pointer(args[3])
-        warps = self.lanes // _WARP * _WARP
-        lane = self.lanes % _WARP
-        for i in range(count):
-            for half in range(2):
-                across, down = lane % 4 * 2 + half, lane // 4
-                r, c = (across, down) if transposed else (down, across)
-                index = row[warps + 8 * i + r] + c
-                self.put(target, kind, start + 2 * i + half, self.get(source, kind, index))
+        lane = (self.lanes % _WARP)[:, None]
+        matrix, half = np.divmod(np.arange(2 * count), 2)
+        across, down = lane % 4 * 2 + half, lane // 4
+        r, c = (across, down) if transposed else (down, across)
+        index = row[(self.lanes // _WARP * _WARP)[:, None] + 8 * matrix + r] + c
+        to = start[:, None] + np.arange(2 * count)
+        self.put(target, kind, to, self.get(source, kind, index))
 
     def multiply(self, args: list[Any]) -> None:
         """C[i, j] ← C[i, j], and A[i, k] with B[k, j] for each k in a hardware order of its own."""
@@ -434,8 +433,8 @@ class Tile:
         if str(args[1].value) != "row" or str(args[2].value) != "col" or not width:
             raise UnfollowedError(f"mma {args[3].value}")
         types = {2: "bfloat16", 4: "float32"}
-        group, place = self.lanes % _WARP // 4, self.lanes % 4
-        warp = self.lanes // _WARP
+        group, place = (v[:, None] for v in np.divmod(self.lanes % _WARP, 4))
+        warp = (self.lanes // _WARP)[:, None]
         per = 4 // width
         warps = int(warp.max()) + 1
         sides = []
@@ -445,25 +444,28 @@ class Tile:
         ):
             label = np.full((warps, extent, k), NONE, np.int64)
             word = np.zeros((warps, extent, k), np.uint64)
-            for e in range(count):
-                register, part = divmod(e, per)
-                halves = extent // 8  # registers alternate between rows g and g + 8
-                i = group + 8 * (register % halves)
-                at = place * per + part + 4 * per * (register // halves)
-                flow = self.get(data, types[width], self.per_lane(self.number(base) + e))
-                label[warp, i, at], word[warp, i, at] = flow
+            register, part = np.divmod(np.arange(count), per)
+            halves = extent // 8  # registers alternate between rows g and g + 8
+            i = group + 8 * (register % halves)
+            at = place * per + part + 4 * per * (register // halves)
+            flow = self.get(data, types[width], self.registers(base, count))
+            label[warp, i, at], word[warp, i, at] = flow
             sides.append((label, word))
         (la, wa), (lb, wb) = sides
         pairs = mix(wa[:, :, None, :], wb[:, None, :, :])
         with np.errstate(over="ignore"):
             words = pairs.sum(axis=3, dtype=np.uint64)
         labels = join(_all(la)[:, :, None], _all(lb)[:, None, :])
-        for e in range(m * n // _WARP):
-            i, j = group + 8 * (e // 2), place * 2 + e % 2
-            index = self.per_lane(self.number(args[11]) + e)
-            before = self.get(args[10], "float32", index)
-            flow = Flow(join(before.label, labels[warp, i, j]), mix(before.word, words[warp, i, j]))
-            self.put(args[10], "float32", index, flow)
+        e = np.arange(m * n // _WARP)
+        i, j = group + 8 * (e // 2), place * 2 + e % 2
+        index = self.registers(args[11], len(e))
+        before = self.get(args[10], "float32", index)
+        flow = Flow(join(before.label, labels[warp, i, j]), mix(before.word, words[warp, i, j]))
+        self.put(args[10], "float32", index, flow)
+
+    def registers(self, base: Any, count: int) -> Any:
+        """Indices of `count` elements from `base` on, a row per thread."""
+        return self.per_lane(self.number(base))[:, None] + np.arange(count)
 
     def reduce(self, flow: Flow, match: Any) -> Flow:
         operation, threads, scale = match.group(1), int(match.group(2)), int(match.group(3))
@@ -558,10 +560,11 @@ def _verdict(tile: Tile, count: int) -> str:
 
 
 def _all(label: Any) -> Any:
-    total = label[..., 0]
-    for i in range(1, label.shape[-1]):
-        total = join(total, label[..., i])
-    return total
+    """The label of what all along the last axis flows into."""
+    known = label != NONE
+    one = np.max(label, axis=-1, initial=NONE, where=known & (label != MIXED))
+    mixed = (known & (label != one[..., None])).any(axis=-1)
+    return np.where(mixed, MIXED, one)
 
 
 def _bits(buffer: Any) -> int:

@@ -44,3 +44,8 @@ def test_every_architecture_in_two_processes():
     assert [k.arch for k in report.kernels] == [*ALL, "sm_80"]
     assert report.exit_code == 0
     assert finished == [(i + 1, 6) for i in range(6)]
+    # Equal code was proved once, though no earlier result was to be used.
+    hashes = [k.ir_hash for k in report.kernels]
+    first = {h: hashes.index(h) for h in hashes}
+    assert [k.reused for k in report.kernels] == [first[h] != i for i, h in enumerate(hashes)]
+    assert len(first) == 2

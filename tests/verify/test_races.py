@@ -90,6 +90,52 @@ def met_often(count):
     return kernel
 
 
+def flagged(fill, place=lambda t: 0, sync=True, late=False):
+    """A barrier under a flag that threads read from shared memory, where `fill` left it."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def kernel(flags: T.Tensor((M, 128), "int32"), y: T.Tensor((M, 128), "int32")):
+        with T.Kernel(M, threads=128) as m:
+            flag = T.alloc_shared((128,), "int32")
+            t = T.get_thread_binding()
+            fill(flag, flags, m, t)
+            if sync:
+                T.sync_threads()
+            if flag[place(t)] > 0:
+                T.sync_threads()
+            if late:
+                flag[0] = t
+            y[m, t] = t
+
+    return kernel
+
+
+def one_fills(flag, flags, m, t):
+    @T.macro
+    def body():
+        if t == 0:
+            flag[0] = flags[m, 0]
+
+    body()
+
+
+def each_fills(flag, flags, m, t):
+    @T.macro
+    def body():
+        flag[t] = flags[m, t]
+
+    body()
+
+
+def copies_fill(flag, flags, m, t):
+    @T.macro
+    def body():
+        T.async_copy(flags[m, :], flag)
+
+    body()
+
+
 def run(kernel, **facts):
     lowered = lower(kernel, "sm_80", pass_configs=CONFIGS, keep_stages=True)
     return prove_lowered(lowered, facts=facts, use_cache=False)
@@ -184,6 +230,31 @@ def test_inside_is_proved_and_outside_refuted(rung):
     bad = run(outside).properties[name]
     assert bad.verdict is Verdict.REFUTED, bad
     assert all(e.confirmed and e.property == name for e in bad.counterexamples)
+
+
+def test_all_threads_read_the_same_from_shared_memory():
+    report = run(flagged(each_fills, place=lambda t: 5))
+    assert report.verdict is Verdict.PROVED, report
+
+
+@pytest.mark.parametrize(
+    ("outside", "name", "verdict"),
+    [
+        ({"fill": one_fills, "sync": False}, "races", Verdict.ALARM),
+        ({"fill": one_fills, "late": True}, "races", Verdict.ALARM),
+        ({"fill": copies_fill}, "async", Verdict.ALARM),
+        ({"fill": each_fills, "place": lambda t: t}, "barriers", Verdict.UNKNOWN),
+        ({"fill": each_fills, "place": lambda t: t // 127}, "barriers", Verdict.UNKNOWN),
+    ],
+    ids=["no barrier before", "overwritten", "copy not waited for", "each its own", "two places"],
+)
+def test_a_barrier_rests_on_a_shared_value_only_where_no_thread_sees_another(
+    outside, name, verdict
+):
+    report = run(flagged(**outside))
+    assert report.properties[name].verdict is verdict, report
+    assert report.properties["barriers"].verdict is Verdict.UNKNOWN
+    assert len(report.properties["barriers"].reasons) == 1
 
 
 def test_a_barrier_that_data_decides_is_an_alarm():

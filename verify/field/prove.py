@@ -15,7 +15,7 @@ from .memory import FaultError, UnmodelledError
 
 
 def compare_values(
-    lowered: Lowered, *, facts: Given = None, use_cache: bool = True
+    lowered: Lowered, *, facts: Given = None, use_cache: cache.Use = True
 ) -> KernelReport:
     """Whether `lowered` computes what its source says, at sizes that cover its tiles.
 
@@ -28,7 +28,8 @@ def compare_values(
     assumed = domain.build(lowered.source, lowered.spec, known)
     program = f"values {cache.ir_hash(lowered)} {lowered.source.script(show_meta=False)}"
     key = cache.key(program, assumed, {}, 0)
-    if use_cache and (found := cache.read(key)) is not None:
+    kept = cache.results(use_cache)
+    if kept and (found := kept.read(key)) is not None:
         found.kernel, found.arch, found.reused = lowered.name, lowered.arch, True
         found.seconds = round(time.perf_counter() - start, 3)
         return found
@@ -50,8 +51,8 @@ def compare_values(
         reason = f"the source program: {error}"
         report.properties["values"] = PropertyReport(Verdict.ALARM, reasons=[reason])
     report.seconds = round(time.perf_counter() - start, 3)
-    if use_cache:
-        cache.write(key, report)
+    if kept:
+        kept.write(key, report)
     return report
 
 

@@ -57,7 +57,7 @@ class Outcome:
 
 
 def prove_ptx(
-    lowered: Lowered, *, facts: Facts | Mapping[str, Any] | None = None, use_cache: bool = True
+    lowered: Lowered, *, facts: Facts | Mapping[str, Any] | None = None, use_cache: cache.Use = True
 ) -> KernelReport:
     """Bounds and alignment of every memory operation in the PTX of `lowered`.
 
@@ -73,7 +73,7 @@ def prove_text(
     text: str,
     *,
     facts: Facts | Mapping[str, Any] | None = None,
-    use_cache: bool = True,
+    use_cache: cache.Use = True,
 ) -> KernelReport:
     """As :func:`prove_ptx`, of the PTX `text`, which need not be what the compiler made."""
     start = time.perf_counter()
@@ -88,7 +88,7 @@ def _prove(
     lowered: Lowered,
     text: str,
     facts: Facts | Mapping[str, Any] | None,
-    use_cache: bool,
+    use_cache: cache.Use,
     start: float,
 ) -> KernelReport:
     assumed = domain.build(lowered.source, lowered.spec, lowered.facts.updated(Facts.read(facts)))
@@ -111,7 +111,8 @@ def _prove(
         digest.update(f"{launch.kernel} {launch.args} {launch.grid} {launch.block}".encode())
         digest.update(f"{launch.smem} {launch.cluster}".encode())
     key = cache.key(f"ptx {digest.hexdigest()}", assumed, {}, 0)
-    if use_cache and (known := cache.read(key)) is not None:
+    kept = cache.results(use_cache)
+    if kept and (known := kept.read(key)) is not None:
         known.kernel, known.arch, known.reused = lowered.name, lowered.arch, True
         known.seconds = round(time.perf_counter() - start, 3)
         return known
@@ -129,8 +130,8 @@ def _prove(
     for name in PROPERTIES:
         report.properties[name] = _decided(outcomes[name], report.unmodelled)
     report.seconds = round(time.perf_counter() - start, 3)
-    if use_cache:
-        cache.write(key, report)
+    if kept:
+        kept.write(key, report)
     return report
 
 
