@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-NONE, MIXED = -1, -2  # labels: of no row, of several
+NONE, MIXED, UNSET = -1, -2, -3  # labels: of no row, of several, of memory nobody wrote
 _COMMUTE = {"Add", "Mul", "Max", "Min", "tl.add2", "tl.mul2", "tirx.tvm_add"}
 
 
@@ -45,7 +45,8 @@ def join(a: Any, b: Any) -> Any:
     """The label of what two labels flow into."""
     if np.array_equal(a, b) or (np.ndim(b) == 0 and b == NONE):
         return a
-    return np.where(a == NONE, b, np.where((a == b) | (b == NONE), a, MIXED))
+    several = np.minimum(np.minimum(a, b), MIXED)
+    return np.where(a == NONE, b, np.where((a == b) | (b == NONE), a, several))
 
 
 def combine(name: str, parts: list[Flow]) -> Flow:
@@ -67,7 +68,7 @@ class Memory:
 
     def __init__(self, owners: int, size: int, unit: int) -> None:
         self.unit = unit
-        self.label = np.full((owners, -(-size // unit)), NONE, np.int64)
+        self.label = np.full((owners, -(-size // unit)), UNSET, np.int64)
         self.word = np.zeros((owners, -(-size // unit)), np.uint64)
 
     def _inside(self, at: Any, width: int) -> Any:

@@ -202,6 +202,7 @@ def _prove_lowered(
     waiting = [a for launch in launches for a in launch.assumptions]
     notes += [*limits.warnings(launches), *(f"it is assumed that {a}" for a in waiting)]
     properties = dict(_decided(launches, unmodelled, vacuous))
+    notes += [remark for launch in launches for remark in launch.remarks]
     report = KernelReport(
         kernel=lowered.name,
         arch=lowered.arch,

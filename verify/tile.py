@@ -3,7 +3,8 @@
 One block is executed on the IR, all threads in step, on abstract values: a label (the row whose
 data went into a value, if any) and a word that stands for the expression computed, in which every
 input is known by its tensor and columns alone. An element of an output must carry its own row's
-label, and the same word in every row. Lockstep is one of the orders a race-free program may run in.
+label, and the same word in every row; none may carry what lay in memory before. Lockstep is one of
+the orders a race-free program may run in.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from .facts import Access, scalar_bits
 from .flow import (
     MIXED,
     NONE,
+    UNSET,
     Flow,
     Memory,
     UnfollowedError,
@@ -362,6 +364,8 @@ class Tile:
             return self.choose(*args)
         if name in _IN_STEP:
             return nothing
+        if name == "tl.infinity":
+            return Flow(np.int64(NONE), name_word(f"{name} {e.dtype}"))
         if name == "tl.ptx_cp_async":
             self.copy(args)
             return nothing
@@ -542,6 +546,9 @@ def _verdict(tile: Tile, count: int) -> str:
         parts = [w for w in tile.written if w[0] == tensor]
         row, columns = (np.concatenate([p[i] for p in parts]) for i in (1, 2))
         label, word = (np.concatenate([p[3][i] for p in parts]) for i in (0, 1))
+        if (label == UNSET).any():
+            where = "" if tensor not in tile.axis else f"row {int(row[label == UNSET][0])} of "
+            return f"{where}{tensor} depends on memory of its block that nobody wrote"
         if tensor not in tile.axis:
             if (label != NONE).any():
                 return f"{tensor} has no rows, but data of rows flows into it"
@@ -561,10 +568,9 @@ def _verdict(tile: Tile, count: int) -> str:
 
 def _all(label: Any) -> Any:
     """The label of what all along the last axis flows into."""
-    known = label != NONE
-    one = np.max(label, axis=-1, initial=NONE, where=known & (label != MIXED))
-    mixed = (known & (label != one[..., None])).any(axis=-1)
-    return np.where(mixed, MIXED, one)
+    one = np.max(label, axis=-1, initial=NONE)
+    several = ((label != NONE) & (label != one[..., None])).any(axis=-1)
+    return np.where(several, np.minimum(np.min(label, axis=-1), MIXED), one)
 
 
 def _bits(buffer: Any) -> int:

@@ -61,8 +61,9 @@ def read(row, column=lambda m, i: i, scale=None):
     return kernel
 
 
-def tiled(partner=0, start=lambda row: 0, guard=lambda row, M: row < M):
-    """Eight rows a block, one a thread, passed through shared memory; `partner` takes another's."""
+def tiled(partner=0, start=lambda row: 0, guard=lambda row, M: row < M, columns=8):
+    """Eight rows a block, one a thread, of which `columns` pass through shared memory; `partner`
+    takes another's."""
     M = T.dynamic("M")
 
     @T.prim_func
@@ -72,7 +73,7 @@ def tiled(partner=0, start=lambda row: 0, guard=lambda row, M: row < M):
             total = T.alloc_local((1,), "float32")
             thread = T.get_thread_binding()
             if guard(block * 8 + thread, M):
-                for i in T.serial(8):
+                for i in T.serial(columns):
                     values[thread, i] = x[block * 8 + thread, i]
             T.sync_threads()
             total[0] = 0.0
@@ -80,6 +81,27 @@ def tiled(partner=0, start=lambda row: 0, guard=lambda row, M: row < M):
                 total[0] += values[thread ^ partner, (i + start(thread)) % 8]
             if block * 8 + thread < M:
                 y[block * 8 + thread] = total[0]
+
+    return kernel
+
+
+def alone(columns=8, choice=None):
+    """A row a block, of which `columns` pass through local memory; `choice` says how many are
+    added."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def kernel(x: T.Tensor((M, 8), "float32"), y: T.Tensor((M,), "float32")):
+        with T.Kernel(M, threads=1) as m:
+            values = T.alloc_local((8,), "float32")
+            total = T.alloc_local((1,), "float32")
+            total[0] = 0.0
+            for i in T.serial(columns):
+                values[i] = x[m, i]
+            for i in T.serial(8):
+                if choice is None or choice(x, m, i):
+                    total[0] += values[i]
+            y[m] = total[0]
 
     return kernel
 
@@ -203,6 +225,22 @@ def test_a_row_depends_on_its_batch(name):
     found = verdict(BATCH[name], batch=["M"])
     assert found.verdict in (Verdict.REFUTED, Verdict.ALARM), found
     assert verdict(BATCH[name]).verdict is Verdict.PROVED  # nobody asked for more than that
+
+
+@pytest.mark.parametrize("make", [tiled, alone])
+def test_no_output_hangs_on_memory_that_nobody_wrote(make):
+    inside = verdict(make(columns=8), batch=["M"])
+    assert inside.verdict is Verdict.PROVED, inside
+    outside = verdict(make(columns=7), batch=["M"])
+    assert outside.verdict is Verdict.ALARM, outside
+    assert "depends on memory of its block that nobody wrote" in outside.reasons[0]
+
+
+def test_a_row_alone_that_is_not_followed_leaves_a_remark():
+    lowered = lower(alone(7, lambda x, m, i: x[m, i] > 0), "sm_80", pass_configs=CONFIGS)
+    report = prove_lowered(lowered, facts={"batch": ["M"]}, use_cache=False)
+    assert report.properties["determinism"].verdict is Verdict.PROVED
+    assert any("that nobody wrote is not known" in note for note in report.notes)
 
 
 def test_a_row_may_choose_by_its_own_data():

@@ -101,6 +101,21 @@ def tiles(blocks, columns=64 * 1030, step=64):
     return kernel
 
 
+def added(cleared=False):
+    """Each thread adds onto its element, which it may have cleared before."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def kernel(x: T.Tensor((M, 128), "float32"), y: T.Tensor((M, 128), "float32")):
+        with T.Kernel(M, threads=128) as m:
+            t = T.get_thread_binding()
+            if cleared:
+                y[m, t] = 0.0
+            T.atomic_add(y[m, t], x[m, t])
+
+    return kernel
+
+
 def staged(size):
     """A block of 128 threads passes values through `size` floats of shared memory."""
     M = T.dynamic("M")
@@ -261,6 +276,15 @@ def test_inside_is_proved_and_outside_refuted(rung):
     bad = run(outside(**bad_kwargs), **bad_facts).properties[name]
     assert bad.verdict is Verdict.REFUTED, bad
     assert all(e.confirmed and e.property == name for e in bad.counterexamples)
+
+
+def test_a_sum_onto_what_was_there_is_no_write():
+    coverage = run(added()).properties["coverage"]
+    assert coverage.verdict is Verdict.ALARM
+    assert "onto what y held before" in coverage.reasons[0]
+    for kernel, facts in ((added(), {"inout": ["y"]}), (added(cleared=True), {})):
+        report = run(kernel, written="all", **facts)
+        assert report.properties["coverage"].verdict is Verdict.PROVED, report
 
 
 def test_counterexample_names_block_thread_and_tokens():

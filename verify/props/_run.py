@@ -53,7 +53,7 @@ class Launch:
     `host` holds the checks of the host function; it is given with the first launch only. `outputs`
     are the tensors whose coverage this launch answers for, `shared` those that other launches of
     the call write too. `complete` is false when something in the kernel is not modelled.
-    `cooperative` says that all blocks run at once.
+    `cooperative` says that all blocks run at once. `remarks` are what a report should say besides.
     """
 
     facts: Facts
@@ -70,6 +70,7 @@ class Launch:
     resources: Resources | None = None
     clusters: tuple[int, int, int] = (1, 1, 1)
     cooperative: bool = False
+    remarks: list[str] = field(default_factory=list)
 
     @cached_property
     def order(self) -> Order | None:

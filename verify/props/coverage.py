@@ -56,6 +56,11 @@ def goals(launch: Launch) -> Iterator[Goal]:
 
 
 def _covered(launch: Launch, tensor: str, writes: list[Access], once: bool) -> Goal:
+    updates = [a for a in writes if a.atomic not in ("", "store")]
+    if updates and (once or updates == writes) and not launch.domain.tensors[tensor].inout:
+        site = f"atomic {updates[0].atomic} at {updates[0].site}"
+        message = f"{site} goes onto what {tensor} held before, which no contract gives"
+        return Goal(Verdict.ALARM, message, Counterexample("coverage", site, message))
     joined = _joined(writes)
     reason = ""
     # Steps along a row and from row to row may only be told apart by cutting between the two.

@@ -12,7 +12,9 @@ program they do the same, row for row, if
   3. a block reads no row it does not write, be it at a place of its own that the row's data
      chooses (the contract of an index whose elements are distinct);
   4. rows of one tile do not mix and are treated alike, which executing one tile shows
-     (``tile.py``): by 1 to 3 every other tile does the same.
+     (``tile.py``): by 1 to 3 every other tile does the same. It shows as well that no output hangs
+     on what lay in shared or local memory before; a block of one row that it cannot follow is left
+     with a remark.
 """
 
 from __future__ import annotations
@@ -115,8 +117,13 @@ class _Batch:
         for access, place in self.places.items():
             yield self.same(place.columns, access.context, access, _column_message)
         yield from self.neighbours()
-        if not self.single_row:
-            yield self.tile()
+        found = self.tile()
+        if found.verdict is Verdict.UNKNOWN and self.single_row:
+            # Nothing can mix; what is left open is whether all that is read was written.
+            why = "whether an output hangs on memory of its block that nobody wrote is not known"
+            self.launch.remarks.append(f"{why}: {found.reason}")
+            found = PROVED
+        yield found
 
     def decided(self, decision: Decision) -> Iterator[Goal]:
         """Each part of a condition, the bounds of a loop, or a value."""
