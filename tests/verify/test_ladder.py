@@ -278,6 +278,19 @@ def test_inside_is_proved_and_outside_refuted(rung):
     assert all(e.confirmed and e.property == name for e in bad.counterexamples)
 
 
+def test_a_grid_without_blocks_writes_nothing():
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def kernel(y: T.Tensor((M, 128), "float32")):
+        with T.Kernel(M // 4, 4, threads=128) as (block, row):
+            y[block * 4 + row, T.get_thread_binding()] = 0.0
+
+    found = run(kernel).properties["coverage"]
+    assert found.verdict is Verdict.REFUTED, found
+    assert found.counterexamples[0].message == "y[0] of 128 is never written (0 are)"
+
+
 def test_a_sum_onto_what_was_there_is_no_write():
     coverage = run(added()).properties["coverage"]
     assert coverage.verdict is Verdict.ALARM
