@@ -59,27 +59,7 @@ def tiny(name: str, arch: str = "sm_80"):
     return lower(spec, arch), Facts.of(spec)
 
 
-# What the source's executor lacks: values that threads hold beside parallel loops, and shuffles.
-REFUSED = {
-    **dict.fromkeys(
-        [
-            *(f"compressor/{stem}" for stem in ("pool", "pool_row", "pool_fp8", "pool_fp4")),
-            *("norm/kv_row", "norm/kv_fp8"),
-        ],
-        "value of one thread in a parallel loop",
-    ),
-    **dict.fromkeys(["indexer/topk", "moe/permute"], "tl.shfl_up"),
-}
-
-
-@pytest.mark.parametrize(("name", "reason"), sorted(REFUSED.items()))
-def test_what_the_executor_lacks_is_refused_by_name(name, reason):
-    lowered, facts = tiny(name)
-    with pytest.raises(UnmodelledError, match=reason):
-        Reference(lowered, facts, of_source=True).difference(lowered)
-
-
-@pytest.mark.parametrize("name", sorted({*load_library()} - {*REFUSED}))
+@pytest.mark.parametrize("name", sorted(load_library()))
 def test_the_library_computes_what_its_source_says(name):
     lowered, facts = tiny(name)
     reference = Reference(lowered, facts, of_source=True)
@@ -88,14 +68,62 @@ def test_the_library_computes_what_its_source_says(name):
     assert reference.difference(lowered) is None
 
 
-@pytest.mark.parametrize("kind", ["load+1", "difference"])
-def test_wrong_numbers_of_a_kernel_on_bits_are_found(kind):
-    lowered, facts = tiny("quant/fp4_cast")
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("quant/fp4_cast", "load+1"),
+        ("quant/fp4_cast", "difference"),
+        ("norm/kv_row", "load+1"),  # threads' values in parallel loops
+        ("moe/permute", "trips-1"),  # shuffles
+    ],
+)
+def test_wrong_numbers_are_found(name, kind):
+    lowered, facts = tiny(name)
     reference = Reference(lowered, facts, of_source=True)
     seeded = list(mutants(lowered, [kind], 2))
     assert seeded
     for mutant in seeded:
         assert reference.difference(mutant.lowered) is not None, mutant.name
+
+
+def exchange(take, some=32):
+    @T.prim_func
+    def kernel(x: T.Tensor((2, 32), "int32"), y: T.Tensor((2, 32), "int32")):
+        with T.Kernel(2, threads=32) as block:
+            t = T.get_thread_binding()
+            y[block, t] = x[block, t]
+            if t < some:
+                y[block, t] = take(x[block, t])
+
+    return lower(kernel, "sm_80")
+
+
+@pytest.mark.parametrize(
+    ("take", "lane"),
+    [
+        (lambda v: T.shfl_up(v, 3), lambda t: np.where(t < 3, t, t - 3)),
+        (lambda v: T.shfl_down(v, 3), lambda t: np.where(t < 29, t + 3, t)),
+        (lambda v: T.shfl_xor(v, 5), lambda t: t ^ 5),
+        (lambda v: T.shfl_sync(v, 7), lambda t: 0 * t + 7),
+    ],
+    ids=["up", "down", "xor", "one"],
+)
+def test_lanes_exchange_values(take, lane):
+    lowered, facts = exchange(take), Facts.from_dict({"values": {"x": [0, 1000]}})
+    for of_source in (True, False):
+        ((drawn, made),) = _cases(Reference(lowered, facts, of_source=of_source))
+        x, y = (m.value[0].reshape(2, 32, 4)[:, :, 0] for m in (drawn["x"], made["y"]))
+        assert (y == x[:, lane(np.arange(32))]).all() and len({*x[0]}) > 20
+
+
+def _cases(reference):
+    return [reference._case(i, sizes) for i, sizes in enumerate(reference.sizes)]
+
+
+def test_an_exchange_with_lanes_that_do_not_take_part_is_refused_by_name():
+    reference = Reference(exchange(lambda v: T.shfl_xor(v, 16), 16), Facts(), of_source=True)
+    with pytest.raises(UnmodelledError, match="shfl_xor_sync of some threads"):
+        _cases(reference)
 
 
 def test_bits_of_a_number_are_a_function_of_it():

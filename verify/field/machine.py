@@ -62,7 +62,19 @@ _BITS = {
     "shift_left": np.left_shift,
     "shift_right": np.right_shift,
 }
-_ATOMIC_ADDS = {f"tl.atomic_add{n}_elem_op" for n in ("", "x2", "x4")}
+_ATOMICS: dict[str, np.ufunc] = {
+    **{f"tl.atomic_add{n}_elem_op": np.add for n in ("", "x2", "x4")},
+    "tl.atomic_max_elem_op": np.maximum,
+    "tl.atomic_min_elem_op": np.minimum,
+}
+_WARP = 32
+_SHUFFLES: dict[str, Callable[[Any, Any], Any]] = {
+    "tl.shfl_up_sync": operator.sub,
+    "tl.shfl_down_sync": operator.add,
+    "tl.shfl_xor_sync": operator.xor,
+    "tl.shfl_sync": lambda mine, by: by % _WARP,
+}
+_WHOLE_WARP = 0xFFFFFFFF
 _SAME = {"likely", "pow_of_int"}
 _ARITHMETIC = {"add": "Add", "sub": "Sub", "mul": "Mul", "fdiv": "Div", "max": "Max", "min": "Min"}
 
@@ -163,13 +175,16 @@ class Machine:
 
     def call(self, call: Any) -> Meeting:
         """A call made for its effect."""
-        if str(call.op.name) not in _ATOMIC_ADDS:
+        operation = _ATOMICS.get(str(call.op.name))
+        if operation is None:
             raise UnmodelledError(_name(call))
         place, at, kind = self.pointer(call.args[0])
+        if operation is not np.add and kind.kind == "float":
+            raise UnmodelledError(f"{_name(call)} of {kind.name}")
         value = self.value(call.args[1])
         if np.ndim(value) > 1:
             at = at + np.arange(len(value))[:, None] * kind.bytes
-        place.memory.add(self.owner(place), at, kind, value, self.active)
+        place.memory.update(self.owner(place), at, kind, value, self.active, operation)
         return iter(())
 
     def meet(self, value: Any) -> Meeting:
@@ -359,7 +374,21 @@ class Machine:
             return wrapped(
                 ~args[0] if short == "bitwise_not" else _BITS[short](*args), element(str(e.dtype))
             )
-        return self.function(name, e)
+        return self.shuffled(name, e) if name in _SHUFFLES else self.function(name, e)
+
+    def shuffled(self, name: str, e: Any) -> Any:
+        """Each lane's value of another lane of its warp, or its own where there is none."""
+        mask, value, by, segment = (self.value(a) for a in e.args)
+        thread = self.lanes.thread
+        if thread is None or int(mask) != _WHOLE_WARP or int(segment) != _WARP:
+            raise UnmodelledError(f"{name} of some threads")
+        mine = thread % _WARP
+        wanted = _SHUFFLES[name](mine, by)
+        inside = (wanted >= 0) & (wanted < _WARP)
+        other = np.arange(self.lanes.count) + np.where(inside, wanted - mine, 0)
+        if (self.active & ~self.active[other.clip(0, self.lanes.count - 1)]).any():
+            raise UnmodelledError(f"{name} of some threads")
+        return self.spread(value)[other]
 
     def function(self, name: str, e: Any) -> Any:
         """A function of its arguments alone."""

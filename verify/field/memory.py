@@ -137,15 +137,17 @@ class Memory:
             self.code[owner, at + byte] = _INSIDE
         self.code[owner, at] = kind.code
 
-    def add(self, owner: Any, at: Any, kind: Element, value: Any, active: Any) -> None:
-        """Adds to elements, every lane in its turn: to integers, or modulo P to residues."""
+    def update(
+        self, owner: Any, at: Any, kind: Element, value: Any, active: Any, operation: np.ufunc
+    ) -> None:
+        """Updates elements, every lane in its turn: integers, or (sums alone) residues modulo P."""
         at = self._inside(at, kind.bytes, active)
         owner, at, value, active = np.broadcast_arrays(owner, at, value, active)
         owner, at, value = owner[active], at[active], value[active]
         places = (owner, at)
         present = self.load(owner, at, kind, np.ones(at.shape, bool))
         self.store(owner, at, kind, present, np.ones(at.shape, bool))
-        np.add.at(self.value, places, value)
+        operation.at(self.value, places, value)
         low = -(1 << (kind.bits - 1)) if kind.name.startswith("int") else 0
         size = P if kind.kind == "float" else 1 << kind.bits
         if size < 1 << 63:

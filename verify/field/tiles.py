@@ -212,6 +212,8 @@ class Source(Machine):
         found = super().place(buffer)
         if found.owner != "lane" or self.lanes.thread is not None:
             return found
+        if found.memory.value.shape[0] == self.lanes.count:
+            return found  # as many points as threads: each thread has one, in this order
         if buffer.data not in self.temporary:
             # A point works with a copy of its thread's variable, which is that of any thread.
             value = found.memory.value.reshape(-1, self.threads, found.memory.size)
