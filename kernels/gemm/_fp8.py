@@ -12,8 +12,8 @@ of float32's range, what the scales do.
 
 from types import SimpleNamespace
 
-from tileproof.dsl import check, derived, dim, static
-from tileproof.kernels.quant._blocks import FP4_GROUP, scale
+from tileproof.dsl import ALL, check, derived, dim, static
+from tileproof.kernels.quant._blocks import FP4_GROUP, load_code, scale
 from tileproof.kernels.row_stream import ceildiv
 
 DEPTH = 128  # columns of a step, and of a group of e4m3
@@ -22,7 +22,12 @@ ROWS = static(8, 1 << 18, multiple=8)  # of a weight
 COLUMNS = static(32, 1 << 14, multiple=32)
 OUT = {"out": ("bf16", "f32")}
 
-TILE = {"width": 64, "threads": 128, "stages": 2}
+# sm_80 has no instruction that reads e4m3, and CUDA's header takes dozens in its place
+_TILE = {"width": 64, "threads": 128, "stages": 2}
+VARIANTS = (
+    {**_TILE, "archs": ("sm_80",), "instruction": False},
+    {**_TILE, "archs": tuple(a for a in ALL if a != "sm_80"), "instruction": True},
+)
 
 
 def groups(K: int) -> int:
@@ -50,13 +55,59 @@ def rate(T, code):
     return scale(T, T.cast(code, "int32"))
 
 
-def fp8_device(T, K, tokens, width, stages):
+def _half(T, bits, factor):
+    return T.reinterpret(T.cast(bits, "uint16"), "float16") * T.float16(factor)
+
+
+def e4m3_half(T, code):
+    """float16 of an e4m3: its bits as exponent and mantissa are too small by 2^8; 127 is NaN."""
+    bits = T.if_then_else((code & 127) == 127, 0x7E00, T.shift_left(code & 127, 7))
+    return _half(T, bits | T.shift_left(code & 128, 8), 2.0**8)
+
+
+def e2m1_half(T, code):
+    """float16 of the e2m1 in the low four bits: likewise, by 2^14."""
+    return _half(T, T.shift_left(code & 7, 9) | T.shift_left(code & 8, 12), 2.0**14)
+
+
+def _widen(T, rows, columns, threads, instruction):
+    """Macro ``(codes, tile)``: e4m3 [rows, 128] as float16, blocks of `columns` one above the
+    other."""
+    vector = 16
+    across = DEPTH // vector
+
+    @T.macro
+    def device(codes, tile):
+        if instruction:
+            for m, k in T.Parallel(rows, DEPTH):
+                tile[k // columns * rows + m, k % columns] = T.cast(codes[m, k], "float16")
+        else:
+            thread = T.get_thread_binding()
+            held = T.alloc_local((vector,), "float8_e4m3fn")
+            values = T.alloc_local((vector,), "float16")
+            for step in T.unroll(rows * across // threads):
+                m = (step * threads + thread) // across
+                k = thread % across * vector
+                for v in T.vectorized(vector):
+                    held[v] = codes[m, k + v]
+                for v in T.unroll(vector):
+                    values[v] = e4m3_half(T, load_code(T, held[v]))
+                for c in T.unroll(vector // 8):
+                    for v in T.vectorized(8):
+                        tile[k // columns * rows + m, k % columns + c * 8 + v] = values[c * 8 + v]
+
+    return device
+
+
+def fp8_device(T, K, tokens, width, threads, stages, instruction):
     """Device code of one tile of e4m3 × e4m3, as a namespace of macros.
 
     ``product(bring, scales, result)`` is the whole tile. ``bring(k, x_codes, w_codes)`` loads the
     columns from k on of both operands, zeros beyond their ends; ``scales(x_scales, w_scales)`` the
     codes of all scales, [tokens, groups] and [groups].
     """
+    widen_x = _widen(T, tokens, DEPTH, threads, instruction)
+    widen_w = _widen(T, width, DEPTH, threads, instruction)
 
     @T.macro
     def product(bring, scales, result):
@@ -73,10 +124,8 @@ def fp8_device(T, K, tokens, width, stages):
         scales(x_scales, w_scales)
         for g in T.Pipelined(groups(K), num_stages=stages):
             bring(g * DEPTH, x_codes, w_codes)
-            for m, k in T.Parallel(tokens, DEPTH):
-                x_tile[m, k] = T.cast(x_codes[m, k], "float16")
-            for n, k in T.Parallel(width, DEPTH):
-                w_tile[n, k] = T.cast(w_codes[n, k], "float16")
+            widen_x(x_codes, x_tile)
+            widen_w(w_codes, w_tile)
             for m in T.Parallel(tokens):
                 row[m] = rate(T, x_scales[m, g]) * rate(T, w_scales[g])
             T.clear(part)
@@ -92,14 +141,7 @@ def fp8_device(T, K, tokens, width, stages):
     return SimpleNamespace(product=product)
 
 
-def e2m1_half(T, code):
-    """float16 of the e2m1 in the low four bits of an int32: its three low bits as exponent and
-    mantissa are too small by 2^14."""
-    bits = T.shift_left(code & 7, 9) | T.shift_left(code & 8, 12)
-    return T.reinterpret(T.cast(bits, "uint16"), "float16") * T.float16(2.0**14)
-
-
-def fp4_device(T, K, B, tokens, width, threads, stages):
+def fp4_device(T, K, B, tokens, width, threads, stages, instruction):
     """Device code of one tile of e4m3, scaled per 1×B, × e2m1, scaled per 1×32.
 
     ``product(bring, result)`` is the whole tile; ``bring(k, x_codes, x_scales, w_codes, w_scales)``
@@ -109,9 +151,10 @@ def fp4_device(T, K, B, tokens, width, threads, stages):
     blocks = DEPTH // FP4_GROUP
     own = DEPTH // B  # scales of a row of activations in a step
     held = FP4_GROUP // 2
+    widen_x = _widen(T, tokens, FP4_GROUP, threads, instruction)
 
     @T.macro
-    def widen(w_codes, w_tile):
+    def widen_w(w_codes, w_tile):
         """A thread takes a block of a row at a time."""
         thread = T.get_thread_binding()
         packed = T.alloc_local((held,), "uint8")
@@ -144,11 +187,8 @@ def fp4_device(T, K, B, tokens, width, threads, stages):
         T.clear(acc)
         for g in T.Pipelined(groups(K), num_stages=stages):
             bring(g * DEPTH, x_codes, x_scales, w_codes, w_scales)
-            for m, k in T.Parallel(tokens, DEPTH):
-                x_tile[k // FP4_GROUP * tokens + m, k % FP4_GROUP] = T.cast(
-                    x_codes[m, k], "float16"
-                )
-            widen(w_codes, w_tile)
+            widen_x(x_codes, x_tile)
+            widen_w(w_codes, w_tile)
             for i, m in T.Parallel(own, tokens):
                 row[i, m] = rate(T, T.reinterpret(x_scales[m, i], "uint8"))
             for b, n in T.Parallel(blocks, width):

@@ -4,7 +4,7 @@ from tileproof.dsl import In, Op, Out
 from tileproof.kernels.row_stream import MATRIX_OPTIONS
 
 from . import reference
-from ._fp8 import DEPTH, FP4_DIMS, FP4_GROUP, OUT, TILE, TOKENS, fp4_device
+from ._fp8 import DEPTH, FP4_DIMS, FP4_GROUP, OUT, TOKENS, VARIANTS, fp4_device
 
 
 def model_sizes(config):
@@ -29,7 +29,7 @@ op = Op(
     doc="x W^T, e4m3 × e2m1, scales per 1×B and 1×32, blocks of 32 columns in order (spec §6.3)",
     reference=reference.fp4,
     shapes={
-        "tiny": {"M": 7, "N": 64, "K": 64, "B": 32},
+        "tiny": {"M": 7, "N": 64, "K": 288, "B": 32},
         "flash": {"M": 4096, "N": 4096, "K": 4096, "B": 128},
         "pro": {"M": 4096, "N": 6144, "K": 7168, "B": 128},
         "edge": {"M": [0, 1, 63, 64, 65, 129], "N": 136, "K": 160, "B": 128},
@@ -40,10 +40,11 @@ op = Op(
 )
 
 
-@op.kernel(**MATRIX_OPTIONS, **TILE, tokens=64)
-def fp4(T, M, N, K, B, G, H, F, out, tokens, width, threads, stages):
+@op.kernel(**MATRIX_OPTIONS, **VARIANTS[0], tokens=64)
+@op.kernel(**MATRIX_OPTIONS, **VARIANTS[1], tokens=64)
+def fp4(T, M, N, K, B, G, H, F, out, tokens, width, threads, stages, instruction):
     """One block makes one tile."""
-    code = fp4_device(T, K, B, tokens, width, threads, stages)
+    code = fp4_device(T, K, B, tokens, width, threads, stages, instruction)
 
     @T.macro
     def bring(x, xs, w, ws, i, j, k, x_codes, x_scales, w_codes, w_scales):

@@ -4,7 +4,7 @@ from tileproof.dsl import In, Op, Out, Values, dim, static
 from tileproof.kernels.row_stream import MATRIX_OPTIONS
 
 from . import fp4, reference
-from ._fp8 import DEPTH, FP4_DIMS, FP4_GROUP, OUT, TILE, fp4_device
+from ._fp8 import DEPTH, FP4_DIMS, FP4_GROUP, OUT, VARIANTS, fp4_device
 
 
 def model_sizes(config):
@@ -33,7 +33,7 @@ op = Op(
     " (spec §5.2, §6.3)",
     reference=reference.fp4_experts,
     shapes={
-        "tiny": {"Q": 3, "R": 16, "E": 4, "N": 64, "K": 64, "B": 32},
+        "tiny": {"Q": 3, "R": 16, "E": 4, "N": 64, "K": 288, "B": 32},
         "flash": {"Q": 640, "R": 64, "E": 256, "N": 4096, "K": 4096, "B": 128},
         "pro": {"Q": 768, "R": 64, "E": 384, "N": 6144, "K": 7168, "B": 128},
         "edge": {"Q": [0, 1, 5], "R": 64, "E": 3, "N": 136, "K": 160, "B": 128},
@@ -44,10 +44,11 @@ op = Op(
 )
 
 
-@op.kernel(**MATRIX_OPTIONS, **TILE)
-def fp4_experts(T, Q, R, E, N, K, B, G, H, F, out, width, threads, stages):
+@op.kernel(**MATRIX_OPTIONS, **VARIANTS[0])
+@op.kernel(**MATRIX_OPTIONS, **VARIANTS[1])
+def fp4_experts(T, Q, R, E, N, K, B, G, H, F, out, width, threads, stages, instruction):
     """One block makes one tile; those of the same rows follow one another."""
-    code = fp4_device(T, K, B, R, width, threads, stages)
+    code = fp4_device(T, K, B, R, width, threads, stages, instruction)
 
     @T.macro
     def bring(x, xs, w, ws, q, e, j, k, x_codes, x_scales, w_codes, w_scales):

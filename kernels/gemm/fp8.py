@@ -4,7 +4,7 @@ from tileproof.dsl import In, Op, Out, derived
 from tileproof.kernels.row_stream import MATRIX_OPTIONS, ceildiv
 
 from . import reference
-from ._fp8 import COLUMNS, DEPTH, OUT, ROWS, TILE, TOKENS, fp8_device, groups
+from ._fp8 import COLUMNS, DEPTH, OUT, ROWS, TOKENS, VARIANTS, fp8_device, groups
 
 
 def model_sizes(config):
@@ -41,7 +41,7 @@ op = Op(
     " (spec §6.3)",
     reference=reference.fp8,
     shapes={
-        "tiny": {"M": 7, "N": 64, "K": 64},
+        "tiny": {"M": 7, "N": 64, "K": 288},
         "flash": {"M": 4096, "N": 1024, "K": 4096},
         "pro": {"M": 4096, "N": 1536, "K": 7168},
         "edge": {"M": [0, 1, 63, 64, 65, 129], "N": 136, "K": 160},
@@ -52,10 +52,11 @@ op = Op(
 )
 
 
-@op.kernel(**MATRIX_OPTIONS, **TILE, tokens=64)
-def fp8(T, M, N, K, G, F, out, tokens, width, threads, stages):
+@op.kernel(**MATRIX_OPTIONS, **VARIANTS[0], tokens=64)
+@op.kernel(**MATRIX_OPTIONS, **VARIANTS[1], tokens=64)
+def fp8(T, M, N, K, G, F, out, tokens, width, threads, stages, instruction):
     """One block makes one tile, all of it under one row of weight scales."""
-    code = fp8_device(T, K, tokens, width, stages)
+    code = fp8_device(T, K, tokens, width, threads, stages, instruction)
 
     @T.macro
     def bring(x, w, i, j, k, x_codes, w_codes):
