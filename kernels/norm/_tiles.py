@@ -1,4 +1,4 @@
-"""Geometry and size sets of the two RMSNorm kernels."""
+"""Geometry, size sets and device code of the RMSNorm kernels."""
 
 from tileproof.dsl import dim, static
 from tileproof.kernels.row_stream import THREADS, ceildiv, row_lanes
@@ -24,3 +24,23 @@ def geometry(D: int) -> tuple[int, int, int]:
     step = lanes * VECTOR
     rows = max(1, THREADS // lanes)
     return rows, ceildiv(D, step) * step, rows * lanes
+
+
+def statistics(T, D, eps):
+    """Macro ``(x, M, first, row, factor)``: rows from `first` on, zeros beyond the ends of x, and
+    ``factor = 1 / sqrt(mean(row^2) + eps)`` of each."""
+    rows, width, _ = geometry(D)
+
+    @T.macro
+    def device(x, M, first, row, factor):
+        square = T.alloc_fragment((rows, width), "float32")
+        for i, d in T.Parallel(rows, width):
+            inside = (first + i < M) & (d < D)
+            row[i, d] = T.if_then_else(inside, x[first + i, d], 0)
+        for i, d in T.Parallel(rows, width):
+            square[i, d] = T.cast(row[i, d], "float32") * T.cast(row[i, d], "float32")
+        T.reduce_sum(square, factor, dim=1)
+        for i in T.Parallel(rows):
+            factor[i] = 1.0 / T.sqrt(factor[i] / D + eps)
+
+    return device

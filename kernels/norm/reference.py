@@ -3,6 +3,7 @@
 import torch
 
 from tileproof.kernels import kv_cache
+from tileproof.kernels.quant.reference import fp8_cast
 
 
 def _normalized(x: torch.Tensor, eps: float) -> torch.Tensor:
@@ -26,6 +27,23 @@ def rmsnorm(x: torch.Tensor, weight: torch.Tensor, eps: float = 1e-6) -> torch.T
     """
     normalized = _normalized(x, eps)
     return (weight.to(normalized.dtype) * normalized).to(x.dtype)
+
+
+def rmsnorm_fp8(
+    x: torch.Tensor, weight: torch.Tensor, eps: float = 1e-6
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """:func:`rmsnorm`, and its result as the FP8 linears take it.
+
+    Args:
+        x: [M, D] bf16.
+        weight, eps: as in :func:`rmsnorm`.
+
+    Returns:
+        y [M, D] bf16; its codes [M, D] e4m3 and scales [M, ceil(D / 128)] ue8m0, see
+        :func:`tileproof.kernels.quant.reference.fp8_cast`.
+    """
+    y = rmsnorm(x, weight, eps)
+    return (y, *fp8_cast(y, 128))
 
 
 def rmsnorm_unweighted(x: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:

@@ -4,7 +4,7 @@ from tileproof.dsl import In, Op, Out
 from tileproof.kernels.row_stream import OPTIONS
 
 from . import reference
-from ._tiles import DIMS, SHAPES, VECTOR, geometry
+from ._tiles import DIMS, SHAPES, VECTOR, geometry, statistics
 
 
 def model_sizes(config):
@@ -30,23 +30,15 @@ op = Op(
 def rmsnorm_unweighted(T, M, D, P, act, eps):
     """A row stays in the registers of its threads, so it is read from memory once."""
     rows, width, threads = geometry(D)
+    start = statistics(T, D, eps)
 
     @T.prim_func
     def kernel(x: T.StridedTensor((M, D), (P, 1), act), y: T.Tensor((M, D), act)):
         with T.Kernel(T.ceildiv(M, rows), threads=threads) as block:
             T.assume(P % VECTOR == 0)
             row = T.alloc_fragment((rows, width), act)
-            square = T.alloc_fragment((rows, width), "float32")
             factor = T.alloc_fragment((rows,), "float32")
-            for i, d in T.Parallel(rows, width):
-                inside = (block * rows + i < M) & (d < D)
-                row[i, d] = T.if_then_else(inside, x[block * rows + i, d], 0)
-            # factor = 1 / sqrt(mean(x^2) + eps)
-            for i, d in T.Parallel(rows, width):
-                square[i, d] = T.cast(row[i, d], "float32") * T.cast(row[i, d], "float32")
-            T.reduce_sum(square, factor, dim=1)
-            for i in T.Parallel(rows):
-                factor[i] = 1.0 / T.sqrt(factor[i] / D + eps)
+            start(x, M, block * rows, row, factor)
             # y = x * factor
             for i, d in T.Parallel(rows, width):
                 if (block * rows + i < M) & (d < D):

@@ -21,13 +21,13 @@ from ._blocks import (
 )
 
 
-def owned(T, shape, threads=THREADS):
-    """Layout of a fragment: each thread has 16 elements in a row, then comes the next thread's."""
+def owned(T, shape, threads=THREADS, vector=FP8_VECTOR):
+    """Layout of a fragment: each thread has `vector` elements in a row, then the next thread's."""
 
     def place(i, k):
         at = i * shape[1] + k
-        step = FP8_VECTOR * threads
-        return at // FP8_VECTOR % threads, at % FP8_VECTOR + at // step * FP8_VECTOR
+        step = vector * threads
+        return at // vector % threads, at % vector + at // step * vector
 
     return T.Fragment(shape, forward_fn=place)
 
