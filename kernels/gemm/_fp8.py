@@ -22,11 +22,11 @@ ROWS = static(8, 1 << 18, multiple=8)  # of a weight
 COLUMNS = static(32, 1 << 14, multiple=32)
 OUT = {"out": ("bf16", "f32")}
 
+TILE = {"width": 64, "threads": 128, "stages": 2}
 # sm_80 has no instruction that reads e4m3, and CUDA's header takes dozens in its place
-_TILE = {"width": 64, "threads": 128, "stages": 2}
 VARIANTS = (
-    {**_TILE, "archs": ("sm_80",), "instruction": False},
-    {**_TILE, "archs": tuple(a for a in ALL if a != "sm_80"), "instruction": True},
+    {**TILE, "archs": ("sm_80",), "instruction": False},
+    {**TILE, "archs": tuple(a for a in ALL if a != "sm_80"), "instruction": True},
 )
 
 
@@ -72,7 +72,7 @@ def e2m1_half(T, code):
 
 def _widen(T, rows, columns, threads, instruction):
     """Macro ``(codes, tile)``: e4m3 [rows, 128] as float16, blocks of `columns` one above the
-    other."""
+    other, by the architecture's `instruction` or by integers."""
     vector = 16
     across = DEPTH // vector
 
@@ -141,7 +141,7 @@ def fp8_device(T, K, tokens, width, threads, stages, instruction):
     return SimpleNamespace(product=product)
 
 
-def fp4_device(T, K, B, tokens, width, threads, stages, instruction):
+def fp4_device(T, K, B, tokens, width, threads, stages, instruction=True):
     """Device code of one tile of e4m3, scaled per 1×B, × e2m1, scaled per 1×32.
 
     ``product(bring, result)`` is the whole tile; ``bring(k, x_codes, x_scales, w_codes, w_scales)``

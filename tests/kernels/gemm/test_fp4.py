@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tileproof.dsl import ContractError
 from tileproof.kernels.gemm import reference
 from tileproof.kernels.gemm.fp4 import op
 from tileproof.kernels.quant.reference import e2m1_values
@@ -97,3 +98,10 @@ def test_schedules_agree(seed):
 @pytest.mark.parametrize("B", [32, 128])
 def test_architectures_agree(B, seed):
     assert_archs_agree(op, inputs(66, 136, 160, B, seed), **EDGE | {"B": B})
+
+
+def test_what_no_format_has_is_refused():
+    with pytest.raises(ContractError, match="activations of a scale: got 64, expected 32 or 128"):
+        op.specialize(**EDGE | {"B": 64})
+    with pytest.raises(ContractError, match="dim K: got 48, expected a multiple of 32"):
+        op.specialize(**EDGE | {"K": 48})
