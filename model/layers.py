@@ -12,9 +12,14 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+from transformers import DynamicCache
 from transformers.models.deepseek_v4 import modeling_deepseek_v4 as hf
 
-from .dispatch import FUSED_TOKENS, Kernels, by_rows
+from tileproof.dsl import check
+
+from .attention import linear
+from .dispatch import FUSED_TOKENS, ROWS, Kernels, by_rows
+from .hf_attention import attend, planned
 
 
 class Patched:
@@ -23,11 +28,19 @@ class Patched:
     _tileproof: Kernels
     # What the config must say for the ops to compute what the original does.
     REQUIRES: ClassVar[Mapping[str, object]] = {}
+    # What it computes besides the original's forward: classes by their forward, and functions.
+    STANDS_FOR: ClassVar[tuple[Any, ...]] = ()
+    # Classes that are swapped with it.
+    WITH: ClassVar[tuple[type[Patched], ...]] = ()
 
     @classmethod
     def original(cls) -> type:
         """The Hugging Face class this one stands in for."""
         return cls.__mro__[cls.__mro__.index(Patched) + 1]
+
+    @classmethod
+    def check_fits(cls, module: Any) -> None:
+        """Raise ContractError for a `module` of the original class that this one cannot run."""
 
     def __reduce_ex__(self, protocol: int) -> Any:
         state = {k: v for k, v in vars(self).items() if k != "_tileproof"}
@@ -137,11 +150,133 @@ class DeepseekV4HashRouter(Patched, hf.DeepseekV4HashRouter):
 def _logits(router: Any, hidden_states: torch.Tensor) -> torch.Tensor:
     """x W^T [M, E] in float32, also of bfloat16 activations (spec §5.1)."""
     flat = hidden_states.reshape(-1, router.hidden_dim)
-    return torch.nn.functional.linear(flat.float(), router._tileproof.weight(router.weight))
+    return _linear(router._tileproof, flat, router.weight, "f32")
 
 
-# Op the user names → the class that runs it. `mhc/pre` stands for prenorm_gemm, sinkhorn and
-# collapse as well: which path runs depends on the number of tokens and never changes a bit.
+def _linear(
+    run: Kernels, x: torch.Tensor, weight: torch.Tensor, out: str | None = None
+) -> torch.Tensor:
+    """x W^T [M, N] of a parameter W [N, K], in the type of `x` or as `out` says."""
+    return linear(run, x, run.matrix(weight, dtype=x.dtype), out)[:, : len(weight)]
+
+
+class Linear(Patched, torch.nn.Linear):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """x [..., K] → [..., N]."""
+        y = _linear(self._tileproof, input.reshape(-1, self.in_features), self.weight)
+        y = y if self.bias is None else y + self.bias
+        return y.reshape(*input.shape[:-1], self.out_features)
+
+
+class DeepseekV4Experts(Patched, hf.DeepseekV4Experts):
+    REQUIRES: ClassVar[Mapping[str, object]] = {"hidden_act": "silu"}
+    STANDS_FOR: ClassVar[tuple[Any, ...]] = (hf.DeepseekV4Experts._apply_gate,)
+
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """x [M, D], experts [M, K] and their weights → [M, D], summed in the order of the slots."""
+        run, dtype = self._tileproof, hidden_states.dtype
+        made = hidden_states.new_zeros(*top_k_index.shape, self.hidden_dim, dtype=torch.float32)
+        for e in top_k_index.unique().tolist():
+            if e == self.num_experts:  # a slot without an expert
+                continue
+            token, slot = (top_k_index == e).nonzero(as_tuple=True)
+            both = _linear(run, hidden_states[token], self.gate_up_proj[e])
+            hidden = self._apply_gate(both.float()).to(dtype)
+            y = _linear(run, hidden, self.down_proj[e], "f32")
+            made[token, slot] = y * top_k_weights[token, slot, None].float()
+        total = made[:, 0]
+        for slot in range(1, made.shape[1]):
+            total = total + made[:, slot]
+        return total.to(dtype)
+
+
+class DeepseekV4Model(Patched, hf.DeepseekV4Model):
+    __module__ = hf.__name__  # what transformers finds the outputs to record by
+
+    @classmethod
+    def check_fits(cls, module: Any) -> None:
+        """The angle of a token must be its position's alone."""
+        moving = {"dynamic", "longrope"} & {*module.rotary_emb.rope_type.values()}
+        check(not moving, "attention/sparse: RoPE", got=", ".join(moving),
+              expected="frequencies that do not change with the length")  # fmt: skip
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As the original, with a plan where layers get a mask; no mask is built."""
+        given = input_ids if input_ids is not None else inputs_embeds
+        if use_cache is None:
+            use_cache = self.config.use_cache
+        if past_key_values is None and use_cache:
+            past_key_values = DynamicCache(config=self.config)
+        if given is not None and (input_ids is None) != (inputs_embeds is None):
+            plan = planned(
+                self, given.shape[:2], given.device, attention_mask, position_ids, past_key_values
+            )
+            attention_mask = {"plan": plan}
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+
+
+class DeepseekV4Attention(Patched, hf.DeepseekV4Attention):
+    STANDS_FOR: ClassVar[tuple[Any, ...]] = (
+        hf.DeepseekV4CSACompressor,
+        hf.DeepseekV4HCACompressor,
+        hf.DeepseekV4Indexer,
+        hf.DeepseekV4IndexerScorer,
+        hf.DeepseekV4GroupedLinear,
+        hf.DeepseekV4RMSNorm,
+        hf.DeepseekV4UnweightedRMSNorm,
+        hf.DeepseekV4RotaryEmbedding,
+        hf.apply_rotary_pos_emb,
+        hf.rotate_half,
+        hf.eager_attention_forward,
+    )
+    WITH: ClassVar[tuple[type[Patched], ...]] = (DeepseekV4Model,)
+
+    @classmethod
+    def check_fits(cls, module: Any) -> None:
+        """Projections must be plain matrices: their weights are read, their forwards do not run."""
+        kinds = (torch.nn.Linear, hf.DeepseekV4GroupedLinear)
+        for name, part in module.named_modules():
+            plain = type(part) in kinds or not name.endswith("_proj")
+            where, got = f"{type(module).__name__}.{name}", type(part).__name__
+            check(
+                plain, where, got=got, expected="torch.nn.Linear, or ops without attention/sparse"
+            )
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: Any,
+        position_ids: torch.Tensor,
+        attention_mask: Any,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """x [B, S, D] → [B, S, D] and no weights; positions and cache are in the plan."""
+        return attend(self, self._tileproof, hidden_states, attention_mask), None
+
+
+# Op the user names → the class that runs it; `moe/experts` is a group of ops. `mhc/pre` stands for
+# prenorm_gemm, sinkhorn and collapse as well: which path runs depends on the number of tokens and
+# never changes a bit.
 REPLACEMENTS: dict[str, type[Patched]] = {
     "norm/rmsnorm": DeepseekV4RMSNorm,
     "norm/rmsnorm_unweighted": DeepseekV4UnweightedRMSNorm,
@@ -150,10 +285,62 @@ REPLACEMENTS: dict[str, type[Patched]] = {
     "mhc/head": DeepseekV4HyperHead,
     "moe/topk_gate": DeepseekV4TopKRouter,
     "moe/hash_gate": DeepseekV4HashRouter,
+    "attention/sparse": DeepseekV4Attention,
+    "gemm/dense": Linear,
+    "moe/experts": DeepseekV4Experts,
 }
 
-# Every kernel a replacement may launch.
+# Every kernel a replacement may launch, where that is not the op it is named by.
 KERNELS: dict[str, tuple[str, ...]] = {
     "mhc/pre": ("mhc/pre", "mhc/prenorm_gemm", "mhc/sinkhorn", "mhc/collapse"),
     "mhc/head": ("mhc/prenorm_gemm", "mhc/head"),
+    "moe/topk_gate": ("gemm/dense", "moe/topk_gate"),
+    "moe/hash_gate": ("gemm/dense", "moe/hash_gate"),
+    "moe/experts": ("gemm/dense",),
+    "attention/sparse": (
+        "gemm/dense",
+        "norm/rmsnorm",
+        "attention/q_prologue",
+        "norm/kv_row",
+        "compressor/pool_row",
+        "compressor/keep",
+        "rope/rotate",
+        "indexer/score",
+        "indexer/topk",
+        "attention/sparse",
+        "attention/out_rope",
+        "gemm/grouped",
+    ),
 }
+
+
+def products(op: str, config: Mapping[str, Any]) -> set[tuple[int, int, str]]:
+    """(rows, columns, type of the result) of every weight that `op` multiplies by."""
+    D, hidden, experts = (
+        config[k] for k in ("hidden_size", "moe_intermediate_size", "n_routed_experts")
+    )
+    R, head, heads = (config[k] for k in ("q_lora_rank", "head_dim", "num_attention_heads"))
+    index, low = config["index_head_dim"], config["o_groups"] * config["o_lora_rank"]
+    found = {
+        "moe/topk_gate": {(experts, D, "f32")},
+        "moe/hash_gate": {(experts, D, "f32")},
+        "moe/experts": {(2 * hidden, D, "act"), (D, hidden, "f32")},
+        "gemm/dense": {(config["vocab_size"], D, "act"), (hidden, D, "act"), (D, hidden, "act")},
+        "attention/sparse": {
+            (R, D, "act"),
+            (heads * head, R, "act"),
+            (head, D, "act"),
+            (D, low, "act"),
+            (config["index_n_heads"] * index, R, "act"),
+            (config["index_n_heads"], D, "act"),
+            (4 * head, D, "f32"),
+            (2 * head, D, "f32"),
+            (4 * index, D, "f32"),
+        },
+    }
+    return {(-(-N // ROWS) * ROWS, K, out) for N, K, out in found.get(op, ())}
+
+
+def replacements(op: str) -> tuple[type[Patched], ...]:
+    """The class that runs `op`, and those swapped with it."""
+    return (REPLACEMENTS[op], *REPLACEMENTS[op].WITH)

@@ -17,7 +17,7 @@ from tileproof.runtime.backends import choose
 from tileproof.runtime.bundle import Bundle
 from tileproof.runtime.cache import cache_dir
 
-from .layers import KERNELS, DeepseekV4RMSNorm
+from .layers import KERNELS, DeepseekV4RMSNorm, products
 
 _ACT = {torch.bfloat16: "bf16", torch.float32: "f32"}
 
@@ -54,9 +54,15 @@ def specializations(
             return []  # no kernel takes these activations: each call goes by `on_missing`
     norms = [m for m in model.modules() if isinstance(m, DeepseekV4RMSNorm.original())]
     kinds = {"bf16" if m.weight.dtype == torch.bfloat16 else "f32" for m in norms}
+    ops, sizes = list(ops), config.to_dict()
     names = dict.fromkeys(kernel for op in ops for kernel in KERNELS.get(op, (op,)))
-    needed = [s for name in names for s in get(name).for_model(config.to_dict(), act)]
-    return [s for s in needed if "weight" not in s.types or s.types["weight"] in kinds]
+    needed = [s for name in names if name != "gemm/dense" for s in get(name).for_model(sizes, act)]
+    needed = [s for s in needed if "weight" not in s.types or s.types["weight"] in kinds]
+    weights = sorted({weight for op in ops for weight in products(op, sizes)})
+    dense = get("gemm/dense")
+    made = [dense.specialize(N=N, K=K, act=act, out=act if out == "act" else out)
+            for N, K, out in weights]  # fmt: skip
+    return [*needed, *{s.symbol: s for s in made}.values()]
 
 
 def open_library(

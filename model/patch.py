@@ -26,7 +26,10 @@ class Patch:
     """
 
     def __init__(self, modules: Mapping[str, list[Patched]], library: Any) -> None:
-        self.ops = {op: len(swapped) for op, swapped in modules.items() if swapped}
+        from .layers import REPLACEMENTS
+
+        self.ops = {op: sum(type(m) is REPLACEMENTS[op] for m in swapped)
+                    for op, swapped in modules.items()}  # fmt: skip
         self.library = library
         self._modules = [m for swapped in modules.values() for m in swapped]
 
@@ -62,7 +65,7 @@ def patch(
     ops: Iterable[str] | None = None,
     on_missing: OnMissing = "compile",
 ) -> Patch:
-    """Run mHC, RMSNorm and routing of a transformers DeepSeek-V4 `model` on our kernels.
+    """Run a transformers DeepSeek-V4 `model` on our kernels.
 
     Only modules of this model change, and only their class: parameters, buffers, module names and
     the state dict stay what they are, and copies or pickles of the model are unpatched. The
@@ -77,7 +80,9 @@ def patch(
         arch: the architecture the virtual GPU plays, e.g. ``sm_90a``.
         ops: which to swap, among ``norm/rmsnorm``, ``norm/rmsnorm_unweighted``, ``mhc/pre``
             (HyperConnection), ``mhc/post`` (the residual mix of the decoder layer), ``mhc/head``,
-            ``moe/topk_gate`` and ``moe/hash_gate`` (the routers); None for all.
+            ``moe/topk_gate`` and ``moe/hash_gate`` (the routers), ``moe/experts`` (the routed
+            ones), ``attention/sparse`` (attention as a whole, with its compressors, indexers,
+            projections and cache) and ``gemm/dense`` (all other linears); None for all.
         on_missing: what happens where no kernel fits (a size the bundle lacks, another dtype, a
             call that needs gradients): ``compile`` builds missing sizes on the spot where TileLang
             is installed and raises for the rest, ``error`` raises, ``reference`` runs the op's
@@ -90,23 +95,23 @@ def patch(
     check(on_missing in choices, "on_missing", got=repr(on_missing), expected=f"one of {choices}")
     modules = _chosen(model, ops)
     from .dispatch import Kernels
-    from .layers import REPLACEMENTS
+    from .layers import replacements
     from .library import References, open_library
 
     library, add = open_library(model, modules, backend, bundle, arch, on_missing)
     kernels = Kernels(library, add, References() if on_missing == "reference" else None)
     for op, swapped in modules.items():
+        classes = {c.original(): c for c in replacements(op)}
         for module in swapped:
             module._tileproof = kernels
-            module.__class__ = REPLACEMENTS[op]
+            module.__class__ = classes[type(module)]
     return Patch(modules, kernels.library)
 
 
 def _chosen(model: torch.nn.Module, ops: Iterable[str] | None) -> dict[str, list[Any]]:
     """Op → the modules of `model` to swap. All checks happen before anything changes."""
     try:
-        from .known import check_known
-        from .layers import REPLACEMENTS, Patched
+        from .layers import REPLACEMENTS, Patched, replacements
     except ImportError as error:
         raise ContractError(
             f"transformers: got {error}, expected version 5.20 or newer, which has DeepSeek-V4"
@@ -119,34 +124,62 @@ def _chosen(model: torch.nn.Module, ops: Iterable[str] | None) -> dict[str, list
     patched = any(isinstance(m, Patched) for m in modules)
     check(not patched, "model", got="one that is patched already", expected="undo() first")
 
-    originals = {REPLACEMENTS[n].original(): n for n in names}
-    within = _norms_of_projections(modules)
+    originals = {c.original(): n for n in names for c in replacements(n)}
+    idle = _idle(modules, names)
     chosen: dict[str, list[Any]] = {n: [] for n in names}
     for module in modules:
-        if type(module) in originals and id(module) not in within:
+        if type(module) in originals and id(module) not in idle:
             chosen[originals[type(module)]].append(module)
     found = ", ".join(sorted({type(m).__name__ for m in modules})[:8])
     none_found = f"{type(model).__name__} made of {found}"
-    expected = "a model with " + ", ".join(c.__name__ for c in originals)
-    check(any(chosen.values()), "model", got=none_found, expected=expected)
-    for original, name in originals.items():
-        check_known(original)
-        for key, value in REPLACEMENTS[name].REQUIRES.items() if chosen[name] else ():
-            got = getattr(getattr(model, "config", None), key, None)
-            check(got == value, f"{name}: {key} of the model", got=repr(got), expected=repr(value))
-        wrapped = [m for m in chosen[name] if "forward" in vars(m)]
-        check(
-            not wrapped,
-            f"{original.__name__}.forward",
-            got="one bound to the module itself, as accelerate's hooks do",
-            expected="the class's own: patch the model before it is dispatched",
-        )
+    wanted = [REPLACEMENTS[n].original() for n in names]
+    expected = "a model with " + ", ".join(c.__name__ for c in wanted)
+    own = any(type(m).__name__.startswith("DeepseekV4") for m in modules)
+    check(own and any(chosen.values()), "model", got=none_found, expected=expected)
+    chosen = {name: swapped for name, swapped in chosen.items() if swapped}
+    for name, swapped in chosen.items():
+        _check_modules(model, name, swapped)
     return chosen
 
 
-def _norms_of_projections(modules: list[torch.nn.Module]) -> set[int]:
-    """Ids of the norms inside mHC modules: part of the projection, and of another width."""
+def _check_modules(model: torch.nn.Module, name: str, swapped: list[Any]) -> None:
+    """Raise ContractError unless op `name` computes what these modules of `model` compute."""
+    from .known import check_known
+    from .layers import REPLACEMENTS, replacements
+
+    fits = {}
+    for replacement in replacements(name):
+        fits[replacement.original()] = replacement.check_fits
+        for what in (replacement.original(), *replacement.STANDS_FOR):
+            check_known(what)
+        got = sum(type(m) is replacement.original() for m in swapped)
+        expected = f"one with a {replacement.__name__}, or ops without {name}"
+        check(got > 0, "model", got=f"a {type(model).__name__} without one", expected=expected)
+    for key, value in REPLACEMENTS[name].REQUIRES.items():
+        got = getattr(getattr(model, "config", None), key, None)
+        check(got == value, f"{name}: {key} of the model", got=repr(got), expected=repr(value))
+    for module in swapped:
+        fits[type(module)](module)
+        check(
+            "forward" not in vars(module),
+            f"{type(module).__name__}.forward",
+            got="one bound to the module itself, as accelerate's hooks do",
+            expected="the class's own: patch the model before it is dispatched",
+        )
+
+
+def _idle(modules: list[Any], names: list[str]) -> set[int]:
+    """Ids of modules that never run: parts of one that is swapped, which does their work itself.
+
+    The norms inside mHC modules are of another width than kernels are made for, so they stay as
+    they are in any case.
+    """
     from .layers import REPLACEMENTS
 
-    owners = tuple(REPLACEMENTS[op].original() for op in ("mhc/pre", "mhc/head"))
-    return {id(m.input_norm) for m in modules if isinstance(m, owners)}
+    projections = tuple(REPLACEMENTS[op].original() for op in ("mhc/pre", "mhc/head"))
+    idle = {id(m.input_norm) for m in modules if isinstance(m, projections)}
+    if "attention/sparse" in names:
+        attention = REPLACEMENTS["attention/sparse"].original()
+        parts = (part for m in modules if isinstance(m, attention) for part in m.modules())
+        idle |= {id(part) for part in parts if not isinstance(part, attention)}
+    return idle

@@ -5,6 +5,8 @@ import torch
 from tileproof.kernels import kv_cache
 from tileproof.kernels.quant import reference as quant
 
+_KINDS = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32, "f64": torch.float64}
+
 
 def pool(
     kept: torch.Tensor,
@@ -39,7 +41,7 @@ def pool(
     """
     L, (A, C) = source.shape[1], ape.shape
     D = len(weight)
-    kind = {"bf16": torch.bfloat16, "f32": torch.float32, "f64": torch.float64}[act]
+    kind = _KINDS[act]
     place = torch.where(source < -1, len(kept) - 2 - source, source.clamp(min=0))
     rows = torch.cat([kept, fresh])[place.long()]
     kv, z = rows.split(C, dim=-1)
@@ -74,7 +76,7 @@ def pool_row(
     kept, fresh, source, position, ape, weight, cos, sin, slot, rows, eps=1e-6
 ):  # fmt: skip
     """:func:`pool` into `rows` [S, D] at `slot` [N]; -1 is nowhere."""
-    kind = {torch.bfloat16: "bf16", torch.float32: "f32"}[rows.dtype]
+    kind = next(name for name, dtype in _KINDS.items() if dtype == rows.dtype)
     made = _entries(kept, fresh, source, position, ape, weight, cos, sin, eps, kind)
     rows[slot[slot >= 0].long()] = made[slot >= 0]
 

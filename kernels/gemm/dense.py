@@ -10,8 +10,8 @@ from ._tiles import COLUMNS, ROWS, TILE, TOKENS, TYPES, device
 def model_sizes(config):
     """Every linear of the exact model, the router and the head (spec §1).
 
-    float32 are the router's logits, kv and z of the compressors side by side (CSA, HCA, indexer)
-    and the head's logits. Weights get zero rows up to a multiple of 8.
+    float32 are the router's logits, kv and z of the compressors side by side (CSA, HCA, indexer),
+    the head's logits and what experts add up. Weights get zero rows up to a multiple of 8.
     """
     if "vocab_size" not in config:
         return
@@ -21,6 +21,7 @@ def model_sizes(config):
     hidden, lora = config["moe_intermediate_size"], config["o_groups"] * config["o_lora_rank"]
     for N in (config["n_routed_experts"], 4 * head, 2 * head, 4 * index, config["vocab_size"]):
         yield {"N": ceildiv(N, 8) * 8, "K": D, "out": "f32"}
+    yield {"N": ceildiv(D, 8) * 8, "K": hidden, "out": "f32"}
     for N, K in (
         (R, D),
         (H * head, R),
@@ -30,7 +31,7 @@ def model_sizes(config):
         (ceildiv(HI, 8) * 8, D),
     ):
         yield {"N": N, "K": K, "out": "act"}
-    for N, K in ((2 * hidden, D), (D, hidden)):
+    for N, K in ((hidden, D), (2 * hidden, D), (D, hidden), (config["vocab_size"], D)):
         yield {"N": N, "K": K, "out": "act"}
 
 
