@@ -111,8 +111,9 @@ def _unsupported(tensors: tuple[torch.Tensor, ...]) -> str | None:
             "got tensors that require grad, expected inference: the kernels have no backward, so"
             " call the model under torch.no_grad()"
         )
-    if tensors[0].dtype not in ACTIVATIONS:
-        got = str(tensors[0].dtype).removeprefix("torch.")
+    kind = tensors[0].dtype
+    if kind.is_floating_point and kind.itemsize > 1 and kind not in ACTIVATIONS:
+        got = str(kind).removeprefix("torch.")
         return f"got {got} activations, expected bfloat16 or float32"
     return None
 

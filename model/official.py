@@ -17,10 +17,10 @@ import torch
 
 from tileproof.dsl import check
 from tileproof.kernels.kv_cache import key_pages, kv_pages
-from tileproof.kernels.moe._lists import TILE, tiles
 
 from .attention import Batch, Compressor, Rope
 from .cache import Rows
+from .moe import by_expert
 from .official_weights import Attention, Block, Codes, Experts, Mixing
 
 Run = Callable[..., Any]  # run("gemm_dense", x, w, out="f32")
@@ -279,11 +279,7 @@ def experts(
     low = cast(run, x)
     hidden = run("moe_swiglu", linear(run, low, weights.shared_w13), limit=numbers.limit)
     shared = linear(run, cast(run, hidden), weights.shared_w2)
-    E = len(weights.w2.codes)
-    Q = tiles(*index.shape, E)
-    place, expert = run("moe_permute", index, E=E, Q=Q)
-    source = torch.full((Q, TILE), -1, dtype=torch.int32, device=x.device)
-    run("moe_source", place, source)
+    place, expert, source = by_expert(run, index, len(weights.w2.codes))
     rows = run("moe_dispatch_fp8", x, source, K=numbers.top_k)
     hidden = run("gemm_fp4_experts", *rows, expert, *weights.w13, B=GROUP, out="bf16")
     rows = run("moe_swiglu_fp8", hidden, weight, source, limit=numbers.limit)
