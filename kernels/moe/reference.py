@@ -2,6 +2,7 @@
 
 import torch
 
+from tileproof.kernels.gemm import reference as gemm
 from tileproof.kernels.quant import reference as quant
 
 # Softplus is x itself from here on: exp(-20) is below half a unit of 20 in float32.
@@ -211,3 +212,34 @@ def combine(
         term = weight[used, k, None].to(wide) * rows[place[used, k].long()].to(wide)
         total[used] = total[used] + term
     return (total + shared.to(wide)).to(y.dtype)
+
+
+def mega(
+    x, xs, source, expert, place, weight, w13, s13, w2, s2, shared, a, s, y, limit: float = 10.0
+) -> torch.Tensor:
+    """The routed experts of a layer, from tokens to their sum.
+
+    Args:
+        x: [M, D] e4m3 and
+        xs: [M, ceil(D / 128)] ue8m0, as from :func:`quant.fp8_cast`.
+        source, expert, place: lists of :func:`permute` and :func:`source`.
+        weight: [M, K] f32.
+        w13, s13: [E, 2 I, D / 2] u8 and [E, 2 I, D / 32] ue8m0, gate above up.
+        w2, s2: [E, D, I / 2] and [E, D, I / 32].
+        shared: [M, D] bf16.
+        a, s, y: room for what lies between, [Q, R, I] e4m3, [Q, R, ceil(I / 128)] ue8m0 and
+            [Q, R, D] bf16; changed in the tiles that have an expert.
+        limit: as in :func:`swiglu`.
+
+    Returns:
+        [M, D] bf16.
+    """
+    K, used = place.shape[1], expert >= 0
+    rows = _listed(x.view(torch.uint8), source, K).view(x.dtype)
+    scales = _listed(xs.view(torch.uint8), source, K).view(xs.dtype)
+    h = gemm.fp4_experts(rows, scales, expert, w13, s13, quant.TILE, "bf16")
+    made, made_scales = swiglu_fp8(h, weight, source, limit)
+    a.view(torch.uint8)[used] = made.view(torch.uint8)[used]
+    s.view(torch.uint8)[used] = made_scales.view(torch.uint8)[used]
+    y[used] = gemm.fp4_experts(made, made_scales, expert, w2, s2, quant.TILE, "bf16")[used]
+    return combine(y, place, torch.ones_like(weight), shared)
