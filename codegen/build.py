@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from tileproof.runtime.cache import atomic_write, cache_dir
 
 from . import elements, host, ircache
 from .bundle import Unit, arch_order, write_bundle
-from .device import cache_entry, compile_cuda
+from .device import cache_entry, compile_cuda, compile_ptx
 from .host import PlannedLaunch, plan
 from .resources import Resources, gate
 from .toolchain import ToolchainError, Toolkit, versions
@@ -45,6 +45,8 @@ def build(
     *,
     jobs: int | None = None,
     toolkit: Toolkit = "pip",
+    ptx: bool = False,
+    proofs: Mapping[tuple[str, str], Mapping[str, Any]] | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> Path:
     """Compile every specialization for every architecture into the bundle `out`.
@@ -57,17 +59,26 @@ def build(
         out: the bundle's folder; a bundle that is there is replaced.
         jobs: worker processes, one per core by default. With 1 everything runs in this process.
         toolkit: ``"system"`` uses the nvcc on PATH instead of the one from PyPI.
+        ptx: add the PTX of sm_80 and sm_89, from which a driver makes code for devices that are
+            newer than all of `archs`.
+        proofs: verdicts to record, plain data by ``(symbol, arch)``.
         on_event: called after every unit, from worker threads.
 
     Raises ToolchainError for a missing or failing tool, ContractError for a kernel that breaks a
-    resource limit.
+    resource limit and for proofs of other kernels than those built.
     """
     unique = {spec.symbol: spec for spec in specs}
     check(bool(unique), "kernels to build", got="none", expected="at least one")
     check(bool(archs), "architectures", got="none", expected="at least one")
     targets = sorted({arch(name).name for name in archs}, key=arch_order)
+    portable = [target for target in targets if not target.endswith("a")] if ptx else []
+    expected = "sm_80 or sm_89 too: PTX of the others runs on no other device"
+    check(bool(portable) or not ptx, "PTX of", got=", ".join(targets), expected=expected)
     versions(toolkit)
     work = [(spec, target) for spec in unique.values() for target in targets]
+    known = proofs or {}
+    others = [" on ".join(key) for key in known if key not in {(s.symbol, t) for s, t in work}]
+    check(not others, "proofs", got=", ".join(others), expected="those of kernels to build")
     counter = _Counter(len(work), on_event)
 
     units: dict[int, Unit] = {}
@@ -95,7 +106,20 @@ def build(
             units[i] = compile_unit(*work[i], toolkit)
         else:
             compile_here(i)
-    return write_bundle(list(units.values()), Path(out), versions(toolkit))
+    finished = [
+        replace(
+            unit,
+            ptx=_ptx(unit, toolkit) if unit.arch in portable else None,
+            proofs=known.get((unit.spec.symbol, unit.arch)),
+        )
+        for unit in units.values()
+    ]
+    return write_bundle(finished, Path(out), versions(toolkit))
+
+
+def _ptx(unit: Unit, toolkit: Toolkit) -> str:
+    contract = unit.spec.op.variant(unit.arch).contract_fma
+    return compile_ptx(unit.cuda, unit.arch, contract_fma=contract, toolkit=toolkit)
 
 
 class _Counter:

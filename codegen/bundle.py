@@ -5,6 +5,7 @@ manifest.sha256        of manifest.json
 launchers.<platform>.so
 cubin/<symbol>.<arch>.cubin
 cuda/<symbol>.<arch>.cu
+ptx/<symbol>.<arch>.ptx    if asked for
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 
 import tileproof
 from tileproof.dsl import Op, Specialization, arch, check
-from tileproof.runtime.bundle import SCHEMA, read_manifest
+from tileproof.runtime.bundle import SCHEMA
 from tileproof.runtime.cache import atomic_write, cache_dir, locked
 
 from .host import HostKernel, PlannedLaunch, compile_launchers, generate
@@ -42,7 +43,8 @@ _LICENSES = {
 
 @dataclass(frozen=True)
 class Unit:
-    """One specialization compiled for one architecture."""
+    """One specialization compiled for one architecture. `ptx` if devices that are newer than every
+    architecture shall be served, `proofs` if it was proved: plain data with a verdict."""
 
     spec: Specialization
     arch: str
@@ -50,6 +52,8 @@ class Unit:
     cuda: str
     cubin: bytes
     resources: tuple[Resources, ...]
+    ptx: str | None = None
+    proofs: Mapping[str, Any] | None = None
 
 
 def describe(op: Op) -> dict[str, Any]:
@@ -153,7 +157,10 @@ def _contents(units: Sequence[Unit], tools: Versions) -> tuple[dict[str, bytes],
     for unit in units:
         symbol = unit.spec.symbol
         cubin, cuda = f"cubin/{symbol}.{unit.arch}.cubin", f"cuda/{symbol}.{unit.arch}.cu"
+        ptx = f"ptx/{symbol}.{unit.arch}.ptx" if unit.ptx is not None else None
         files |= {cubin: unit.cubin, cuda: unit.cuda.encode()}
+        if ptx is not None and unit.ptx is not None:
+            files[ptx] = unit.ptx.encode()
         host = hosts.get(symbol, HostKernel(unit.spec, ()))
         if unit.launches not in host.plans:
             host = HostKernel(unit.spec, (*host.plans, unit.launches))
@@ -162,10 +169,11 @@ def _contents(units: Sequence[Unit], tools: Versions) -> tuple[dict[str, bytes],
         entry["archs"][unit.arch] = {
             "cubin": cubin,
             "cuda": cuda,
+            "ptx": ptx,
             "plan": host.plans.index(unit.launches),
             "launches": [launch.to_json() for launch in unit.launches],
             "resources": [used.to_json() for used in unit.resources],
-            "proofs": None,
+            "proofs": None if unit.proofs is None else dict(unit.proofs),
         }
     library = f"launchers.{platform_tag()}.so"
     files[library] = compile_launchers(generate(list(hosts.values())))
@@ -177,7 +185,7 @@ def _contents(units: Sequence[Unit], tools: Versions) -> tuple[dict[str, bytes],
         "license": "MIT",
         "licenses": _LICENSES,
         "tools": asdict(tools),
-        "archs": {a: {"runs_on": arch(a).runs_on, "cards": arch(a).cards} for a in archs},
+        "archs": {a: _arch(a, any(u.ptx for u in units if u.arch == a)) for a in archs},
         "launchers": {platform_tag(): library},
         "ops": {name: describe(op) for name, op in sorted(ops.items())},
         "specializations": entries,
@@ -187,6 +195,13 @@ def _contents(units: Sequence[Unit], tools: Versions) -> tuple[dict[str, bytes],
         },
     }
     return files, manifest
+
+
+def _arch(name: str, ptx: bool) -> dict[str, Any]:
+    """Devices that run an architecture's cubins; the oldest its PTX is for, if there is any."""
+    target = arch(name)
+    oldest = list(target.runs_on[0]) if ptx else None
+    return {"runs_on": target.runs_on, "cards": target.cards, "ptx": oldest}
 
 
 def arch_order(name: str) -> int:
@@ -213,17 +228,3 @@ def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     ):
         atomic_write(folder / name, content)
         (folder / name).chmod(0o644)  # others may load a bundle; a temporary file is private
-
-
-def attach_proofs(bundle: Path, reports: Mapping[tuple[str, str], Mapping[str, Any]]) -> None:
-    """Record a verdict (plain data) per ``(symbol, arch)`` in the manifest of `bundle`.
-
-    Raises ContractError for a kernel the bundle does not have.
-    """
-    manifest = read_manifest(bundle)
-    for (symbol, arch_name), report in reports.items():
-        archs = manifest["specializations"].get(symbol, {}).get("archs", {})
-        got = f"{symbol} on {arch_name}"
-        check(arch_name in archs, f"{bundle}: proof", got=got, expected="a kernel of the bundle")
-        archs[arch_name]["proofs"] = dict(report)
-    _write_manifest(bundle, manifest)

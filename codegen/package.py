@@ -61,7 +61,7 @@ def _package(bundle: Bundle, *, cubins: bool = True) -> dict[str, bytes]:
     for name in ("manifest.json", "manifest.sha256"):
         files[f"bundle/{name}"] = (bundle.path / name).read_bytes()
     for name in bundle.manifest["files"]:
-        if cubins or not name.endswith(".cubin"):
+        if cubins or not name.endswith((".cubin", ".ptx")):
             files[f"bundle/{name}"] = bundle.read(name)
     return dict(sorted(files.items()))
 

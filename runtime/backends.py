@@ -94,11 +94,11 @@ class Cuda:
     def bind(self, code: Code, symbol: str, device: tuple[int, int]) -> Function:
         """The launcher of `symbol` on a DLPack device, loaded for what the device is."""
         driver = code.launchers["cuda_driver"]()
-        arch = self.arch
+        arch, form = self.arch, "cubin"
         if arch is None:
-            arch = code.bundle.arch_for(code.launchers["cuda_capability"](device[1]))
+            arch, form = code.bundle.arch_for(code.launchers["cuda_capability"](device[1]))
         kernel = code.kernel(symbol, arch)
-        return code.bind(symbol, kernel["plan"], driver, device, code.bundle.read(kernel["cubin"]))
+        return code.bind(symbol, kernel["plan"], driver, device, code.bundle.read(kernel[form]))
 
 
 class Virtual:

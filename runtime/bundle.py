@@ -13,7 +13,7 @@ from typing import Any
 
 from .errors import BundleError, check
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -91,15 +91,20 @@ class Bundle:
         self.read(libraries[here])
         return self.path / str(libraries[here])
 
-    def arch_for(self, capability: int) -> str:
-        """The newest architecture whose code runs on a device, e.g. 90 for capability 9.0.
+    def arch_for(self, capability: int) -> tuple[str, str]:
+        """The newest architecture whose code runs on a device, e.g. 90 for capability 9.0, and
+        which code: its ``"cubin"``, or its ``"ptx"`` where no cubin fits.
 
         Raises BundleError naming what the bundle has and the command that builds what is missing.
         """
         version = list(divmod(capability, 10))
         fitting = [a for a, facts in self.archs.items() if version in facts["runs_on"]]
         if fitting:
-            return fitting[-1]
+            return fitting[-1], "cubin"
+        # PTX is compiled by the driver, for its own device and any newer one.
+        older = [a for a, facts in self.archs.items() if facts["ptx"] and facts["ptx"] <= version]
+        if older:
+            return older[-1], "ptx"
         have = ", ".join(self.archs)
         raise BundleError(
             f"{self.path}: got code for {have}, expected code for a device of compute capability "

@@ -128,6 +128,25 @@ def test_build_then_inspect(tmp_path: Path) -> None:
     assert (gone.returncode, json.loads(gone.stdout)["worse"]) == (1, 1)
 
 
+def test_build_records_proofs(tmp_path: Path, fixed: Path) -> None:
+    words = ("--arch", "sm_80", "--dim", "m=0..1048576", "--verify", "--ptx", "-o")
+    done = tileproof("build", f"{fixed}:scale", *words, tmp_path / "good")
+    assert (done.returncode, done.stderr) == (0, "")
+    kernel = json.loads((tmp_path / "good" / "manifest.json").read_text())["specializations"]
+    built = kernel["scale"]["archs"]["sm_80"]
+    assert built["proofs"]["verdict"] == "PROVED"
+    assert built["proofs"]["properties"]["bounds"]["verdict"] == "PROVED"
+    assert built["ptx"] == "ptx/scale.sm_80.ptx"
+    assert "PROVED" in tileproof("inspect", tmp_path / "good").stdout
+
+    done = tileproof("build", "docs/planted_bug.py:scale", *words, tmp_path / "bad")
+    assert done.returncode == 1
+    assert done.stderr == "tileproof: REFUTED scale sm_80; run: tileproof verify\n"
+    worse = tileproof("inspect", "--compare", tmp_path / "good", tmp_path / "bad")
+    assert worse.returncode == 1
+    assert "REFUTED" in worse.stdout
+
+
 def test_inspect_draws_the_roofline_model(tmp_path: Path) -> None:
     words = ("inspect", "gemm/dense", "--arch", "sm_80", "--dim", "M=65", "--plot")
     first, second = tmp_path / "a.svg", tmp_path / "b.svg"

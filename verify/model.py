@@ -146,6 +146,24 @@ class KernelReport:
         """JSON-ready form, with the kernel's verdict spelled out."""
         return {"verdict": self.verdict.value, **_plain(asdict(self))}
 
+    def evidence(self) -> dict[str, Any]:
+        """What a bundle says of this proof: verdicts, assumptions and the program's hash, without
+        times, so that two builds of one commit have the same bytes."""
+        counted = {
+            name: {"verdict": p.verdict.value, "obligations": p.obligations, "proved": p.proved}
+            for name, p in self.properties.items()
+        }
+        return {
+            "verdict": self.verdict.value,
+            "route": self.route,
+            "properties": counted,
+            "domain": dict(self.domain),
+            "assumptions": list(self.assumptions),
+            "unmodelled": list(self.unmodelled),
+            "ir_hash": self.ir_hash,
+            "error": self.error,
+        }
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> KernelReport:
         """Inverse of :meth:`to_dict`."""

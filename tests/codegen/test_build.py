@@ -16,10 +16,10 @@ import pytest
 from tileproof.codegen import build as building
 from tileproof.codegen import device, host, ircache, lower
 from tileproof.codegen.build import MODELS, build, default_specs, specs_for_model
-from tileproof.codegen.bundle import attach_proofs, describe
+from tileproof.codegen.bundle import describe
 from tileproof.codegen.toolchain import ToolchainError
 from tileproof.dsl import ContractError, get, load_library
-from tileproof.runtime.bundle import read_manifest
+from tileproof.runtime.bundle import Bundle, read_manifest
 
 ARCHS = ["sm_80", "sm_90a"]
 
@@ -134,14 +134,30 @@ def test_what_nobody_can_build_is_refused(tmp_path):
 
 
 def test_proofs_are_recorded(tmp_path):
-    out = build(small()[:1], ARCHS, tmp_path / "out")
     symbol = small()[0].symbol
-    attach_proofs(out, {(symbol, "sm_80"): {"verdict": "PROVED"}})
+    proofs = {(symbol, "sm_80"): {"verdict": "PROVED"}}
+    out = build(small()[:1], ARCHS, tmp_path / "out", proofs=proofs)
     archs = read_manifest(out)["specializations"][symbol]["archs"]
     assert archs["sm_80"]["proofs"] == {"verdict": "PROVED"}
     assert archs["sm_90a"]["proofs"] is None
-    with pytest.raises(ContractError, match="sm_89, expected a kernel of the bundle"):
-        attach_proofs(out, {(symbol, "sm_89"): {}})
+    with pytest.raises(ContractError, match="sm_89, expected those of kernels to build"):
+        build(small()[:1], ARCHS, tmp_path / "out", proofs={(symbol, "sm_89"): {}})
+
+
+def test_ptx_of_the_architectures_it_is_portable_from(tmp_path):
+    out = build(small()[:1], ARCHS, tmp_path / "out", ptx=True)
+    manifest = read_manifest(out)
+    assert {a: facts["ptx"] for a, facts in manifest["archs"].items()} == {
+        "sm_80": [8, 0],
+        "sm_90a": None,
+    }
+    built = manifest["specializations"][small()[0].symbol]["archs"]
+    assert built["sm_90a"]["ptx"] is None
+    text = Bundle(out).read(built["sm_80"]["ptx"]).decode()
+    assert ".target sm_80" in text
+    assert f".entry {built['sm_80']['launches'][0]['kernel']}(" in text
+    with pytest.raises(ContractError, match="PTX of: got sm_90a, expected sm_80 or sm_89 too"):
+        build(small()[:1], ["sm_90a"], tmp_path / "out", ptx=True)
 
 
 def test_the_default_is_the_whole_library_at_both_models_sizes():

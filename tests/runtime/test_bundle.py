@@ -84,7 +84,18 @@ def test_a_file_the_manifest_does_not_list(bundle):
     ("capability", "arch"), [(80, "sm_80"), (86, "sm_80"), (89, "sm_80"), (90, "sm_90a")]
 )
 def test_the_arch_a_device_runs(bundle, capability, arch):
-    assert Bundle(bundle).arch_for(capability) == arch
+    assert Bundle(bundle).arch_for(capability) == (arch, "cubin")
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [(86, ("sm_80", "cubin")), (90, ("sm_90a", "cubin")), (103, ("sm_80", "ptx"))],
+)
+def test_ptx_serves_devices_newer_than_all_code(copied, capability, expected):
+    rewrite(copied, lambda m: m["archs"]["sm_80"].update(ptx=[8, 0]))
+    assert Bundle(copied).arch_for(capability) == expected
+    with pytest.raises(BundleError, match=r"expected code for a device of compute capability 7\.5"):
+        Bundle(copied).arch_for(75)
 
 
 @pytest.mark.parametrize(("capability", "build"), [(100, "sm_100a"), (120, "sm_120a")])

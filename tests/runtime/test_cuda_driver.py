@@ -13,6 +13,7 @@ import pytest
 from tileproof.codegen.build import build
 from tileproof.codegen.target import Target
 from tileproof.codegen.user import specialize
+from tileproof.dsl import get
 from tileproof.runtime.backends import Code, Cuda
 from tileproof.runtime.bundle import Bundle
 
@@ -221,6 +222,20 @@ def test_tensor_maps_are_encoded_once_per_address_and_shape(run, special):
 
 def test_loading_is_allowed_while_another_thread_captures(run):
     _, calls, errors = run(BIND)
+    assert "cuModuleLoadData \x7fELF" in calls, errors
+
+
+def test_a_device_newer_than_all_code_is_given_ptx(run, tmp_path):
+    out = build([get("mhc/post").specialize(N=4, D=64)], ["sm_80"], tmp_path / "ptx", ptx=True)
+    script = f"""
+        code = Code(Bundle({str(out)!r}))
+        {BIND}
+        run(x, y, post, comb, out)
+    """
+    _, calls, errors = run(script, capability=103)
+    loaded = [call for call in calls if call.startswith("cuModuleLoadData")]
+    assert loaded == ["cuModuleLoadData //"], errors  # nvcc's PTX begins with a comment
+    _, calls, errors = run(script, capability=86)
     assert "cuModuleLoadData \x7fELF" in calls, errors
 
 

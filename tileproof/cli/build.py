@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tileproof.dsl import check
+from tileproof.dsl import Specialization, check
 
 from . import targets
 from .progress import bar
+
+if TYPE_CHECKING:
+    from tileproof.verify import Report
 
 
 def run(
@@ -35,11 +40,19 @@ def run(
         typer.Option("--format", help="hf-kernels: a repository for Hugging Face's kernels too."),
     ] = None,
     name: Annotated[str, typer.Option(help="Of the wheel or repository.")] = "tileproof_kernels",
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Prove the kernels first, record the verdicts.")
+    ] = False,
+    ptx: Annotated[
+        bool, typer.Option("--ptx", help="PTX of sm_80, sm_89 too, for devices not yet known.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON event a line.")] = False,
 ) -> int:
     """Compile ops for several GPU architectures into one bundle.
 
     What compiled before is not compiled again; an interrupted build goes on where it was.
+    With --verify the exit code is that of `tileproof verify`, and the bundle is written whatever
+    the verdicts in it say; without, 0.
     """
     from tileproof.codegen import package
     from tileproof.codegen.build import Event, build
@@ -48,6 +61,7 @@ def run(
     check(known, "--format", got=repr(form), expected="hf-kernels")
     archs = targets.archs(arch)
     specs = targets.specs_and_kernels(ops or [], model, archs, arg or [], facts, dim or [])
+    report = _prove(specs, archs, jobs) if verify else None
     with bar("compiling", len(specs) * len(archs)) as advance:
 
         def on_event(event: Event) -> None:
@@ -55,7 +69,8 @@ def run(
             if as_json:
                 print(json.dumps(vars(event)), flush=True)
 
-        bundle = build(specs, archs, output, jobs=jobs, on_event=on_event)
+        proofs = {(k.kernel, k.arch): k.evidence() for k in report.kernels} if report else None
+        bundle = build(specs, archs, output, jobs=jobs, ptx=ptx, proofs=proofs, on_event=on_event)
     out = sys.stderr if as_json else sys.stdout
     for line in _sizes(bundle):
         print(line, file=out)
@@ -65,7 +80,25 @@ def run(
         folder = output.with_name(f"{output.name}-hf")
         for variant in package.write_hf_kernels(bundle, name, folder):
             print(variant, file=out)
-    return 0
+    return report.exit_code if report else 0
+
+
+def _prove(specs: Sequence[Specialization], archs: Sequence[str], jobs: int | None) -> Report:
+    """The report of every kernel; one line on stderr for each that is not proved."""
+    from tileproof.verify import prove_many
+
+    work = [(spec, arch) for spec in specs for arch in archs]
+    with bar("proving", len(work)) as advance:
+        report = prove_many(
+            work,
+            jobs=jobs or os.cpu_count() or 1,
+            on_progress=lambda r, *_: advance(f"{r.kernel} {r.arch}"),
+        )
+    for kernel in report.kernels:
+        if kernel.verdict.value != "PROVED":
+            words = f"{kernel.verdict.value} {kernel.kernel} {kernel.arch}; run: tileproof verify"
+            print(f"tileproof: {words}", file=sys.stderr)
+    return report
 
 
 def _sizes(bundle: Path) -> list[str]:
