@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import multiprocessing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -168,6 +169,8 @@ def _place(kernel: Any) -> tuple[str, int]:
         path, line = kernel.file, kernel.line()
     elif isinstance(kernel, Specialization):
         factory = kernel.op.variants[0].factory
+        if isinstance(factory, functools.partial):  # of a user's file, see codegen.user
+            return _place(factory.args[0])
         path, line = Path(inspect.getfile(factory)), inspect.getsourcelines(factory)[1]
     else:
         return "", 1
