@@ -64,7 +64,10 @@ def describe(op: Op) -> dict[str, Any]:
     """
     reference = None
     if (function := op.reference) is not None:
-        wanted = list(inspect.signature(function).parameters)[len(op.inputs) :]
+        known = {*op.params, *op.dims, *op.types}
+        asked = list(inspect.signature(function).parameters.values())[len(op.inputs) :]
+        # What has a default and is nothing of the op's is the reference's own affair.
+        wanted = [p.name for p in asked if p.name in known or p.default is p.empty]
         path = f"{function.__module__}:{function.__qualname__}"
         reference = {"path": path, "takes": wanted}
     return {

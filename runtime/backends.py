@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -126,12 +127,27 @@ class Virtual:
             library = bytes(virtual.build(cuda, launched, checked=checked, arch=arch))
             return code.bind(symbol, kernel["plan"], virtual.driver(), (CPU, 0), library)
 
-        def run(*tensors: torch.Tensor) -> None:
+        def run(*arrays: Any) -> None:
             launcher = bound(virtual.current_options().checked)
-            with virtual.options(), virtual.registered(dict(zip(names, tensors, strict=True))):
-                launcher(*tensors)
+            shared = [_shared(x) if hasattr(x, "__dlpack__") else x for x in arrays]
+            # What is no array, and a wrong number of them, is the launcher's to refuse.
+            known = {
+                n: x for n, x in zip(names, shared, strict=False) if isinstance(x, torch.Tensor)
+            }
+            with virtual.options(), virtual.registered(known):
+                launcher(*shared)
 
         return run
+
+
+def _shared(array: Any) -> torch.Tensor:
+    """Another library's array as a tensor over the same memory. One that may not be written, such
+    as JAX's, is an input like any other."""
+    if isinstance(array, torch.Tensor):
+        return array
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_dlpack(array)
 
 
 BACKENDS = {backend.name: backend for backend in (Cuda, Virtual, Null)}

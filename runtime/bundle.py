@@ -106,16 +106,21 @@ class Bundle:
         if older:
             return older[-1], "ptx"
         have = ", ".join(self.archs)
+        options = _options(version)
+        advice = (
+            f"run: tileproof build {options} -o {self.path}" if options else "none can be built"
+        )
         raise BundleError(
             f"{self.path}: got code for {have}, expected code for a device of compute capability "
-            f"{version[0]}.{version[1]}; run: tileproof build --arch {_build_name(version)} "
-            f"-o {self.path}"
+            f"{version[0]}.{version[1]}; {advice}"
         )
 
 
-def _build_name(version: Sequence[int]) -> str:
-    """The architecture to ask `tileproof build` for: 9.0 → sm_90a, 8.6 → sm_80, 8.9 → sm_89."""
+def _options(version: Sequence[int]) -> str:
+    """What to ask `tileproof build` for: 9.0 → sm_90a, 8.6 → sm_80, 10.3 → PTX; "" below 8.0."""
     major, minor = version
     if major == 8:
-        return "sm_89" if minor == 9 else "sm_80"
-    return f"sm_{major}{minor}a"
+        return "--arch sm_89" if minor == 9 else "--arch sm_80"
+    if (major, minor) in ((9, 0), (10, 0), (12, 0)):
+        return f"--arch sm_{major}{minor}a"
+    return "--arch sm_80 --ptx" if major > 8 else ""

@@ -105,6 +105,15 @@ def test_a_device_nothing_runs_on(bundle, capability, build):
         Bundle(bundle).arch_for(capability)
 
 
+@pytest.mark.parametrize(
+    ("capability", "advice"),
+    [(103, "run: tileproof build --arch sm_80 --ptx -o"), (75, "none can be built")],
+)
+def test_a_device_no_architecture_is_for(bundle, capability, advice):
+    with pytest.raises(BundleError, match=advice):
+        Bundle(bundle).arch_for(capability)
+
+
 def test_an_arch_the_bundle_lacks(bundle):
     with pytest.raises(BundleError, match="got sm_120a, expected one of sm_80, sm_90a; run: tile"):
         load(bundle, backend="virtual", arch="sm_120a")

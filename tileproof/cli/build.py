@@ -111,7 +111,9 @@ def _sizes(bundle: Path) -> list[str]:
     for op in manifest["ops"]:
         own = [k["archs"] for k in kernels.values() if k["op"] == op]
         archs = {
-            arch: sum(files[k[arch][what]]["bytes"] for k in own if arch in k for what in _PARTS)
+            arch: sum(
+                files[k[arch][p]]["bytes"] for k in own if arch in k for p in _PARTS if k[arch][p]
+            )
             for arch in manifest["archs"]
         }
         sizes = ", ".join(f"{arch} {size / 1000:.0f} kB" for arch, size in archs.items() if size)
@@ -121,4 +123,4 @@ def _sizes(bundle: Path) -> list[str]:
     return [*lines, f"{bundle}: {words}"]
 
 
-_PARTS = ("cubin", "cuda")
+_PARTS = ("cubin", "cuda", "ptx")
