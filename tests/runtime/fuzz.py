@@ -1,7 +1,8 @@
 """Argument lists nobody means, for any launcher.
 
 ``python -m tests.runtime.fuzz [OP ...]`` draws 10,000 for the launcher of every op of the library,
-on the null driver; `test_launcher_faults.py` does so for three ops.
+on the null driver; `test_launcher_faults.py` does so for three ops. With ``--threads`` 32 threads
+launch 10,000 times each on the virtual GPU instead, and every result is compared.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 import tvm_ffi
 
-from tileproof.codegen.build import _lowered
+from tileproof.codegen.build import _lowered, build
 from tileproof.codegen.host import HostKernel, PlannedLaunch, compile_launchers, generate
 from tileproof.dsl import Op, get, load_library
+from tileproof.runtime import load
 from tileproof.runtime.backends import CPU
 from tileproof.runtime.signature import TORCH
 
@@ -97,12 +100,37 @@ def hosted(op: Op, arch: str) -> tuple[HostKernel, list[torch.Tensor]]:
     return HostKernel(spec, (tuple(launches),)), tensors
 
 
+def threads(arch: str, count: int) -> None:
+    """32 threads share one kernel of the virtual GPU; each has its own sizes and tensors."""
+    op = get("mhc/post")
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = build([op.specialize(N=4, D=64)], [arch], Path(folder) / "bundle")
+        library = load(bundle, backend="virtual")
+
+        def work(M: int) -> None:
+            generator = torch.Generator().manual_seed(M)
+            shapes = ((M, 4, 64), (M, 64), (M, 4), (M, 4, 4))
+            x, y, post, comb = (torch.randn(shape, generator=generator) for shape in shapes)
+            inputs = x.bfloat16(), y.bfloat16(), post, comb
+            expected = library.mhc_post(*inputs)
+            for i in range(count):
+                assert torch.equal(library.mhc_post(*inputs), expected), (M, i)
+
+        with ThreadPoolExecutor(32) as pool:
+            list(pool.map(work, range(1, 33)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("ops", nargs="*", help="default: the whole library")
     parser.add_argument("--arch", default="sm_80")
     parser.add_argument("--lists", type=int, default=10_000)
+    parser.add_argument("--threads", action="store_true")
     given = parser.parse_args()
+    if given.threads:
+        threads(given.arch, given.lists)
+        print(f"32 threads, {given.lists} launches each")
+        return
     for name in given.ops or sorted(load_library()):
         start = time.time()
         host, right = hosted(get(name), given.arch)
