@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tileproof.dsl import check
+from tileproof.runtime.cache import atomic_write
 
 from . import counters, inspected, targets
 
@@ -58,7 +59,8 @@ def run(
         return _compare(*compare, percent, as_json)
     check(what is not None, "inspect", got="nothing", expected="a bundle, an OP or FILE.py:NAME")
     assert what is not None
-    check(not (accesses and count), "inspect", got="--accesses --counters", expected="one of them")
+    one = sum((accesses, count, plot is not None, html is not None)) <= 1
+    check(one, "inspect", got="several of --accesses, --counters, --plot, --html", expected="one")
     bundle = Path(what).is_dir()
     counted = count or plot is not None or (html is not None and not bundle)
     _check_options(what, counted and bundle, html, plot, model if counted else None)
@@ -71,18 +73,18 @@ def run(
         from .plot import write
 
         write(plot, launches)
-    elif count and html is None:
+    elif count:
         counters.show(launches, archs, as_json)
-    if html is None and counted:
+    if count or plot is not None:
         return 0
     wide = accesses or html is not None
     units = inspected.units(what, archs, model, arg or [], facts, dim or [], origins=wide)
-    rows = [] if accesses else inspected.resources(units)
+    rows = inspected.resources(units)
     places = inspected.accesses(units) if wide else []
     if html is not None:
         from .page import page
 
-        html.write_text(page(what, rows or inspected.resources(units), places, launches))
+        atomic_write(html, page(what, rows, places, launches))
     elif as_json:
         print(json.dumps(places if accesses else rows, indent=1))
     elif accesses:
@@ -100,7 +102,7 @@ def _check_options(
     check(model is None, "--model with --counters", got=str(model), expected="--dim")
     for report in filter(None, (html, plot)):
         targets.writable(report)
-    if html is not None or plot is not None:
+    if plot is not None or (html is not None and not Path(what).is_dir()):
         from .plot import check_path
 
         check_path(plot)

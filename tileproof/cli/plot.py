@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tileproof.dsl import check
+from tileproof.runtime.cache import atomic_write
 
 from .counters import Launch
 
@@ -28,7 +29,7 @@ def check_path(path: Path | None) -> None:
 
 def write(path: Path, launches: Sequence[Launch]) -> None:
     """Draw into an .svg or .png."""
-    path.write_bytes(draw(launches, path.suffix[1:]))
+    atomic_write(path, draw(launches, path.suffix[1:]))
 
 
 def draw(launches: Sequence[Launch], form: str) -> bytes:
