@@ -80,6 +80,31 @@ def test_every_seeded_bug_of_synchronisation_is_found(target, args):
     assert not missed
 
 
+def doubled():
+    """A row goes by halves through one tile of shared memory and, in bulk, to the result."""
+    m = T.dynamic("m")
+
+    @T.prim_func
+    def kernel(x: T.Tensor((m, 2048), "float32"), y: T.Tensor((m, 2048), "float32")):
+        with T.Kernel(m, threads=128) as row:
+            tile = T.alloc_shared((1024,), "float32")
+            for half in T.serial(2):
+                for i in T.Parallel(1024):
+                    tile[i] = x[row, half * 1024 + i] * 2.0
+                T.copy(tile, y[row, half * 1024 : half * 1024 + 1024])
+
+    return kernel
+
+
+def test_bytes_that_are_stored_without_a_tensor_map():
+    kernel = lower(doubled(), "sm_90a", keep_stages=True)
+    assert "tma_store(" in kernel.cuda and not order(kernel).why and not order(kernel).findings
+    kinds = ["barrier-dropped", "fence-dropped", "store-wait-dropped", "store-commit-dropped"]
+    seeded = list(mutate.mutants(kernel, kinds))
+    assert len(seeded) == 5
+    assert [m.name for m in seeded if not order(m.lowered).findings] == []
+
+
 @pytest.mark.parametrize("arch", ["sm_90a", "sm_120a"])
 def test_a_slot_that_tilelang_gives_back_before_its_last_read(arch):
     """What 0.1.15's warp specialisation makes of a scaled GEMM; the sanitizer reports it too."""

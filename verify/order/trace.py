@@ -123,6 +123,9 @@ class Tracer(Control):
         if found.tile is not None:
             self.copy_tile(found.tile, found.touches, e)
             return
+        if name == "tl.tma_store":
+            self.store_bytes(found.touches[1], e)
+            return
         if found.unordered or found.ranks or found.columns or found.sync == "warp":
             if found.sync != "warp":
                 raise UnmodelledError(found.unordered or name)
@@ -170,17 +173,26 @@ class Tracer(Control):
 
     def copy_tile(self, tile: Tile, touches: tuple[Touch, ...], node: Any) -> None:
         """A box of a tensor map: loads end with a phase, stores with a wait of their thread."""
-        source = self.maps[tile.tensor_map]
-        pointer = tile.pointer
+        size = tile_bytes(self.maps[tile.tensor_map], len(tile.boxes))
+        self.copied(tile.pointer, size, touches[0].pointer if tile.mode == "read" else None, node)
+
+    def store_bytes(self, near: Touch, node: Any) -> None:
+        """The same of bytes that go without a map, from shared memory."""
+        pointer = near.pointer
+        if type(pointer).__name__ != "Call" or not self.is_shared(pointer.args[1]):
+            raise UnmodelledError("a bulk copy of memory by address")
+        self.copied(pointer, near.count * _element(pointer.args[0].dtype), None, node)
+
+    def copied(self, pointer: Any, size: int, mbarrier: Any, node: Any) -> None:
+        """`size` bytes of shared memory are written and arrive at an mbarrier, or are read."""
         start = self.number(pointer.args[2]) * _element(pointer.args[0].dtype)
-        size = tile_bytes(source, len(tile.boxes))
-        loads = tile.mode == "read"
+        loads = mbarrier is not None
         before = len(self.result.accesses)
         self.engine = "tma" if loads else "store"
         self.note(pointer.args[1], "write" if loads else "read", start, size, 1, node)
         self.engine = ""
         if loads:
-            number = self.event(Event("load", self.key(touches[0].pointer), size), node)
+            number = self.event(Event("load", self.key(mbarrier), size), node)
             for access in self.result.accesses[before:]:
                 access.load = number
 
