@@ -18,6 +18,7 @@ from tileproof.kernels.quant._fp8 import dequantised
 from tileproof.kernels.row_stream import ceildiv
 
 GROUP = 64  # channels of one scale of a KV entry
+KEY_GROUP = 128  # of an FP8 key
 _WORD = 8  # the scales of a KV entry fill whole words of 8 bytes
 _ALIGN = 16  # bytes of a vector access
 
@@ -86,14 +87,17 @@ def kv_pages(entries: int, nope: int = 448, rope: int = 64) -> Pages:
     )
 
 
-def key_pages(entries: int, channels: int = 128) -> Pages:
-    """Keys of the indexer in FP4, a ue8m0 scale per 32: all entries' codes, then all their scales.
+def key_pages(entries: int, channels: int = 128, fp8: bool = False) -> Pages:
+    """Keys of the indexer: all entries' codes, then all their ue8m0 scales.
 
-    68 bytes an entry of 128 channels. Raises ContractError where pages would not be aligned.
+    FP4 has a scale per 32 channels, 68 bytes an entry of 128 channels; FP8 one per 128, 129 bytes.
+    Raises ContractError where pages would not be aligned.
     """
-    expected = "a multiple of 32"
-    check(channels > 0 and channels % FP4_GROUP == 0, "channels", got=channels, expected=expected)
-    codes, groups = channels // 2, channels // FP4_GROUP
+    step = _ALIGN if fp8 else FP4_GROUP
+    fits = channels > 0 and channels % step == 0
+    check(fits, "channels", got=channels, expected=f"a multiple of {step}")
+    codes = channels if fp8 else channels // 2
+    groups = ceildiv(channels, KEY_GROUP if fp8 else FP4_GROUP)
     page = entries * (codes + groups)
     aligned = entries > 0 and page % _ALIGN == 0
     check(aligned, "bytes of a page", got=page, expected=f"a multiple of {_ALIGN} above 0")
@@ -101,7 +105,7 @@ def key_pages(entries: int, channels: int = 128) -> Pages:
         entries,
         page,
         (
-            Part(torch.uint8, codes, 0, codes),
+            Part(torch.float8_e4m3fn if fp8 else torch.uint8, codes, 0, codes),
             Part(torch.float8_e8m0fnu, groups, entries * codes, groups),
         ),
     )
@@ -146,11 +150,14 @@ def kv_views(make, name: str, letters: Sequence[str] = ("Z", "E", "P", "Q")) -> 
     )
 
 
-def key_views(make, name: str, letters: Sequence[str] = ("Z", "E", "P")) -> tuple[Tensor, ...]:
-    """The same for :func:`key_pages`, with dims B = D / 2 bytes of codes and G = D / 32 scales."""
+def key_views(
+    make, name: str, letters: Sequence[str] = ("Z", "E", "P"), fp8: bool = False
+) -> tuple[Tensor, ...]:
+    """The same for :func:`key_pages`, with dims G of scales and B = D / 2 of bytes, or D in FP8."""
     Z, E, P = letters
+    columns, stored = ("D", "e4m3") if fp8 else ("B", "u8")
     return (
-        make(f"{name}_codes", f"{Z} {E} B", "u8", strides=f"{P} B 1"),
+        make(f"{name}_codes", f"{Z} {E} {columns}", stored, strides=f"{P} {columns} 1"),
         make(f"{name}_scale", f"{Z} {E} G", "ue8m0", strides=f"{P} G 1"),
     )
 
@@ -215,17 +222,26 @@ def read_kv(
 def write_keys(
     x: torch.Tensor, slot: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor
 ) -> None:
-    """Store the rows of `x` [M, D] in FP4 at `slot` [M] (-1: nowhere) of a pool's views."""
+    """Store the rows of `x` [M, D] at `slot` [M] (-1: nowhere) of a pool's views, FP4 or FP8."""
     there, where = _chosen(slot, codes.shape[1])
-    q, s = reference.fp4_cast(x[there])
-    codes[where] = q
-    scale.view(torch.uint8)[where] = s.view(torch.uint8)
+    fp4 = codes.dtype == torch.uint8
+    q, s = reference.fp4_cast(x[there]) if fp4 else reference.fp8_cast(x[there], KEY_GROUP)
+    for part, value in ((codes, q), (scale, s)):
+        part.view(torch.uint8)[where] = value.view(torch.uint8)
+
+
+def dequantised_keys(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Rows of codes with their scales, FP4 or FP8, as bf16 [M, D]."""
+    if codes.dtype == torch.uint8:
+        return reference.fp4_dequant(codes, scale)
+    return reference.fp8_dequant(codes, scale, KEY_GROUP)
 
 
 def read_keys(codes: torch.Tensor, scale: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
     """The keys at `slot` [...] as bf16 [..., D]; zeros for -1."""
     there, where = _chosen(slot, codes.shape[1])
-    s = scale.view(torch.uint8)[where].view(scale.dtype)
-    out = codes.new_zeros(*slot.shape, 2 * codes.shape[2], dtype=torch.bfloat16)
-    out[there] = reference.fp4_dequant(codes[where], s)
+    q, s = (part.view(torch.uint8)[where].view(part.dtype) for part in (codes, scale))
+    columns = codes.shape[2] * (2 if codes.dtype == torch.uint8 else 1)
+    out = codes.new_zeros(*slot.shape, columns, dtype=torch.bfloat16)
+    out[there] = dequantised_keys(q, s)
     return out

@@ -3,7 +3,6 @@
 import torch
 
 from tileproof.kernels import kv_cache
-from tileproof.kernels.quant import reference as quant
 
 
 def topk(score: torch.Tensor, count: torch.Tensor, K: int) -> torch.Tensor:
@@ -63,7 +62,7 @@ def score(
     return out
 
 
-def score_fp4(
+def score_paged(
     q: torch.Tensor,
     q_scale: torch.Tensor,
     pool_codes: torch.Tensor,
@@ -74,11 +73,12 @@ def score_fp4(
     weight: torch.Tensor,
     S: int,
 ) -> torch.Tensor:
-    """As :func:`score`, of queries and keys in FP4; keys of a request lie in its pages.
+    """As :func:`score`, of quantised queries and keys; keys of a request lie in its pages.
 
     Args:
-        q, q_scale: [M, H, D / 2] u8 codes and [M, H, D / 32] ue8m0, as ``rope/rotate_fp4`` makes.
-        pool_codes, pool_scale: views [Z, E, D / 2], [Z, E, D / 32] of pages of keys.
+        q: [M, H, D / 2] u8, e2m1 codes as ``rope/rotate_fp4`` makes them, or [M, H, D] e4m3.
+        q_scale: [M, H, D / 32] ue8m0, or [M, H, ceil(D / 128)] of e4m3.
+        pool_codes, pool_scale: views [Z, E, ...] of pages of keys, stored alike.
         table: [R, L] i32, the pages of each request in order, -1 where there is none.
         request: [M] i32, the row of `table` a token reads; -1 is none.
         count: [M] i32, how many keys it sees; at most S.
@@ -88,25 +88,32 @@ def score_fp4(
     Returns:
         [M, S] f32; -inf from `count` on, and for a key without a page.
     """
-    queries = quant.fp4_dequant(q.flatten(0, 1), q_scale.flatten(0, 1)).unflatten(0, q.shape[:2])
-    read = lambda slot: kv_cache.read_keys(pool_codes, pool_scale, slot)  # noqa: E731
-    return _paged(queries, read, pool_codes.shape[1], table, request, count, weight, S)
-
-
-def _paged(q, read, E, table, request, count, weight, S):
-    """Scores of queries [M, H, D] over the keys that ``read(slot)`` gives for pages of E."""
     out = torch.full((len(q), S), -torch.inf, dtype=weight.dtype)
-    for m, row in enumerate(request.tolist()):
-        entry = torch.arange(min(int(count[m].clamp(0, S)), table.shape[1] * E) * (row >= 0))
-        slot = slots(table[max(row, 0)][None], entry[None], E)[0] if len(entry) else entry
+    for m in range(len(q)):
         one, none = slice(m, m + 1), torch.zeros(1, dtype=torch.int32)
-        keys = read(slot).to(weight.dtype)
-        found = score(q[one], keys, weight[one], none, none + len(entry), len(entry))[0]
+        entry = torch.arange(int(count[m].clamp(0, S)))
+        slot = slots(entry[None], table, request[one], pool_codes.shape[1])[0]
+        keys = kv_cache.read_keys(pool_codes, pool_scale, slot).to(weight.dtype)
+        query = kv_cache.dequantised_keys(q[m], q_scale[m])[None]
+        found = score(query, keys, weight[one], none, none + len(entry), len(entry))[0]
         out[m, : len(entry)] = found.masked_fill(slot < 0, -torch.inf)
     return out
 
 
-def slots(pages: torch.Tensor, entry: torch.Tensor, E: int) -> torch.Tensor:
-    """Slots of entries [M, K] in pages of E, by the pages [M, L] of each row; -1 where none is."""
-    page = pages.gather(1, (entry.clamp(min=0) // E).long())
-    return torch.where((entry >= 0) & (page >= 0), page * E + entry % E, -1).int()
+def slots(index: torch.Tensor, table: torch.Tensor, request: torch.Tensor, E: int) -> torch.Tensor:
+    """Where entries lie in a pool of pages.
+
+    Args:
+        index: [M, K] i32, numbers of entries in their request; negative is none.
+        table: [R, L] i32, the pages of each request in order, -1 where there is none.
+        request: [M] i32, the row of `table` of each token; -1 is none.
+        E: entries of a page.
+
+    Returns:
+        [M, K] i32, -1 for an entry without a page.
+    """
+    rows = torch.nn.functional.pad(table, (0, 1), value=-1)  # an entry beyond the list
+    rows = torch.nn.functional.pad(rows, (0, 0, 0, 1), value=-1)  # no request
+    column = (index.clamp(min=0) // E).clamp(max=table.shape[1]).long()
+    page = rows[request.long()[:, None], column]
+    return torch.where((index >= 0) & (page >= 0), page * E + index % E, -1).int()

@@ -107,6 +107,19 @@ def test_keys_there_and_back(entries, channels, seed):
     assert layout.page == entries * (channels // 2 + channels // 32)
 
 
+@pytest.mark.parametrize(("entries", "channels"), [(64, 128), (16, 48)])
+def test_fp8_keys_there_and_back(entries, channels, seed):
+    layout = key_pages(entries, channels, fp8=True)
+    views = layout.views(layout.pool(2))
+    x, slot = rows(entries, channels, seed), torch.arange(entries) + entries // 2
+    slot[-1] = -1
+    write_keys(x, slot, *views)
+    expected = kv_cache.reference.fp8_simulate(x, 128)
+    expected[-1] = 0
+    assert torch.equal(read_keys(*views, slot), expected)
+    assert layout.page == entries * (channels + 1)
+
+
 def test_pages_that_lie_apart_share_memory(seed):
     layout = kv_pages(2, 64, 64)
     wide = torch.zeros(3, layout.page + 384, dtype=torch.uint8)
@@ -172,6 +185,10 @@ def test_sizes_that_leave_entries_unaligned_are_refused():
         kv_pages(0)
     with pytest.raises(ContractError, match="bytes of a page: got 204, expected a multiple of 16"):
         key_pages(3)
+    with pytest.raises(ContractError, match="channels: got 16, expected a multiple of 32"):
+        key_pages(16, 16)
+    with pytest.raises(ContractError, match="channels: got 24, expected a multiple of 16"):
+        key_pages(16, 24, fp8=True)
 
 
 def test_a_pool_of_other_pages_is_refused():
