@@ -67,10 +67,10 @@ def fp8(T, M, N, K, G, F, out, tokens, width, threads, stages, instruction):
     def scales(xs, ws, i, j, x_scales, w_scales):
         for m, g in T.Parallel(tokens, G):
             x_scales[m, g] = T.if_then_else(
-                i * tokens + m < M, T.reinterpret(xs[i * tokens + m, g], "uint8"), T.uint8(0)
+                i * tokens + m < M, xs[i * tokens + m, g], T.float8_e8m0fnu(1)
             )
         for g in T.Parallel(G):
-            w_scales[g] = T.reinterpret(ws[j * width // DEPTH, g], "uint8")
+            w_scales[g] = ws[j * width // DEPTH, g]
 
     @T.prim_func
     def kernel(
