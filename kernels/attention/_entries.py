@@ -45,9 +45,10 @@ def f32_rows(T, code, D, length):
     def settle(pool, index, m, c, skip, kv, valid):
         for i in T.Parallel(chunk):
             valid[c % 2, i] = code.row(index, m, c - skip, i, length)
+        # not by way of `valid`, where the prover loses what is known of an index
         for i, d in T.Parallel(chunk, D):
-            value = T.if_then_else(valid[c % 2, i] >= 0, pool[valid[c % 2, i], d], 0)
-            code.split(value, kv, 0, i, d)
+            row = code.row(index, m, c - skip, i, length)
+            code.split(T.if_then_else(row >= 0, pool[row, d], 0), kv, 0, i, d)
 
     return settle
 
