@@ -293,6 +293,7 @@ _ACT = {"bfloat16": "bf16", "float32": "f32"}
 # What the ops ask of a configuration, for the two released models (spec §2).
 _COMMON = {
     "vocab_size": 129280,
+    "num_nextn_predict_layers": 1,
     "head_dim": 512,
     "index_n_heads": 64,
     "o_lora_rank": 1024,

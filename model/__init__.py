@@ -1,6 +1,6 @@
-"""Putting the kernels into models: patch transformers, write checkpoints to try it on."""
+"""DeepSeek-V4 on the kernels: patch transformers' model, run our own, write checkpoints to try."""
 
-from .checkpoint import write_tiny_checkpoint
+from .checkpoint import write_tiny_checkpoint, write_tiny_official_checkpoint
 from .patch import Patch, patch
 
-__all__ = ["Patch", "patch", "write_tiny_checkpoint"]
+__all__ = ["Patch", "patch", "write_tiny_checkpoint", "write_tiny_official_checkpoint"]

@@ -153,6 +153,7 @@ class Pages:
         self.count = count
         self.table: list[list[int]] = [[] for _ in range(slots)]
         self._free = list(range(count - 1, -1, -1))
+        self._made: dict[torch.device, torch.Tensor] = {}  # the table, until pages move
 
     def reserve(self, chunks: Sequence[Chunk]) -> None:
         """Give every request the pages that its tokens up to the chunk's end need.
@@ -166,15 +167,17 @@ class Pages:
               " tokens", expected=f"at least {needed} for this batch")  # fmt: skip
         for slot, pages in wanted.items():
             self.table[slot] += [self._free.pop() for _ in range(pages)]
+        self._made.clear()
 
     def release(self, slot: int) -> None:
         """Take back all pages of a request."""
         self._free += reversed(self.table[slot])
         self.table[slot] = []
+        self._made.clear()
 
     def rows(self, slot: torch.Tensor, entry: torch.Tensor, ratio: int) -> torch.Tensor:
         """Rows of the pool of `ratio` for entries number `entry` of requests `slot`, as int32."""
-        table = self.tensor().to(slot.device)
+        table = self.tensor(slot.device)
         per_page = self.page // ratio
         page = table[slot, (entry // per_page).clamp(max=table.shape[1] - 1)]
         return (page * per_page + entry % per_page).where(entry >= 0, -1).int()
@@ -188,10 +191,14 @@ class Pages:
         entry = torch.arange(len(request), device=slot.device) - first[request]
         return pool[self.rows(slot[request], entry, ratio).long()], first
 
-    def tensor(self) -> torch.Tensor:
+    def tensor(self, device: torch.device | str = "cpu") -> torch.Tensor:
         """[slots, most pages] int64, -1 behind the last page of a request."""
-        width = max(1, *map(len, self.table))
-        return torch.tensor([pages + [-1] * (width - len(pages)) for pages in self.table])
+        device = torch.device(device)
+        if device not in self._made:
+            width = max(1, *map(len, self.table))
+            rows = [pages + [-1] * (width - len(pages)) for pages in self.table]
+            self._made[device] = torch.tensor(rows, device=device)
+        return self._made[device]
 
 
 class Stripes(NamedTuple):

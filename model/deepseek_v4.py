@@ -10,7 +10,7 @@ token's bits are the same in all of them, for every op's are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -65,14 +65,17 @@ OPS = (
 )
 
 
-def specializations(config: DeepseekV4Config) -> list[Specialization]:
-    """The kernels that the network `config` describes runs on."""
+def specializations(config: DeepseekV4Config, ops: Iterable[str] = OPS) -> list[Specialization]:
+    """The kernels of `ops` that the network `config` describes runs on."""
     sizes = config.to_dict()
-    needed = [s for name in OPS for s in get(name).for_model(sizes, "bf16")]
+    needed = [s for name in ops for s in get(name).for_model(sizes, "bf16")]
 
     def used(s: Specialization) -> bool:
         if s.op.name == "gemm/dense":  # the other matrices are FP8
             return s.types["out"] == "f32" or s.dims["N"] == config.index_n_heads
+        if s.op.name == "norm/rmsnorm":  # other norms are part of other ops
+            widths = (config.hidden_size, config.q_lora_rank)
+            return s.types["weight"] == "bf16" and s.dims["D"] in widths
         return s.types.get("weight", "bf16") == "bf16"
 
     return [s for s in needed if used(s)]
@@ -268,6 +271,8 @@ class DeepseekV4:
         e = cast(run, run("norm_rmsnorm", self.embed[ids], weights.e_norm, eps=eps))
         h = cast(run, run("norm_rmsnorm", flat, weights.h_norm, eps=eps))
         x = linear(run, h, weights.h_proj).view(wide) + linear(run, e, weights.e_proj)[:, None]
+        if not chunks:
+            return self._logits(weights.head, x)
         batch = self._batch(chunks, cache)
         x = block(run, weights.block, cache.predictor, batch, x, ids, self.numbers)
         for chunk in chunks:
@@ -294,6 +299,7 @@ class DeepseekV4:
         """
         for prompt in prompts:
             check(len(prompt) > 0, "prompt", got="no tokens", expected="at least 1")
+        check(chunk is None or chunk > 0, "chunk", got=chunk, expected="at least 1 token")
         longest = max(map(len, prompts), default=0)
         if cache is None:
             page = self._page(MODEL_ENTRIES)
@@ -334,10 +340,10 @@ class DeepseekV4:
         expected = f"at most {cache.scratch}, the cache's scratch"
         check(count <= cache.scratch, "tokens of a batch", got=count, expected=expected)
         slots = [chunk.slot for chunk in chunks]
+        once = len({*slots}) == len(slots) and all(0 <= slot < cache.slots for slot in slots)
+        expected = f"one chunk for each of slots 0..{cache.slots - 1}"
+        check(once, "slots", got=slots, expected=expected)
         for slot, start, number in chunks:
-            there = 0 <= slot < cache.slots and slots.count(slot) == 1
-            expected = f"one chunk for each of slots 0..{cache.slots - 1}"
-            check(there, "slots", got=slots, expected=expected)
             name = f"chunk of slot {slot}"
             check(number > 0, name, got=f"{number} tokens", expected="at least 1")
             expected = f"at {length[slot]}, behind what the cache holds"

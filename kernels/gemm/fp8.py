@@ -16,7 +16,8 @@ def model_sizes(config):
     index, HI = config["index_head_dim"], config["index_n_heads"]
     hidden, lora = config["moe_intermediate_size"], config["o_groups"] * config["o_lora_rank"]
     sizes = ((R, D), (H * head, R), (head, D), (D, lora), (HI * index, R), (2 * hidden, D))
-    for N, K in (*sizes, (D, hidden)):
+    ahead = ((D, D),) if config.get("num_nextn_predict_layers") else ()
+    for N, K in (*sizes, (D, hidden), *ahead):
         if N % 8 == 0 and K % 32 == 0:  # else the model has no official form
             yield {"N": N, "K": K}
 

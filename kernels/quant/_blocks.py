@@ -78,7 +78,10 @@ NAN_SCALE = 255
 
 def activation_sizes(config):
     """Inputs of the FP8 linears (spec §6.2): one scale per 1×128."""
-    for K in (config["hidden_size"], config["q_lora_rank"]):
+    merged = config["o_groups"] * config["o_lora_rank"]
+    for K in (
+        config["hidden_size"], config["q_lora_rank"], merged, config["moe_intermediate_size"]
+    ):  # fmt: skip
         yield {"K": K, "B": TILE}
 
 

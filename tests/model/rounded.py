@@ -5,6 +5,7 @@ products do. What ops are tested for one by one is left to their references."""
 import torch
 
 from tileproof.kernels import kv_cache
+from tileproof.kernels.indexer.reference import slots
 from tileproof.kernels.mhc import reference as mhc
 from tileproof.kernels.quant import reference as quant
 from tileproof.model.library import References
@@ -54,7 +55,7 @@ class Rounded(References):
         q = quant.fp4_dequant(q.flatten(0, 1), scale.flatten(0, 1)).unflatten(0, (M, H))
         entry = torch.arange(S).expand(M, -1)
         entry = entry.where(entry < count[:, None], -1)
-        slot = slots(table[request.long()].long(), entry, codes.shape[1])
+        slot = slots(table[request.long()], entry, codes.shape[1])
         keys = kv_cache.read_keys(codes, key_scale, slot)
         return official.Official.score(q, keys, weight).masked_fill(entry < 0, -torch.inf)
 
@@ -69,31 +70,3 @@ class Rounded(References):
                 )
                 y[q] = official.product(rows, matrix).to(KINDS[out])
         return y
-
-    @staticmethod
-    def moe_dispatch_fp8(x, source, K):
-        rows = x[(source.clamp(min=0) // K).long()].masked_fill((source < 0)[..., None], 0)
-        return quant.fp8_cast(rows, 128)
-
-    @staticmethod
-    def moe_swiglu(h, limit):
-        return official.swiglu(*h.chunk(2, -1), limit)
-
-    @staticmethod
-    def moe_swiglu_fp8(h, weight, source, limit):
-        factor = weight.flatten()[source.clamp(min=0).long()].masked_fill(source < 0, 0)
-        rows = official.swiglu(*h.flatten(0, 1).chunk(2, -1), limit, factor.flatten())
-        return quant.fp8_cast(rows.unflatten(0, source.shape), 128)
-
-    @staticmethod
-    def moe_combine(y, place, weight, shared):
-        total = torch.zeros(shared.shape)
-        for k in range(place.shape[1]):
-            total += weight[:, k, None] * y.flatten(0, 1)[place[:, k].long()].float()
-        return (total + shared.float()).to(y.dtype)
-
-
-def slots(pages, entry, E):
-    """Slots of entries [M, K] in pages of E, by the pages [M, L] of each row; -1 where none is."""
-    page = pages.gather(1, entry.clamp(min=0) // E)
-    return torch.where(entry >= 0, page * E + entry % E, -1)
