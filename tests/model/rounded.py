@@ -55,7 +55,7 @@ class Rounded(References):
         q = quant.fp4_dequant(q.flatten(0, 1), scale.flatten(0, 1)).unflatten(0, (M, H))
         entry = torch.arange(S).expand(M, -1)
         entry = entry.where(entry < count[:, None], -1)
-        slot = slots(table[request.long()], entry, codes.shape[1])
+        slot = slots(entry, table, request, codes.shape[1])
         keys = kv_cache.read_keys(codes, key_scale, slot)
         return official.Official.score(q, keys, weight).masked_fill(entry < 0, -torch.inf)
 
