@@ -234,10 +234,19 @@ class Replayed:
         data, start, sizes = self.known[operand.descriptor]
         begin = machine.starts.get(data, 0)
         start += begin + machine.number(operand.units) * operand.unit // _UNIT * _UNIT
-        for place in places(*sizes, operand.mn_major, operand.lines, operand.row):
-            at = start + place
-            at ^= at >> 3 & (sizes[0] - _UNIT)  # the line's number, into that of the chunk
-            machine.note(data, "read", at - begin, _UNIT, 1, node)
+        # a line's number goes into that of its chunks
+        chunks = sorted(
+            at ^ (at >> 3 & (sizes[0] - _UNIT))
+            for place in places(*sizes, operand.mn_major, operand.lines, operand.row)
+            for at in (start + place,)
+        )
+        first = 0
+        for i, at in enumerate(chunks):
+            if i + 1 == len(chunks) or chunks[i + 1] - at > _UNIT:
+                machine.note(
+                    data, "read", chunks[first] - begin, at + _UNIT - chunks[first], 1, node
+                )
+                first = i + 1
 
 
 def _moved(pointer: Any) -> bool:

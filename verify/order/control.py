@@ -16,6 +16,7 @@ from tileproof.verify.intrinsics import UnmodelledError
 from tileproof.verify.replay import _ARITHMETIC, _BITWISE, Setting, UndeterminedError
 from tileproof.verify.timeline import Timeline
 
+from .numbers import Numbers
 from .parts import COMPOUND, Parts
 from .values import CoarseError, Form, widened
 
@@ -26,7 +27,6 @@ _MOST_STEPS = 400_000
 _MOST_SEGMENTS = 2_000
 _MOST_CLASSES = 128  # of one loop or counter: its period, its head
 _COARSEST = (1, 1)
-_WIDE = ("int32", "int64", "uint32", "uint64")  # types that a counter is taken not to leave
 _LEAVES = ("BufferStore", "Bind", "Evaluate", "AllocBuffer", "DeclBuffer")
 
 
@@ -95,6 +95,7 @@ class Control(Timeline):
 
     def __init__(self, *source: Any) -> None:
         super().__init__(*source)
+        self.numbers = Numbers(self)
         self.classes: dict[Any, tuple[int, int]] = {}  # period and head of each unknown
         self.loops: dict[str, tuple[Any, int]] = {}  # of unknown length, and their depth
 
@@ -375,6 +376,8 @@ class Control(Timeline):
             self.env[s.var] = self.value(s.value)
         except UndeterminedError:
             self.visit(s.value)
+            if s.var not in self.parts.decisive:
+                return
             with contextlib.suppress(UndeterminedError):
                 self.texts[s.var] = self._name(s.value, self.open)
 
@@ -389,20 +392,20 @@ class Control(Timeline):
         return found
 
     def value(self, e: Any) -> Any:
+        try:
+            return self.numbers[e]()
+        except CoarseError as why:
+            self._refine(why, e)
+            raise
+
+    def walked(self, e: Any) -> Any:
+        """The value of an expression that is no arithmetic."""
         if type(e).__name__ == "BufferLoad" and e.buffer.data in self.parts.counters:
             place = (e.buffer.data, self.number(e.indices[0]))
             if place in self.local:
                 return self.local[place]
             raise UndeterminedError(str(e.buffer.name))
-        try:
-            if type(e).__name__ == "Cast":
-                inner = self.value(e.value)
-                if isinstance(inner, Form) and str(e.dtype) in _WIDE:
-                    return inner
-            return super().value(e)
-        except CoarseError as why:
-            self._refine(why, e)
-            raise
+        return super().value(e)
 
     def _refine(self, why: CoarseError, e: Any) -> None:
         """Raise the error if finer classes are affordable, else say that the number is unknown."""

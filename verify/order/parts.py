@@ -21,6 +21,8 @@ class Parts:
     * `inside`: what each loop's body declares.
     * `uniform`: parameters and block indices, which all threads agree on.
     * `fixed`: global memory that the function does not write; `stored` says what maps write.
+    * `quiet`: handles of values in which nothing happens to shared memory, and nobody synchronises.
+    * `decisive`: variables that a condition or length around a synchronising statement may hang on.
     """
 
     def __init__(self, function: Any, syncs: Callable[[Any], bool], stored: set[Any]) -> None:
@@ -33,11 +35,24 @@ class Parts:
         self.uniform = set(function.params)
         self.counters = self._counters(function.body)
         self._written = set(stored)
+        self.quiet: set[int] = set()
+        self._calls: dict[int, tuple[Any, str, list[Any]]] = {}
+        self.decisive: set[Any] = set()
         self._visit(function.body, self._look)
         self.fixed = set(function.params) - self._written
+        self._decide(function.body)
+
+    def call(self, e: Any) -> tuple[str, list[Any]]:
+        """Name and arguments of a call, read from TIR once."""
+        found = self._calls.get(hash(e))
+        if found is None:  # the call with them, so that its handle stays its own
+            found = self._calls[hash(e)] = e, str(e.op.name), list(e.args)
+        return found[1:]
 
     def _look(self, n: Any) -> None:
         kind = type(n).__name__
+        if all(hash(part) in self.quiet for part in _parts(n)) and self._harmless(n):
+            self.quiet.add(hash(n))
         if kind == "BufferStore":
             self._written.add(n.buffer.data)
         elif kind == "Call":
@@ -47,6 +62,35 @@ class Parts:
         extent = kind == "AttrStmt" and str(n.attr_key) == "thread_extent"
         if extent and str(n.node.thread_tag).startswith("blockIdx"):
             self.uniform.add(n.node.var)
+
+    def _decide(self, body: Any) -> None:
+        """Of what decides about synchronisation, all variables, and those they are made of."""
+        bound: dict[Any, Any] = {}
+
+        def look(n: Any) -> None:
+            if type(n).__name__ == "Bind":
+                bound[n.var] = n.value
+
+        def take(n: Any) -> None:
+            if type(n).__name__ == "Var" and n not in self.decisive:
+                self.decisive.add(n)
+                if n in bound:
+                    self._visit(bound[n], take)
+
+        self._visit(body, look)
+        for s in self.syncing:
+            for e in (getattr(s, name, None) for name in ("min", "extent", "condition")):
+                if e is not None:
+                    self._visit(e, take)
+
+    def _harmless(self, n: Any) -> bool:
+        """Whether evaluating `n` does nothing but what its parts do."""
+        kind = type(n).__name__
+        if kind == "BufferLoad":
+            return str(n.buffer.scope()) in ("global", "local", "local.var", "local.fragment")
+        if kind == "Call":
+            return str(n.op.name) in (*PURE, *_BITWISE, "tirx.if_then_else")
+        return hasattr(n, "dtype")
 
     def _compound(self, n: Any) -> None:
         within: list[Any] = []
@@ -85,6 +129,18 @@ class Parts:
                 yield a
             elif type(a).__name__ == "BufferLoad" and not values and not self._syncs(call):
                 yield a.buffer.data
+
+
+def _parts(n: Any) -> list[Any]:
+    """The values in a value, an access, or a call."""
+    kind = type(n).__name__
+    if kind == "BufferLoad":
+        return list(n.indices)
+    if kind == "Call":
+        return list(n.args)
+    names = ("a", "b", "value", "base", "stride", "condition", "true_value", "false_value")
+    found = [part for name in names if hasattr(part := getattr(n, name, None), "dtype")]
+    return found + (list(n.vectors) if kind == "Shuffle" else [])
 
 
 def _counts(buffer: Any) -> str:

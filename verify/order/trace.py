@@ -101,8 +101,8 @@ class Tracer(Control):
     # -- calls -------------------------------------------------------------------------------
 
     def call(self, e: Any) -> None:
-        name = str(e.op.name)
-        args = [self.pointers.get(a, a) if type(a).__name__ == "Var" else a for a in e.args]
+        name, args = self.parts.call(e)
+        args = [self.pointers.get(a, a) if type(a).__name__ == "Var" else a for a in args]
         if name == "tirx.if_then_else":
             self.choose(args)
             return
@@ -137,6 +137,10 @@ class Tracer(Control):
         for a in args:
             if hasattr(a, "dtype") and str(a.dtype) != "handle":
                 self.visit(a)
+
+    def visit(self, e: Any) -> None:
+        if hash(e) not in self.parts.quiet:
+            super().visit(e)
 
     def used(self, e: Any) -> None:
         """Integers that become data order nothing."""
