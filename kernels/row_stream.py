@@ -21,12 +21,14 @@ PASS_CONFIGS = {
 # before they add it. The arithmetic stays far below the memory time.
 OPTIONS = {"pass_configs": PASS_CONFIGS, "contract_fma": False}
 
-# For matrix products. wgmma would sum in another order than mma.sync, which every architecture has.
+# For matrix products: by mma.sync, which every architecture has; and by wgmma, where it is there.
 MATRIX_OPTIONS = {
     **OPTIONS,
     "pass_configs": {**PASS_CONFIGS, "tl.disable_wgmma": True},
     "matrix": True,
 }
+
+WGMMA_OPTIONS = {**OPTIONS, "matrix": True}
 
 VECTOR_BYTES = 16
 THREADS = 128

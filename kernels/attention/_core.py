@@ -30,40 +30,45 @@ SLOTS = dim(0, 1 << 16)  # of a list
 HEADS = static(1, 256)
 WIDTH = static(32, 512, multiple=32)
 
-LARGE = ("sm_80", "sm_90a", "sm_100a")  # 163 KiB of shared memory a block and more
+LARGE = ("sm_80", "sm_100a")  # 163 KiB of shared memory a block and more
 SMALL = ("sm_89", "sm_120a")  # 99 KiB
 
-_ROWS = 16  # heads of one matrix instruction
+_ROWS = 16  # heads of one matrix instruction; of one wgmma four times as many
 _PAIR = 64  # threads of the two warps that take them
 
 
-def geometry(H: int, D: int, act: str, heads: int) -> tuple[int, int, int]:
-    """(heads of a block, threads, entries of a chunk).
+def geometry(H: int, D: int, act: str, heads: int, wgmma: bool) -> tuple[int, int, int]:
+    """(rows of a block, threads, entries of a chunk); heads beyond those it takes are zeros.
 
     `heads` is how many a block may take at most; float32 operands leave room for 16. The threads
-    of a block share a chunk evenly, so the heads divide D.
+    of a block share a chunk evenly, so the rows divide D.
     """
     check(D % 32 == 0, "channels of an entry", got=D, expected="a multiple of 32")
     parts = _parts(act)
     padded = max(_ROWS, 1 << (H - 1).bit_length())
     rows = min(padded, D & -D, max(heads, _ROWS) if parts == 1 else _ROWS)
-    return rows, rows // _ROWS * _PAIR, 32 if parts == 1 else 16
+    chunk = 32 if parts == 1 else 16
+    if wgmma and parts == 1 and D % (4 * _ROWS) == 0:
+        rows, chunk = 4 * _ROWS, 64
+    return rows, rows // _ROWS * _PAIR, chunk
 
 
 def _parts(act: str) -> int:
     return 3 if act == "float32" else 1
 
 
-def device(T, H, D, act, heads, spread, ring):
+def device(T, H, D, act, heads, spread, ring, wgmma):
     """Device code of a block that takes one token and some heads, as a namespace.
 
     `attend` does everything, given two macros that bring chunks into shared memory:
     ``fetch(c, kv, valid)`` starts what is asynchronous, while chunk c - 1 is worked on, and
     ``settle(c, kv, valid)`` does the rest. Chunk c lies in ``kv[:, c % ring]``, the indices of its
     slots in ``valid[c % 2]``. A block takes one `spread`-th of the heads it could.
+    A block whose products `wgmma` makes has 64 rows however few heads it takes.
     """
     check(spread in (1, 2, 4), "spread of a token's heads", got=spread, expected="1, 2 or 4")
-    rows, threads, chunk = geometry(H, D, act, heads // spread)
+    rows, threads, chunk = geometry(H, D, act, heads // spread, wgmma)
+    taken = min(rows, max(heads // spread, _ROWS))
     parts = _parts(act)
     # smallest products first: the rounding of large sums then happens once for every entry
     pairs = sorted(
@@ -87,6 +92,10 @@ def device(T, H, D, act, heads, spread, ring):
         """Index of slot i of chunk c of the list ``index[m, :length]``, -1 beyond its end."""
         return T.if_then_else(c * chunk + i < length, index[m, c * chunk + i], -1)
 
+    def own(h, i):
+        """Whether row i of block h is a head."""
+        return (i < taken) & (h * taken + i < H) if taken < rows else h * taken + i < H
+
     @T.macro
     def attend(q, sink, out, m, h, chunks, fetch, settle):
         # out[m, heads of block h], over so many chunks
@@ -101,8 +110,9 @@ def device(T, H, D, act, heads, spread, ring):
         before = T.alloc_fragment((rows,), "float32")
         total = T.alloc_fragment((rows,), "float32")
         added = T.alloc_fragment((rows, chunk), "float32")
+        held = T.alloc_fragment((rows,), "float32")  # `factor`, by the threads that hold `o`
         for i, d in T.Parallel(rows, D):
-            split(T.if_then_else(h * rows + i < H, q[m, h * rows + i, d], 0), qs, i, d)
+            split(T.if_then_else(own(h, i), q[m, h * taken + i, d], 0), qs, i, d)
         T.clear(o)
         T.clear(added)
         T.fill(peak, lowest)
@@ -140,27 +150,38 @@ def device(T, H, D, act, heads, spread, ring):
             T.copy(before, factor)
             for i, j in T.Parallel(rows, chunk):
                 split(s[i, j], ps, i, j)
+            T.copy(factor, held)
             for i, d in T.Parallel(rows, D):
-                o[i, d] *= factor[i]
+                o[i, d] *= held[i]
             for a, b in pairs:
                 T.gemm(ps[a, :, :], kv[b, c % ring, :, :], o, policy=T.GemmWarpPolicy.FullCol)
         # o / (l + exp(sink - m)); where nothing was seen and the sink is -inf, 0 / 1
         T.reduce_sum(added, total, dim=1)
         for i in T.Parallel(rows):
             peak[i] = T.if_then_else(peak[i] == lowest, 0, peak[i])
-            before[i] = T.if_then_else(h * rows + i < H, sink[h * rows + i], 0)
+            before[i] = T.if_then_else(own(h, i), sink[h * taken + i], 0)
         for i in T.Parallel(rows):
             total[i] += T.exp(before[i] - peak[i])
         for i in T.Parallel(rows):
             total[i] = T.if_then_else(total[i] == 0, 1, total[i])
         T.copy(total, factor)
+        T.copy(factor, held)
         for i, d in T.Parallel(rows, D):
-            if h * rows + i < H:
-                out[m, h * rows + i, d] = o[i, d] / factor[i]
+            o[i, d] = o[i, d] / held[i]
+        if parts == 1:
+            # in whole rows, by way of shared memory: of a fragment a row's share is 16 bytes
+            for i, d in T.Parallel(rows, D):
+                qs[0, i, d] = o[i, d]
+            for i, d in T.Parallel(rows, D):
+                if own(h, i):
+                    out[m, h * taken + i, d] = qs[0, i, d]
+        else:
+            for i, d in T.Parallel(rows, D):
+                if own(h, i):
+                    out[m, h * taken + i, d] = o[i, d]
 
     return SimpleNamespace(
-        rows=rows,
-        blocks=ceildiv(H, rows),
+        blocks=ceildiv(H, taken),
         threads=threads,
         chunk=chunk,
         ring=ring,

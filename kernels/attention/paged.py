@@ -2,7 +2,7 @@
 
 from tileproof.dsl import In, Op, Out, Values, derived
 from tileproof.kernels import kv_cache
-from tileproof.kernels.row_stream import MATRIX_OPTIONS
+from tileproof.kernels.row_stream import MATRIX_OPTIONS, WGMMA_OPTIONS
 
 from . import reference
 from ._core import HEADS, LARGE, SLOTS, SMALL, TOKENS, device
@@ -69,11 +69,12 @@ op = Op(
 )
 
 
-@op.kernel(**MATRIX_OPTIONS, archs=LARGE, heads=64)
-@op.kernel(**MATRIX_OPTIONS, archs=SMALL, heads=32)
-def paged(T, M, H, V, R, G, VS, RS, GS, D, Z, E, P, Q, W, Y, F, X, U, K, spread, heads):
+@op.kernel(**WGMMA_OPTIONS, archs=("sm_90a",), heads=64, wgmma=True)
+@op.kernel(**MATRIX_OPTIONS, archs=LARGE, heads=64, wgmma=False)
+@op.kernel(**MATRIX_OPTIONS, archs=SMALL, heads=32, wgmma=False)
+def paged(T, M, H, V, R, G, VS, RS, GS, D, Z, E, P, Q, W, Y, F, X, U, K, spread, heads, wgmma):
     """As attention/sparse. While a chunk is worked on, the next one's bytes come in."""
-    code = device(T, H, D, "bfloat16", heads, spread, ring=1)
+    code = device(T, H, D, "bfloat16", heads, spread, ring=1, wgmma=wgmma)
     from_window = fp8_pages(T, code, V, R, E, W)
     from_pool = fp8_pages(T, code, V, R, F, K)
     settle = fp8_settle(T, code, V, R)

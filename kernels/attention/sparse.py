@@ -1,7 +1,7 @@
 """Attention of every token over its own lists of entries (spec §3.2)."""
 
 from tileproof.dsl import In, Op, Out, Values
-from tileproof.kernels.row_stream import MATRIX_OPTIONS
+from tileproof.kernels.row_stream import MATRIX_OPTIONS, WGMMA_OPTIONS
 
 from . import reference
 from ._core import ENTRIES, HEADS, LARGE, SLOTS, SMALL, TOKENS, WIDTH, device
@@ -48,12 +48,13 @@ op = Op(
 )
 
 
-@op.kernel(**MATRIX_OPTIONS, archs=LARGE, heads=64)
-@op.kernel(**MATRIX_OPTIONS, archs=SMALL, heads=32)
-def sparse(T, M, H, D, S, W, T_, K, act, spread, heads):
+@op.kernel(**WGMMA_OPTIONS, archs=("sm_90a",), heads=64, wgmma=True)
+@op.kernel(**MATRIX_OPTIONS, archs=LARGE, heads=64, wgmma=False)
+@op.kernel(**MATRIX_OPTIONS, archs=SMALL, heads=32, wgmma=False)
+def sparse(T, M, H, D, S, W, T_, K, act, spread, heads, wgmma):
     """A block takes one token and as many heads as fit; chunks of the window come first."""
     as_is = act == "bfloat16"
-    code = device(T, H, D, act, heads, spread, ring=2 if as_is else 1)
+    code = device(T, H, D, act, heads, spread, ring=2 if as_is else 1, wgmma=wgmma)
     rows = bf16_rows if as_is else f32_rows
     from_window, from_pool = rows(T, code, D, W), rows(T, code, D, K)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tileproof.dsl import ContractError
+from tileproof.dsl import ALL, ContractError
 from tileproof.kernels.attention import reference
 from tileproof.kernels.attention.sparse import op
 
@@ -19,6 +19,7 @@ from ..support import (
 from .support import bound, draw, wide
 
 EDGE = {"H": 17, "D": 96, "act": "bf16"}
+WGMMA = {"H": 17, "D": 64, "act": "bf16", "arch": "sm_90a"}  # chunks of 64 slots
 F32 = {**EDGE, "act": "f32"}
 
 
@@ -44,6 +45,13 @@ def check(inputs, **sizes):
 )
 def test_lengths_of_lists(sizes, M, W, K, seed):
     check(draw(M, **sizes, W=W, K=K, seed=seed), **sizes)
+
+
+@pytest.mark.parametrize(
+    ("M", "W", "K"), [(0, 8, 4), (1, 0, 1), (2, 63, 64), (3, 65, 130)], ids=str
+)
+def test_lengths_of_lists_on_wgmma(M, W, K, seed):
+    check(draw(M, 17, 64, "bf16", W=W, K=K, seed=seed), **WGMMA, checked=True)
 
 
 @pytest.mark.parametrize("act", ["bf16", "f32"])
@@ -97,16 +105,18 @@ def test_an_entry_listed_twice_counts_twice(seed):
     assert not torch.equal(out, once[0])
 
 
-def test_padding_changes_no_bit(seed):
+@pytest.mark.parametrize(("sizes", "chunk"), [(EDGE, 32), (WGMMA, 64)], ids=str)
+def test_padding_changes_no_bit(sizes, chunk, seed):
     """Slots without an entry behind each list, within a chunk and beyond it."""
-    q, window, near, pool, chosen, sink = draw(3, **EDGE, W=32, K=20, seed=seed)
+    shape = sizes["H"], sizes["D"], sizes["act"]
+    q, window, near, pool, chosen, sink = draw(3, *shape, W=chunk, K=20, seed=seed)
     pad = torch.nn.functional.pad
-    (expected,) = run(op, [q, window, near, pool, chosen, sink], **EDGE)
-    for more in (1, 12, 50):
+    (expected,) = run(op, [q, window, near, pool, chosen, sink], **sizes)
+    for more in (1, 12, 80):
         longer = pad(chosen, (0, more), value=-1)
-        (out,) = run(op, [q, window, near, pool, longer, sink], **EDGE)
+        (out,) = run(op, [q, window, near, pool, longer, sink], **sizes)
         assert torch.equal(out, expected)
-    (out,) = run(op, [q, window, pad(near, (0, 64), value=-1), pool, chosen, sink], **EDGE)
+    (out,) = run(op, [q, window, pad(near, (0, 64), value=-1), pool, chosen, sink], **sizes)
     assert torch.equal(out, expected)
 
 
@@ -127,13 +137,19 @@ def test_heads_do_not_see_each_other(seed):
     assert torch.equal(alone, together[:, 7:10])
 
 
-def test_heads_spread_over_blocks_have_the_same_bits(seed):
-    sizes = {"H": 64, "D": 128, "act": "bf16"}
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+@pytest.mark.parametrize("H", [17, 64])
+def test_heads_spread_over_blocks_have_the_same_bits(H, arch, seed):
+    sizes = {"H": H, "D": 128, "act": "bf16"}
     inputs = draw(2, **sizes, W=33, K=20, seed=seed)
-    (one,) = run(op, inputs, **sizes)
+    (one,) = run(op, inputs, arch, **sizes)
     for spread in (2, 4):
-        (many,) = run(op, inputs, **sizes, spread=spread)
+        (many,) = run(op, inputs, arch, **sizes, spread=spread)
         assert torch.equal(as_bytes(many), as_bytes(one))
+
+
+def test_heads_are_spread_by_a_power_of_two():
+    sizes = {"H": 64, "D": 128, "act": "bf16"}
     with pytest.raises(ContractError, match="spread of a token's heads: got 3, expected 1, 2 or 4"):
         op.specialize(**sizes, spread=3).prim_func("sm_80")
 
@@ -153,20 +169,25 @@ def test_nan_stays_with_those_who_listed_it(sizes, seed):
     assert torch.equal(out[3, others], clean[3, others])
 
 
-def test_a_token_does_not_see_its_neighbours(seed):
-    assert_rows_alone(op, draw(9, **EDGE, W=33, K=20, seed=seed), (0, 4, 8), **EDGE)
+@pytest.mark.parametrize("sizes", [EDGE, WGMMA], ids=str)
+def test_a_token_does_not_see_its_neighbours(sizes, seed):
+    inputs = draw(9, sizes["H"], sizes["D"], "bf16", W=33, K=20, seed=seed)
+    assert_rows_alone(op, inputs, (0, 4, 8), **sizes)
 
 
-def test_schedules_agree(seed):
-    assert_schedules_agree(op, draw(3, **EDGE, W=33, K=65, seed=seed), **EDGE)
+@pytest.mark.parametrize("sizes", [EDGE, WGMMA], ids=str)
+def test_schedules_agree(sizes, seed):
+    inputs = draw(3, sizes["H"], sizes["D"], "bf16", W=33, K=65, seed=seed)
+    assert_schedules_agree(op, inputs, **sizes)
 
 
-@pytest.mark.parametrize(
-    "sizes", [{"H": 64, "D": 128, "act": "bf16"}, {"H": 8, "D": 32, "act": "f32"}], ids=str
-)
-def test_architectures_agree(sizes, seed):
-    """Also blocks of 64 and of 32 heads."""
-    assert_archs_agree(op, draw(2, **sizes, W=33, K=20, seed=seed), **sizes)
+def test_architectures_agree(seed):
+    """Also blocks of 64 and of 32 heads; with wgmma sm_90a has longer chunks, so other bits."""
+    narrow = {"H": 8, "D": 32, "act": "f32"}
+    assert_archs_agree(op, draw(2, **narrow, W=33, K=20, seed=seed), **narrow)
+    wide = {"H": 64, "D": 128, "act": "bf16"}
+    others = [arch for arch in ALL if arch != "sm_90a"]
+    assert_archs_agree(op, draw(2, **wide, W=33, K=20, seed=seed), others, **wide)
 
 
 def test_reference_works_in_pieces(seed, monkeypatch):
