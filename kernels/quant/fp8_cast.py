@@ -1,14 +1,13 @@
 """FP8 cast: e4m3 codes with a power-of-two scale per 1×32, 1×64 or 1×128 (spec §6.1)."""
 
 from tileproof.dsl import In, Op, Out
-from tileproof.kernels.row_stream import OPTIONS, THREADS, ceildiv
+from tileproof.kernels.row_stream import OPTIONS, THREADS, ceildiv, vector
 
 from . import reference
 from ._blocks import (
     ACT,
     FP8_DIMS,
     FP8_SHAPES,
-    FP8_VECTOR,
     PITCH,
     activation_sizes,
     geometry,
@@ -30,8 +29,8 @@ op = Op(
 
 @op.kernel(**OPTIONS)
 def fp8_cast(T, M, K, B, G, P, act):
-    """Two to eight neighbouring threads cast one group."""
-    rows, across = geometry(K, B, FP8_VECTOR)
+    """Four to 32 neighbouring threads cast one group."""
+    rows, across = geometry(K, B, vector(act))
     groups = rows * across
     code = device(T, (groups, B), act)
 
@@ -46,7 +45,7 @@ def fp8_cast(T, M, K, B, G, P, act):
             group = T.alloc_fragment((groups, B), act)
             codes = T.alloc_fragment((groups, B), "float8_e4m3fn")
             exponent = T.alloc_fragment((groups,), "int32")
-            T.annotate_layout({group: owned(T, (groups, B))})
+            T.annotate_layout({group: owned(T, (groups, B), vector=vector(act))})
             for step in T.serial(ceildiv(G, across)):
                 for i, k in T.Parallel(groups, B):
                     m = block * rows + i // across

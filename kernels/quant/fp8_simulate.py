@@ -1,14 +1,13 @@
 """FP8 in place of a cast: what `fp8_cast` and `fp8_dequant` make of a tensor (spec §6.1)."""
 
 from tileproof.dsl import In, Op, Out
-from tileproof.kernels.row_stream import OPTIONS, THREADS, ceildiv
+from tileproof.kernels.row_stream import OPTIONS, THREADS, ceildiv, vector
 
 from . import reference
 from ._blocks import (
     ACT,
     FP8_DIMS,
     FP8_SHAPES,
-    FP8_VECTOR,
     PITCH,
     geometry,
     kv_sizes,
@@ -30,7 +29,7 @@ op = Op(
 @op.kernel(**OPTIONS)
 def fp8_simulate(T, M, K, B, G, P, act):
     """The rounded value is exact in bfloat16: at most four significant bits."""
-    rows, across = geometry(K, B, FP8_VECTOR)
+    rows, across = geometry(K, B, vector(act))
     groups = rows * across
     code = device(T, (groups, B), act)
 
@@ -44,7 +43,7 @@ def fp8_simulate(T, M, K, B, G, P, act):
             group = T.alloc_fragment((groups, B), act)
             codes = T.alloc_fragment((groups, B), "float8_e4m3fn")
             exponent = T.alloc_fragment((groups,), "int32")
-            T.annotate_layout({group: owned(T, (groups, B))})
+            T.annotate_layout({group: owned(T, (groups, B), vector=vector(act))})
             for step in T.serial(ceildiv(G, across)):
                 for i, k in T.Parallel(groups, B):
                     m = block * rows + i // across

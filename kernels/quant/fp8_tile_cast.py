@@ -1,7 +1,7 @@
 """FP8 cast of weights: e4m3 codes with a power-of-two scale per 128×128 (spec §6.1)."""
 
 from tileproof.dsl import In, Op, Out
-from tileproof.kernels.row_stream import OPTIONS
+from tileproof.kernels.row_stream import OPTIONS, vector
 
 from . import reference
 from ._blocks import ACT, TILE, WEIGHT_DIMS, WEIGHT_SHAPES, stored_scale, weight_sizes
@@ -37,7 +37,7 @@ def fp8_tile_cast(T, M, N, K, G, act):
             tile = T.alloc_fragment(shape, act)
             codes = T.alloc_fragment(shape, "float8_e4m3fn")
             exponent = T.alloc_fragment((1,), "int32")
-            T.annotate_layout({tile: owned(T, shape, _THREADS)})
+            T.annotate_layout({tile: owned(T, shape, _THREADS, vector(act))})
             for i, e in T.Parallel(*shape):
                 inside = (e // TILE < N) & (g * TILE + e % TILE < K)
                 tile[i, e] = T.if_then_else(inside, w[m, e // TILE, g * TILE + e % TILE], 0)
