@@ -18,13 +18,16 @@ from .origins import Origin
 # Attribute of a prim_func: the pass_configs of the jit function it comes from.
 PASS_CONFIGS = "tileproof.pass_configs"
 
+# What torch calls the type that these are in memory.
+_OTHER_NAMES = {"float8_e4m3": "float8_e4m3fn", "custom[tfloat32]": "float32"}
+
 
 @dataclass(frozen=True)
 class Parameter:
     """One parameter of the source function in signature order.
 
-    Tensors have a `shape` of ints and symbol names (or expression text) and TileLang's `dtype`;
-    scalars have ``shape is None``. `strides`, in elements, are None for a contiguous tensor.
+    Tensors have a `shape` of ints and symbol names (or expression text) and a `dtype`, by torch's
+    name; scalars have ``shape is None``. `strides`, in elements, are None for a contiguous tensor.
     """
 
     name: str
@@ -74,7 +77,8 @@ def parameters(prim_func: Any) -> tuple[Parameter, ...]:
             out.append(Parameter(str(p.name), str(p.dtype), None))
             continue
         strides = None if _is_contiguous(buffer) else _sizes(buffer.strides)
-        out.append(Parameter(str(buffer.name), str(buffer.dtype), _sizes(buffer.shape), strides))
+        dtype = _OTHER_NAMES.get(str(buffer.dtype), str(buffer.dtype))
+        out.append(Parameter(str(buffer.name), dtype, _sizes(buffer.shape), strides))
     return tuple(out)
 
 

@@ -11,8 +11,9 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from tileproof.bench import virtual
+from tileproof.bench import counters, virtual
 from tileproof.cli import app, bench
+from tileproof.dsl import get
 
 ROWS = [
     {"case": "GEMM fp16 1024³, tiles of 128", "seconds": 0.0784, "gflops": 27.4,
@@ -78,3 +79,47 @@ def test_a_gate_whose_exponential_is_infinite_is_no_warning_of_the_peer():
     command = [sys.executable, "-W", "error::RuntimeWarning", "-c", textwrap.dedent(code)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+PEER = """
+import tilelang.language as T
+
+def scale(D):
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def kernel(x: T.Tensor((M, D), "float32"), y: T.Tensor((M, D), "float32")):
+        with T.Kernel(M, threads=32) as m:
+            for d in T.Parallel(D):
+                y[m, d] = x[m, d] * 2.0
+
+    return kernel
+"""
+
+
+def test_both_sides_of_a_case_are_counted(tmp_path, monkeypatch):
+    (tmp_path / "tilelang").mkdir()
+    (tmp_path / "tilelang" / "peer.py").write_text(PEER)
+    M, D = 3, 64
+    ours = counters.Run("norm/rmsnorm_unweighted", {"D": D, "act": "f32"}, {"M": M})
+    peer = counters.Run("tilelang/peer.py:scale", {"D": D}, {"M": M})
+    monkeypatch.setattr(counters, "cases", lambda: [counters.Case("rows", [ours], [peer, peer])])
+    rows = {row["side"]: row for row in counters.measure(tmp_path)}
+    assert rows["tileproof"]["touched"] == 2 * M * D * 4 / 1e6  # x and y once
+    assert rows["peer"]["touched"] == 2 * rows["tileproof"]["touched"]  # two launches
+    assert [row["side"] for row in counters.measure()] == ["tileproof"]
+    done = CliRunner().invoke(app, ["bench", "counters", "--peers", str(tmp_path), "--json"])
+    assert json.loads(done.stdout)["counters"] == list(rows.values())
+
+
+def test_given_data_reach_both_sides_of_each_case():
+    for case in counters.cases():
+        for run in case.ours:
+            spec = get(run.what).specialize(**run.static)
+            assert set(run.dims) <= set(spec.op.dims), run.what
+            assert set(run.given) <= {a.name for a in spec.args}, run.what
+
+
+def test_a_folder_without_the_peers_is_refused(tmp_path):
+    done = CliRunner().invoke(app, ["bench", "counters", "--peers", str(tmp_path)])
+    assert "expected a folder that holds the checkout tilelang/" in str(done.exception)

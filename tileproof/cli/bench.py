@@ -17,7 +17,7 @@ from rich.table import Table
 
 from tileproof.dsl import check
 
-SUITES = ("launch", "coldstart", "virtual")
+SUITES = ("launch", "coldstart", "virtual", "counters")
 _PEERS = ("torch", "apache-tvm-ffi", "tilelang", "triton")
 _NO_TRITON = (
     "triton is not installed: the virtual GPU is timed without its peer. "
@@ -29,19 +29,34 @@ def run(
     suites: Annotated[
         list[str] | None, typer.Argument(metavar="[SUITE]...", help=f"Of: {', '.join(SUITES)}.")
     ] = None,
+    peers: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Of `counters`: a folder with a checkout of tile-ai/tilelang named tilelang.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
-    """Measure beside peers: a launch, a cold start, how fast the virtual GPU is."""
+    """Measure beside peers: a launch, a cold start, how fast the virtual GPU is; count what
+    kernels move."""
     chosen = suites or list(SUITES)
     unknown = sorted(set(chosen) - set(SUITES))
     check(not unknown, "bench suites", got=unknown, expected=f"among {', '.join(SUITES)}")
+    check(
+        peers is None or (peers / "tilelang").is_dir(),
+        "--peers",
+        got=str(peers),
+        expected="a folder that holds the checkout tilelang/",
+    )
     console, progress = Console(highlight=False), Console(stderr=True, highlight=False)
     if "virtual" in chosen and not importlib.util.find_spec("triton"):
         progress.print(_NO_TRITON, markup=False, soft_wrap=True)
     results: dict[str, Any] = {"machine": machine()}
     for suite in chosen:
         with progress.status(f"bench {suite}: compiles, then runs, one to two minutes"):
-            results[suite] = importlib.import_module(f"tileproof.bench.{suite}").measure()
+            measure = importlib.import_module(f"tileproof.bench.{suite}").measure
+            results[suite] = measure(peers) if suite == "counters" else measure()
         if not as_json:
             console.print(_table(results[suite]))
     if as_json:

@@ -193,6 +193,7 @@ struct float_e5m2_t
 struct tfloat32_t
     : vgpu::Narrow<tfloat32_t, uint32_t, vgpu::tf32_to_float, vgpu::float_to_tf32> {
   using Narrow::Narrow;
+  explicit tfloat32_t(__nv_bfloat16 v) : Narrow(float(v)) {}
 };
 }  // namespace tl
 using tl::tfloat32_t;
