@@ -102,7 +102,8 @@ def run_op(name: str, arch: str, make: Make, tokens: int = 17) -> tuple[str, flo
 def op_sizes(spec: Any, tokens: int) -> dict[str, int]:
     """The tiny sizes of an op, with as many tokens where it takes that many."""
     (sizes, *_) = spec.op.shape_set("tiny")[1]
-    return {**sizes, "M": tokens} if tokens % spec.op.dims["M"].multiple == 0 else sizes
+    takes = "M" in spec.op.dims and tokens % spec.op.dims["M"].multiple == 0
+    return {**sizes, "M": tokens} if takes else sizes
 
 
 def op_inputs(spec: Any, tokens: int = 17) -> list[torch.Tensor]:

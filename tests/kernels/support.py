@@ -29,13 +29,14 @@ def kernel(op, arch="sm_80", checked=False, **sizes):
     return _compiled(op, tuple(sorted(sizes.items())), arch, checked)
 
 
-def draw(spec, M, seed, **sizes):
+def draw(spec, M=None, seed=0, **sizes):
     """Seeded standard normal inputs in call order, in their declared types and strides.
 
-    Between the rows of a strided tensor lies NaN.
+    Between the rows of a strided tensor lies NaN. Ops of tiles have no number M of tokens.
     """
-    arrays = strategies.inputs(spec, {"M": M, **sizes}, seed % 2**31)
-    strides = spec.strides(M=M, **sizes)
+    sizes = sizes if M is None else {"M": M, **sizes}
+    arrays = strategies.inputs(spec, sizes, seed % 2**31)
+    strides = spec.strides(**sizes)
     dtypes = {a.name: getattr(torch, a.dtype.torch) for a in spec.args}
     return [_spread(torch.from_numpy(v).to(dtypes[k]), strides[k]) for k, v in arrays.items()]
 
