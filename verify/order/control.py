@@ -400,6 +400,9 @@ class Control(Timeline):
 
     def walked(self, e: Any) -> Any:
         """The value of an expression that is no arithmetic."""
+        ranked = type(e).__name__ == "Call" and str(e.op.name) == "tl.block_rank_in_cluster"
+        if ranked and "blockIdx.x" not in self.setting.indices:
+            raise UndeterminedError("a block's rank in its cluster")
         if type(e).__name__ == "BufferLoad" and e.buffer.data in self.parts.counters:
             place = (e.buffer.data, self.number(e.indices[0]))
             if place in self.local:

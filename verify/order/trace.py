@@ -120,13 +120,15 @@ class Tracer(Control):
         finally:
             self.muted, self.engine = False, ""
         found = effect(name, args)
+        if found.ranks:
+            raise UnmodelledError("accesses to another block's shared memory")
         if found.tile is not None:
             self.copy_tile(found.tile, found.touches, e)
             return
         if name == "tl.tma_store":
             self.store_bytes(found.touches[1], e)
             return
-        if found.unordered or found.ranks or found.columns or found.sync == "warp":
+        if found.unordered or found.columns or found.sync == "warp":
             if found.sync != "warp":
                 raise UnmodelledError(found.unordered or name)
             self.warps_meet = True
