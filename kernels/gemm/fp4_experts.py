@@ -24,7 +24,7 @@ op = Op(
         Out("y", "Q R N", "out"),
     ),
     dims={
-        "Q": dim(0, (1 << 16) - 1, batch=True),  # an axis of the grid
+        "Q": dim(0, 1 << 20, batch=True),
         "R": static(16, 128, multiple=16),
         "E": static(1, 1024),
         **FP4_DIMS,
@@ -47,7 +47,7 @@ op = Op(
 @op.kernel(**MATRIX_OPTIONS, **VARIANTS[0])
 @op.kernel(**MATRIX_OPTIONS, **VARIANTS[1])
 def fp4_experts(T, Q, R, E, N, K, B, G, H, F, out, width, threads, stages, instruction):
-    """One block makes one tile; those of the same rows follow one another."""
+    """One block makes one tile; those of the same columns, sorted by expert, follow one another."""
     code = fp4_device(T, K, B, R, width, threads, stages, instruction)
 
     @T.macro
@@ -68,7 +68,7 @@ def fp4_experts(T, Q, R, E, N, K, B, G, H, F, out, width, threads, stages, instr
         ws: T.Tensor((E, N, F), "float8_e8m0fnu"),
         y: T.Tensor((Q, R, N), out),
     ):
-        with T.Kernel(T.ceildiv(N, width), Q, threads=threads) as (j, q):
+        with T.Kernel(Q, T.ceildiv(N, width), threads=threads) as (q, j):
             staged = T.alloc_shared((R, width), out)
             e = expert[q]
             if e >= 0:

@@ -59,7 +59,10 @@ def tiny(name: str, arch: str = "sm_80"):
     return lower(spec, arch), Facts.of(spec)
 
 
-@pytest.mark.parametrize("name", sorted(load_library()))
+REFUSED = {"indexer/score_fp8": "roles that differ between blocks"}
+
+
+@pytest.mark.parametrize("name", sorted({*load_library()} - {*REFUSED}))
 def test_the_library_computes_what_its_source_says(name):
     lowered, facts = tiny(name)
     reference = Reference(lowered, facts, of_source=True)
@@ -213,11 +216,14 @@ def largest(a: T.Tensor((M, 32), "int32"), c: T.Tensor((1,), "int32")):
             T.atomic_max(c[0], a[row, column])
 
 
-def test_what_is_not_executed_is_named():
-    lowered = lower(largest, "sm_90a")
-    reference = Reference(lowered, Facts(), of_source=True)
-    with pytest.raises(UnmodelledError, match="atomic_max"):
-        reference.difference(lowered)
+@pytest.mark.parametrize(("name", "why"), REFUSED.items())
+def test_what_is_not_executed_is_named(name, why):
+    lowered, facts = tiny(name)
+    with pytest.raises(UnmodelledError, match=why):
+        Reference(lowered, facts, of_source=True).difference(lowered)
+    (unknown,) = prove(lowered.spec, "sm_80", route="values", use_cache=False).kernels
+    assert unknown.verdict is Verdict.UNKNOWN
+    assert [why in name for name in unknown.unmodelled] == [True]
 
 
 def test_the_route_says_tested_and_at_which_sizes():
@@ -225,10 +231,8 @@ def test_the_route_says_tested_and_at_which_sizes():
     (report,) = prove(spec, "sm_80", route="values", use_cache=False).kernels
     assert report.verdict is Verdict.TESTED and report.properties["values"].proved == 6
     assert any("M=17" in note for note in report.notes)
-    (unknown,) = prove(largest, "sm_90a", route="values", use_cache=False).kernels
-    assert unknown.verdict is Verdict.UNKNOWN and [
-        "atomic_max" in name for name in unknown.unmodelled
-    ] == [True]
+    (other,) = prove(largest, "sm_90a", route="values", use_cache=False).kernels
+    assert other.verdict is Verdict.TESTED  # integer maxima, whose order does not show
 
 
 def test_another_value_is_an_alarm_and_a_fault_is_refuted(pipelined):

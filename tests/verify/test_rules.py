@@ -180,6 +180,7 @@ def test_every_refutation_replays_on_the_ir(norm):
 
 def test_a_result_is_found_again_only_for_the_same_program(norm, tmp_path, monkeypatch):
     monkeypatch.setenv("TILEPROOF_CACHE", str(tmp_path))
+    monkeypatch.setattr(cache, "_EARLIER", cache.Results())
     first = prove_lowered(norm)
     assert not first.reused and prove_lowered(norm).reused
     assert not prove_lowered(norm, facts={"written": {"y": "all"}}).reused
@@ -192,11 +193,11 @@ def test_a_result_is_found_again_only_for_the_same_program(norm, tmp_path, monke
 
 def test_damaged_cache_entry_is_ignored(norm, tmp_path, monkeypatch):
     monkeypatch.setenv("TILEPROOF_CACHE", str(tmp_path))
-    monkeypatch.setattr(cache, "_memory", {})
+    monkeypatch.setattr(cache, "_EARLIER", cache.Results())
     prove_lowered(norm)
     (entry,) = (tmp_path / "proofs").glob("*.json")
     entry.write_text("{")
-    monkeypatch.setattr(cache, "_memory", {})
+    monkeypatch.setattr(cache, "_EARLIER", cache.Results())
     report = prove_lowered(norm)
     assert not report.reused and report.verdict is Verdict.PROVED
 
