@@ -112,7 +112,7 @@ def test_both_sides_of_a_case_are_counted(tmp_path, monkeypatch):
     assert json.loads(done.stdout)["counters"] == list(rows.values())
 
 
-def test_given_data_reach_both_sides_of_each_case():
+def test_cases_give_our_ops_sizes_and_tensors_they_have():
     for case in counters.cases():
         for run in case.ours:
             spec = get(run.what).specialize(**run.static)

@@ -1,7 +1,7 @@
 """Integer expressions of one function, each turned once into a Python function of a thread's state.
 
 A thread meets the same few hundred expressions tens of thousands of times, and walking TIR through
-its bindings costs a hundred times what the arithmetic does.
+its bindings costs far more than the arithmetic does.
 """
 
 from __future__ import annotations
