@@ -1,7 +1,9 @@
 """How many seeded bugs the verifier and the sanitizer find: the check of the checkers.
 
-Whether a mutant is a bug at all is decided by running it beside the original over a prime field,
-with warps that run ahead and copies that come late; no checker under test has a say in that.
+Whether a mutant is a bug at all is decided by running it beside the original: over a prime field,
+with warps that run ahead and copies that come late, and where that shows nothing or only `values`,
+which shares its executor, finds the mutant, as CUDA text on the virtual GPU too (``twins.py``). So
+nobody's find counts on the finder's own word.
 """
 
 from __future__ import annotations
@@ -12,21 +14,29 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from tileproof.codegen.lower import Lowered, cuda_text
 from tileproof.dsl import Facts
 from tileproof.runtime.cache import atomic_write, cache_dir
 
-# equivalent: changes nothing; undecided: what the prime-field run does not know.
-# verify: refuted or an alarm; values: another value than the source's; sanitize: found by a run.
-# The first of these, in this order.
-Fate = Literal["equivalent", "undecided", "verify", "values", "sanitize", "escaped"]
+from . import twins
+from .twins import Twins
+
+# equivalent: no run shows a change; unseen: nor here, but the proofs complain; undecided: the prime
+# field does not know it and the virtual GPU shows nothing. Of bugs, what finds them first: proofs
+# (refuted or an alarm), values (another value than the source's), sanitize (a run).
+Fate = Literal["equivalent", "unseen", "undecided", "proofs", "values", "sanitize", "escaped"]
+FATES = get_args(Fate)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one mutant. `why` is the first complaint, or what it does unnoticed."""
+    """What became of one mutant. `why` is the first complaint, or what it does unnoticed.
+
+    field, device: whether the prime-field run and the virtual GPU tell it from the original; None
+    if they cannot or were not asked.
+    """
 
     kernel: str
     arch: str
@@ -35,6 +45,8 @@ class Outcome:
     site: str
     fate: Fate
     why: str
+    field: bool | None = None
+    device: bool | None = None
 
 
 def examine(
@@ -47,8 +59,9 @@ def examine(
 ) -> Iterator[Outcome]:
     """Every mutant of `lowered` (of some `kinds`; `most` of a class) and what finds it first.
 
-    Asked in this order: the proofs, then the values, then, if `run`, the sanitizer. What is wrong
-    with `lowered` itself finds no mutant. Fates are kept in the cache by everything they hang on,
+    Asked in this order: the proofs, then the values, then the sanitizer. Without `run` neither it
+    nor the second judge, which need a C++ compiler. What is wrong with `lowered` itself finds no
+    mutant. Fates are kept in the cache by everything they hang on,
     so that a campaign that was stopped goes on where it was. Raises UnmodelledError for a kernel
     the prime-field run does not know.
     """
@@ -56,10 +69,10 @@ def examine(
 
     checkers = _Checkers(lowered, facts, run)
     for mutant in mutants(lowered, kinds, most):
-        fate, why = _kept(
+        known = _kept(
             checkers.key(mutant.lowered, mutant.kind), lambda m=mutant: list(checkers.fate(m))
         )
-        yield Outcome(lowered.name, lowered.arch, mutant.name, mutant.kind, mutant.site, fate, why)
+        yield Outcome(lowered.name, lowered.arch, mutant.name, mutant.kind, mutant.site, *known)
 
 
 def _kept(key: str, find: Callable[[], Any]) -> Any:
@@ -82,6 +95,7 @@ class _Checkers:
         # Other numbers for the judge than for `values`, which is under test.
         self.judge = Reference(lowered, facts, of_source=False, seed=1)
         self.source_values = Reference(lowered, facts, of_source=True)
+        self.twins = Twins(lowered, facts)
 
     def key(self, lowered: Lowered, of: str) -> str:
         """Of all that decides a fate: programs that are the same on two archs share it."""
@@ -98,31 +112,55 @@ class _Checkers:
             self.run,
             cache.tools(),
             cache.sources("codegen", "runtime", "sanitizer"),
-            Path(__file__).read_text(),
+            *(path.read_text() for path in (Path(__file__), Path(twins.__file__))),
         ]
         text = json.dumps(parts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
-    def fate(self, mutant: Any) -> tuple[Fate, str]:
+    def fate(self, mutant: Any) -> tuple[Fate, str, bool | None, bool | None]:
+        """The fate, why, and what each of the two judges says."""
         from tileproof.verify import first_complaint
         from tileproof.verify.changes import is_of_numbers
         from tileproof.verify.field import UnmodelledError
 
+        field: bool | None = None
+        why = unknown = ""
         try:
-            difference = self.judged(mutant)
+            if (difference := self.judged(mutant)) is not None:
+                why = f"at {dict(difference.sizes)}: {difference.message}"
+            field = bool(why)
         except UnmodelledError as error:
-            return "undecided", str(error)
-        if difference is None:
-            return "equivalent", ""
+            unknown = str(error)
+        complaint = None
         if not is_of_numbers(mutant.kind):
             complaint = first_complaint(mutant.lowered, self.given, self.known)
+        if complaint is not None and field:
+            return "proofs", ": ".join(complaint), field, None
+        shown = self.twins.difference(mutant.lowered) if self.run else None
+        device = None if shown is None else bool(shown)
+        if not field and not device:
             if complaint is not None:
-                return "verify", ": ".join(complaint)
-        if (other := self.valued(mutant.lowered)) is not None:
-            return "values", other.message
-        if self.run and self.runs and (words := self.sanitized(mutant.lowered)):
+                return "unseen", ": ".join(complaint), field, device
+            fate: Fate = "undecided" if field is None else "equivalent"
+            return fate, unknown, field, device
+        return *self._finder(mutant.lowered, complaint, why or str(shown)), field, device
+
+    def _finder(
+        self, lowered: Lowered, complaint: tuple[str, str] | None, unnoticed: str
+    ) -> tuple[Fate, str]:
+        """What finds a bug first."""
+        from tileproof.verify.field import UnmodelledError
+
+        if complaint is not None:
+            return "proofs", ": ".join(complaint)
+        try:
+            if (other := self.valued(lowered)) is not None:
+                return "values", other.message
+        except UnmodelledError:
+            pass
+        if self.run and self.runs and (words := self.sanitized(lowered)):
             return "sanitize", words
-        return "escaped", f"at {dict(difference.sizes)}: {difference.message}"
+        return "escaped", unnoticed
 
     def judged(self, mutant: Any) -> Any:
         """What a mutant does that the original does not, None if nothing."""
@@ -190,17 +228,31 @@ class _Checkers:
 
 
 def table(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
-    """A row per class and one for all: how many mutants had each fate."""
-    fates = ("equivalent", "undecided", "verify", "values", "sanitize", "escaped")
+    """A row per class and one for all: how many mutants had each fate.
+
+    confirmed: those of `values` that the virtual GPU, which shares no code with it, tells from the
+    original. by_verify, by_both: shares of the bugs found by proofs and values, and with the
+    sanitizer; by_proofs: by the proofs alone; by_others_word: like by_verify, of the bugs that an
+    engine other than the finder's own shows.
+    """
     rows: dict[str, dict[str, Any]] = {}
     for outcome in outcomes:
         for name in (outcome.kind, "all"):
-            row = rows.setdefault(name, {"class": name, "seeded": 0, **dict.fromkeys(fates, 0)})
+            zeros = dict.fromkeys((*FATES, "confirmed"), 0)
+            row = rows.setdefault(name, {"class": name, "seeded": 0, **zeros})
             row["seeded"] += 1
             row[outcome.fate] += 1
+            row["confirmed"] += outcome.fate == "values" and outcome.device is True
     for row in rows.values():
-        bugs = row["seeded"] - row["equivalent"] - row["undecided"]
-        found = row["verify"] + row["values"]
-        row["by_verify"] = found / bugs if bugs else None
-        row["by_both"] = (found + row["sanitize"]) / bugs if bugs else None
+        bugs = sum(row[fate] for fate in ("proofs", "values", "sanitize", "escaped"))
+        found = row["proofs"] + row["values"]
+        confirmed = row["proofs"] + row["confirmed"]
+        row["by_proofs"] = _share(row["proofs"], bugs)
+        row["by_verify"] = _share(found, bugs)
+        row["by_both"] = _share(found + row["sanitize"], bugs)
+        row["by_others_word"] = _share(confirmed, bugs - row["values"] + row["confirmed"])
     return [*(row for name, row in rows.items() if name != "all"), *filter(None, [rows.get("all")])]
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None

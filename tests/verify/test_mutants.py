@@ -22,11 +22,11 @@ def test_every_mutant_is_found_or_equivalent(name):
     lowered = lower(load_library()[name].specialize(**SIZES[name]), "sm_80")
     assert prove_lowered(lowered, use_cache=False).verdict is Verdict.PROVED
     outcomes = list(examine(lowered, Facts.of(lowered.spec), most=3, run=False))
-    assert {o.fate for o in outcomes} - {"equivalent"} == {"verify", "values"}, outcomes
+    assert {o.fate for o in outcomes} - {"equivalent"} == {"proofs", "values"}, outcomes
     for outcome in outcomes:
         if outcome.kind in OF_MEMORY:
-            assert outcome.fate in ("verify", "equivalent"), outcome
-    assert {o.kind for o in outcomes if o.fate == "verify"} >= OF_MEMORY
+            assert outcome.fate in ("proofs", "equivalent"), outcome
+    assert {o.kind for o in outcomes if o.fate == "proofs"} >= OF_MEMORY
     total = table(outcomes)[-1]
     assert total["class"] == "all" and total["by_verify"] == 1.0
     assert total["seeded"] == len(outcomes)
@@ -37,7 +37,7 @@ def test_a_campaign_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     lowered = lower(load_library()["mhc/collapse"].specialize(N=3, D=96), "sm_80")
     facts = Facts.of(lowered.spec)
     first = list(examine(lowered, facts, kinds=["store+1", "rounded"], most=1, run=False))
-    assert [o.fate for o in first] == ["verify", "values"]
+    assert [o.fate for o in first] == ["proofs", "values"]
     kept = sorted((tmp_path / "mutants").iterdir())
     asked: list[str] = []
     monkeypatch.setattr(_Checkers, "fate", lambda self, m: asked.append(m.kind) or ("escaped", ""))

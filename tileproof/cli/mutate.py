@@ -17,8 +17,6 @@ from rich.table import Table
 from . import targets
 from .progress import bar
 
-COLUMNS = ("class", "seeded", "equivalent", "undecided", "verify", "values", "sanitize", "escaped")
-
 
 def run(
     kernels: targets.Kernels = None,
@@ -30,7 +28,7 @@ def run(
         int | None, typer.Option(min=1, help="Mutants of a class per kernel; default: every site.")
     ] = None,
     kind: Annotated[list[str] | None, typer.Option(help="A class of bugs; repeatable.")] = None,
-    sanitize: Annotated[bool, typer.Option(help="Run what the verifier misses.")] = True,
+    sanitize: Annotated[bool, typer.Option(help="Run them on the virtual GPU too.")] = True,
     jobs: Annotated[int | None, typer.Option("-j", min=1, help="Default: one per core.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
     output: Annotated[Path | None, typer.Option("-o", help="Write the report here.")] = None,
@@ -117,21 +115,23 @@ def _json(outcomes: list[dict[str, Any]], unknown: dict[str, str]) -> str:
 
 
 def _text(outcomes: list[dict[str, Any]], unknown: dict[str, str]) -> str:
-    from tileproof.mutation import Outcome, table
+    from tileproof.mutation import FATES, Outcome, table
 
     shown = Table(box=None, pad_edge=False)
-    for name in COLUMNS:
+    columns = ("class", "seeded", *FATES)
+    for name in columns:
         shown.add_column(name, justify="left" if name == "class" else "right")
     rows = table(Outcome(**o) for o in outcomes)
     for row in rows:
-        shown.add_row(*(str(row[name]) for name in COLUMNS))
+        shown.add_row(*(str(row[name]) for name in columns))
     console = Console(highlight=False, width=80)
     with console.capture() as captured:
         console.print(shown)
         for row in rows:
             if row["class"] == "all" and row["by_verify"] is not None:
-                both = f"with the sanitizer {row['by_both']:.1%}"
-                console.print(f"of the bugs verify finds {row['by_verify']:.1%}, {both}")
+                proofs, both = f"{row['by_proofs']:.1%}", f"{row['by_both']:.1%}"
+                verify = f"verify {row['by_verify']:.1%}"
+                console.print(f"of the bugs the proofs find {proofs}, {verify}, all {both}")
         for o in outcomes:
             if o["fate"] == "escaped":
                 console.print(f"escaped: {o['kernel']} {o['mutant']}: {o['site']}\n  {o['why']}")
