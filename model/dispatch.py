@@ -79,6 +79,12 @@ class Kernels:
 
         return self._copy(parameters, dtype, make)
 
+    def stack(self, parameter: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Matrices [E, N, K] in `dtype`, contiguous and aligned; copied as by :meth:`weight`."""
+        if parameter.dtype == dtype and _is_ready(parameter):
+            return parameter
+        return self._copy((parameter,), dtype, lambda p: p.to(dtype).clone(**_DENSE))
+
     def _copy(
         self, parameters: tuple[torch.Tensor, ...], kind: object, make: Callable[..., torch.Tensor]
     ) -> torch.Tensor:

@@ -20,6 +20,7 @@ from tileproof.dsl import check
 from .attention import linear
 from .dispatch import FUSED_TOKENS, ROWS, Kernels, by_rows
 from .hf_attention import attend, planned
+from .moe import experts
 
 
 class Patched:
@@ -168,6 +169,15 @@ class Linear(Patched, torch.nn.Linear):
         return y.reshape(*input.shape[:-1], self.out_features)
 
 
+def routed(
+    module: Any, run: Kernels, x: torch.Tensor, index: torch.Tensor, weight: torch.Tensor
+) -> torch.Tensor:
+    """What a ``DeepseekV4Experts`` gives for x [M, D]; expert E is none."""
+    index = index.where(index != module.num_experts, -1)
+    matrices = (run.stack(w, x.dtype) for w in (module.gate_up_proj, module.down_proj))
+    return experts(run, x, index, weight.float(), *matrices, torch.zeros_like(x), module.limit)
+
+
 class DeepseekV4Experts(Patched, hf.DeepseekV4Experts):
     REQUIRES: ClassVar[Mapping[str, object]] = {"hidden_act": "silu"}
     STANDS_FOR: ClassVar[tuple[Any, ...]] = (hf.DeepseekV4Experts._apply_gate,)
@@ -176,20 +186,7 @@ class DeepseekV4Experts(Patched, hf.DeepseekV4Experts):
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
         """x [M, D], experts [M, K] and their weights → [M, D], summed in the order of the slots."""
-        run, dtype = self._tileproof, hidden_states.dtype
-        made = hidden_states.new_zeros(*top_k_index.shape, self.hidden_dim, dtype=torch.float32)
-        for e in top_k_index.unique().tolist():
-            if e == self.num_experts:  # a slot without an expert
-                continue
-            token, slot = (top_k_index == e).nonzero(as_tuple=True)
-            both = _linear(run, hidden_states[token], self.gate_up_proj[e])
-            hidden = self._apply_gate(both.float()).to(dtype)
-            y = _linear(run, hidden, self.down_proj[e], "f32")
-            made[token, slot] = y * top_k_weights[token, slot, None].float()
-        total = made[:, 0]
-        for slot in range(1, made.shape[1]):
-            total = total + made[:, slot]
-        return total.to(dtype)
+        return routed(self, self._tileproof, hidden_states, top_k_index, top_k_weights)
 
 
 class DeepseekV4Model(Patched, hf.DeepseekV4Model):
@@ -296,7 +293,14 @@ KERNELS: dict[str, tuple[str, ...]] = {
     "mhc/head": ("mhc/prenorm_gemm", "mhc/head"),
     "moe/topk_gate": ("gemm/dense", "moe/topk_gate"),
     "moe/hash_gate": ("gemm/dense", "moe/hash_gate"),
-    "moe/experts": ("gemm/dense",),
+    "moe/experts": (
+        "moe/permute",
+        "moe/source",
+        "moe/dispatch",
+        "gemm/experts",
+        "moe/swiglu",
+        "moe/combine",
+    ),
     "attention/sparse": (
         "gemm/dense",
         "norm/rmsnorm",
@@ -316,15 +320,14 @@ KERNELS: dict[str, tuple[str, ...]] = {
 
 def products(op: str, config: Mapping[str, Any]) -> set[tuple[int, int, str]]:
     """(rows, columns, type of the result) of every weight that `op` multiplies by."""
-    D, hidden, experts = (
+    D, hidden, E = (
         config[k] for k in ("hidden_size", "moe_intermediate_size", "n_routed_experts")
     )
     R, head, heads = (config[k] for k in ("q_lora_rank", "head_dim", "num_attention_heads"))
     index, low = config["index_head_dim"], config["o_groups"] * config["o_lora_rank"]
     found = {
-        "moe/topk_gate": {(experts, D, "f32")},
-        "moe/hash_gate": {(experts, D, "f32")},
-        "moe/experts": {(2 * hidden, D, "act"), (D, hidden, "f32")},
+        "moe/topk_gate": {(E, D, "f32")},
+        "moe/hash_gate": {(E, D, "f32")},
         "gemm/dense": {(config["vocab_size"], D, "act"), (hidden, D, "act"), (D, hidden, "act")},
         "attention/sparse": {
             (R, D, "act"),

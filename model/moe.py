@@ -61,10 +61,14 @@ def experts(
         rounded once.
     """
     rows = by_expert(run, index, len(down))
-    kind = NAMES[x.dtype]
-    sorted_x = run("moe_dispatch", x, rows.source, K=index.shape[1])
-    h = run("gemm_experts", sorted_x, rows.expert, gate_up, out=kind)
+
+    def product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        """In the type of `x`, also where only references take it."""
+        y: torch.Tensor = run("gemm_experts", x, rows.expert, w, out=NAMES.get(x.dtype, "f32"))
+        return y.to(x.dtype)
+
+    h = product(run("moe_dispatch", x, rows.source, K=index.shape[1]), gate_up)
     a = run("moe_swiglu", h.flatten(0, 1), limit=limit).unflatten(0, h.shape[:2])
-    y = run("gemm_experts", a, rows.expert, down, out=kind)
+    y = product(a, down)
     total: torch.Tensor = run("moe_combine", y, rows.place, weight, shared)
     return total

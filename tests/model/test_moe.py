@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4Experts
 
+import tileproof
 from tileproof.dsl import get
 from tileproof.model.dispatch import Kernels
 from tileproof.model.library import References, built
@@ -80,6 +81,43 @@ def test_slots_without_an_expert_add_nothing(run, seed):
     shared = torch.randn_like(x)
     index[2] = -1
     assert torch.equal(ours(run, module, x, index, weight, shared)[2], shared[2])
+
+
+@pytest.mark.parametrize("run", ["reference", "virtual"], indirect=True)
+def test_one_expert_may_have_every_token_and_both_slots(run, seed):
+    """The other seven have none."""
+    module, x, index, weight = layer(seed, 70)
+    index.fill_(5)
+    exact = copy.deepcopy(module).double()(x.double(), index, weight.double())
+    got = ours(run, module, x, index, weight, torch.zeros_like(x))
+    theirs = (module(x, index, weight) - exact).abs()
+    assert ((got - exact).abs() <= 2 * theirs.amax()).all()
+
+
+def test_nan_stays_with_its_token(run, seed):
+    module, x, index, weight = layer(seed, 9)
+    index[:] = torch.tensor([2, 6])
+    clean = ours(run, module, x, index, weight, torch.zeros_like(x))
+    x[4, 7] = torch.nan
+    got = ours(run, module, x, index, weight, torch.zeros_like(x))
+    others = [m for m in range(9) if m != 4]
+    assert got[4].isnan().all()
+    assert torch.equal(got[others], clean[others])
+
+
+def test_a_patched_layer_runs_them_and_expert_e_is_none(seed):
+    m = model(seed)
+    module = m.model.layers[2].mlp.experts
+    _, x, index, weight = layer(seed, 9)
+    run = Kernels(References(), None, None)
+    with tileproof.patch(m, "reference", ops=["moe/experts"]), torch.no_grad():
+        index[3, 1], index[4] = 8, 8
+        got = module(x, index, weight)
+        again = ours(run, module, x, index.where(index < 8, -1), weight, torch.zeros_like(x))
+        assert torch.equal(got, again)
+        assert not got[4].any()
+        module.down_proj.mul_(2)
+        assert torch.equal(module(x, index, weight), 2 * got)
 
 
 def test_an_expert_there_is_not_is_refused(run):
