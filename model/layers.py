@@ -320,9 +320,7 @@ KERNELS: dict[str, tuple[str, ...]] = {
 
 def products(op: str, config: Mapping[str, Any]) -> set[tuple[int, int, str]]:
     """(rows, columns, type of the result) of every weight that `op` multiplies by."""
-    D, hidden, E = (
-        config[k] for k in ("hidden_size", "moe_intermediate_size", "n_routed_experts")
-    )
+    D, hidden, E = (config[k] for k in ("hidden_size", "moe_intermediate_size", "n_routed_experts"))
     R, head, heads = (config[k] for k in ("q_lora_rank", "head_dim", "num_attention_heads"))
     index, low = config["index_head_dim"], config["o_groups"] * config["o_lora_rank"]
     found = {
