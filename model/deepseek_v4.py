@@ -72,8 +72,7 @@ def specializations(config: DeepseekV4Config, ops: Iterable[str] = OPS) -> list[
 
     def used(s: Specialization) -> bool:
         if s.op.name == "gemm/dense":  # the other matrices are FP8
-            plain = s.types["out"] == "f32" or s.dims["N"] == config.index_n_heads
-            return plain and s.dims["K"] == config.hidden_size
+            return s.dims["K"] == config.hidden_size
         if s.op.name == "norm/rmsnorm":  # other norms are part of other ops
             widths = (config.hidden_size, config.q_lora_rank)
             return s.types["weight"] == "bf16" and s.dims["D"] in widths

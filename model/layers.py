@@ -18,7 +18,7 @@ from transformers.models.deepseek_v4 import modeling_deepseek_v4 as hf
 from tileproof.dsl import check
 
 from .attention import linear
-from .dispatch import FUSED_TOKENS, ROWS, Kernels, by_rows
+from .dispatch import FUSED_TOKENS, Kernels, by_rows
 from .hf_attention import attend, planned
 from .moe import experts
 
@@ -318,28 +318,21 @@ KERNELS: dict[str, tuple[str, ...]] = {
 }
 
 
-def products(op: str, config: Mapping[str, Any]) -> set[tuple[int, int, str]]:
-    """(rows, columns, type of the result) of every weight that `op` multiplies by."""
-    D, hidden, E = (config[k] for k in ("hidden_size", "moe_intermediate_size", "n_routed_experts"))
-    R, head, heads = (config[k] for k in ("q_lora_rank", "head_dim", "num_attention_heads"))
-    index, low = config["index_head_dim"], config["o_groups"] * config["o_lora_rank"]
+def products(op: str, config: Mapping[str, Any]) -> set[tuple[int, str]]:
+    """(columns, type of the result) of every weight that `op` multiplies by."""
+    D, hidden, R = (config[k] for k in ("hidden_size", "moe_intermediate_size", "q_lora_rank"))
     found = {
-        "moe/topk_gate": {(E, D, "f32")},
-        "moe/hash_gate": {(E, D, "f32")},
-        "gemm/dense": {(config["vocab_size"], D, "act"), (hidden, D, "act"), (D, hidden, "act")},
+        "moe/topk_gate": {(D, "f32")},
+        "moe/hash_gate": {(D, "f32")},
+        "gemm/dense": {(D, "act"), (hidden, "act")},
         "attention/sparse": {
-            (R, D, "act"),
-            (heads * head, R, "act"),
-            (head, D, "act"),
-            (D, low, "act"),
-            (config["index_n_heads"] * index, R, "act"),
-            (config["index_n_heads"], D, "act"),
-            (4 * head, D, "f32"),
-            (2 * head, D, "f32"),
-            (4 * index, D, "f32"),
+            (D, "act"),
+            (R, "act"),
+            (config["o_groups"] * config["o_lora_rank"], "act"),
+            (D, "f32"),
         },
     }
-    return {(-(-N // ROWS) * ROWS, K, out) for N, K, out in found.get(op, ())}
+    return found.get(op, set())
 
 
 def replacements(op: str) -> tuple[type[Patched], ...]:

@@ -60,8 +60,7 @@ def specializations(
     needed = [s for s in needed if "weight" not in s.types or s.types["weight"] in kinds]
     weights = sorted({weight for op in ops for weight in products(op, sizes)})
     dense = get("gemm/dense")
-    made = [dense.specialize(N=N, K=K, act=act, out=act if out == "act" else out)
-            for N, K, out in weights]  # fmt: skip
+    made = [dense.specialize(K=K, act=act, out=act if out == "act" else out) for K, out in weights]
     return [*needed, *{s.symbol: s for s in made}.values()]
 
 

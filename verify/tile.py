@@ -10,17 +10,16 @@ the orders a race-free program may run in.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from . import rows, terms
+from . import rows
 from .facts import Access, scalar_bits
 from .flow import (
     MIXED,
     NONE,
-    UNSET,
     Flow,
     Memory,
     UnfollowedError,
@@ -29,7 +28,7 @@ from .flow import (
     mix,
     name_word,
 )
-from .replay import _ARITHMETIC, _BITWISE, Setting
+from .replay import _ARITHMETIC, _BITWISE
 from .rows import Place
 from .terms import Symbol
 
@@ -49,17 +48,19 @@ class Tile:
     """One block of a launch, or several that share no memory, executed abstractly.
 
     `indices` maps each ``blockIdx.*`` and ``threadIdx.*`` to an array over lanes, `block` numbers
-    the lanes' blocks; `layouts` gives shape and strides of each tensor and `axis` its batch axis.
+    the lanes' blocks, and `first` is what the number of row 0 is in them; `strides` are those
+    of each tensor and `axis` is its batch axis. Sizes and strides may be arrays over lanes, too.
     """
 
     def __init__(
         self,
         function: Any,
         names: Mapping[Any, str],
-        sizes: Mapping[str, int],
+        sizes: Mapping[str, Any],
         indices: Mapping[str, Any],
         block: Any,
-        layouts: Mapping[str, tuple[list[int], list[int]]],
+        first: Any,
+        strides: Mapping[str, Any],
         axis: Mapping[str, int],
         shared: Mapping[str, int],
         places: Mapping[Access, Place],
@@ -67,7 +68,8 @@ class Tile:
     ) -> None:
         self.places, self.symbols = places, symbols
         self.function, self.names, self.sizes = function, names, sizes
-        self.indices, self.block, self.layouts, self.axis = indices, block, layouts, axis
+        self.indices, self.block, self.first = indices, block, first
+        self.strides, self.axis = strides, axis
         self.shared_sizes = shared
         self.lanes = np.arange(len(block))
         self.mask = np.ones(len(block), bool)
@@ -213,13 +215,15 @@ class Tile:
 
     def place(self, tensor: str, index: Any) -> tuple[Any, Any]:
         """Row (NONE without one) and a word for the other indices."""
-        _, strides = self.layouts[tensor]
         row: Any = np.int64(NONE)
         word: Any = name_word(tensor)
-        for a, stride in enumerate(strides):
-            digit, index = index // stride, index % stride
+        for a, stride in enumerate(self.strides[tensor]):
+            step, first = stride, self.first
+            if np.ndim(index) == 2:
+                step, first = np.reshape(step, (-1, 1)), first[:, None]
+            digit, index = index // step, index % step
             if a == self.axis.get(tensor):
-                row = digit
+                row = first + digit
             else:
                 word = mix(word, digit)
         return row, word
@@ -238,7 +242,7 @@ class Tile:
         wanted = {s for t in (place.row, *place.columns) if t is not None for s in t.symbols}
         for s in wanted - point.keys():
             if s.kind == "dim":
-                point[s] = np.int64(self.sizes[s.name])
+                point[s] = self.sizes[s.name]
             elif s.origin in self.env:
                 point[s] = self.env[s.origin]
         try:
@@ -276,7 +280,7 @@ class Tile:
             if e in self.env:
                 return self.env[e]
             if str(e.name) in self.sizes:
-                return np.int64(self.sizes[str(e.name)])
+                return self.sizes[str(e.name)]
             raise UnfollowedError(f"the value of {e.name}")
         if kind == "Cast" and str(e.value.dtype).startswith(("int", "uint", "bool")):
             return self.number(e.value)
@@ -459,7 +463,7 @@ class Tile:
         pairs = mix(wa[:, :, None, :], wb[:, None, :, :])
         with np.errstate(over="ignore"):
             words = pairs.sum(axis=3, dtype=np.uint64)
-        labels = join(_all(la)[:, :, None], _all(lb)[:, None, :])
+        labels = join(all_of(la)[:, :, None], all_of(lb)[:, None, :])
         e = np.arange(m * n // _WARP)
         i, j = group + 8 * (e // 2), place * 2 + e % 2
         index = self.registers(args[11], len(e))
@@ -484,89 +488,7 @@ class Tile:
         return Flow(label, word)
 
 
-def run_tile(
-    launch: Any,
-    batch: Symbol,
-    count: int,
-    alone: Collection[Symbol],
-    places: Mapping[Access, Place],
-) -> str:
-    """Execute one tile at batch size `count`: what is wrong with its rows, "" if nothing is.
-
-    Of the blocks `alone` only the first is run, of others that share the tile's rows all are.
-    `places` gives row and columns of each access.
-    """
-    domain, facts = launch.domain, launch.facts
-    point = domain.complete({batch: count})
-    sizes = {s.name: v for s, v in point.items()}
-    axes: dict[str, int] = {}
-    for tag, s in facts.symbols.items():
-        extent = 1 if s in alone else 1 + int(terms.evaluate(s.hi, point))
-        axes[tag] = extent
-    order = [f"threadIdx.{a}" for a in "xyz"] + [f"blockIdx.{a}" for a in "xyz"]
-    lanes = 1
-    for tag in order:
-        lanes *= axes.get(tag, 1)
-    if lanes > _MOST_LANES:
-        raise UnfollowedError(f"{lanes} threads at once")
-    rest = np.arange(lanes)
-    indices, threads = {}, 1
-    for tag in order:
-        indices[tag] = rest % axes.get(tag, 1)
-        rest = rest // axes.get(tag, 1)
-        threads *= axes.get(tag, 1) if tag.startswith("thread") else 1
-    machine = launch.machine
-    machine.setting = Setting(sizes, {}, {})
-    layouts = {tensor: machine.layout(tensor) for tensor in domain.tensors}
-    axis = {
-        t.name: a
-        for t in domain.tensors.values()
-        for a, n in enumerate(t.shape)
-        if batch in n.symbols
-    }
-    tile = Tile(
-        machine.function,
-        machine.names,
-        sizes,
-        indices,
-        np.arange(lanes) // threads,
-        layouts,
-        axis,
-        machine.sizes,
-        places,
-        facts.symbols,
-    )
-    tile.run()
-    return _verdict(tile, count)
-
-
-def _verdict(tile: Tile, count: int) -> str:
-    outputs = {tensor for tensor, *_ in tile.written}
-    for tensor in sorted(outputs):
-        parts = [w for w in tile.written if w[0] == tensor]
-        row, columns = (np.concatenate([p[i] for p in parts]) for i in (1, 2))
-        label, word = (np.concatenate([p[3][i] for p in parts]) for i in (0, 1))
-        if (label == UNSET).any():
-            where = "" if tensor not in tile.axis else f"row {int(row[label == UNSET][0])} of "
-            return f"{where}{tensor} depends on memory of its block that nobody wrote"
-        if tensor not in tile.axis:
-            if (label != NONE).any():
-                return f"{tensor} has no rows, but data of rows flows into it"
-            continue
-        wrong = (label != NONE) & (label != row)
-        if wrong.any():
-            r, other = int(row[wrong][0]), int(label[wrong][0])
-            source = "several rows" if other == MIXED else f"row {other}"
-            return f"row {r} of {tensor} depends on {source} of its tile"
-        seen = np.zeros(count, np.uint64)
-        np.add.at(seen, row.astype(np.int64), mix(columns, word))
-        if (seen != seen[0]).any():
-            r = int(np.argmax(seen != seen[0]))
-            return f"row {r} of {tensor} is not computed as row 0 of its tile is"
-    return ""
-
-
-def _all(label: Any) -> Any:
+def all_of(label: Any) -> Any:
     """The label of what all along the last axis flows into."""
     one = np.max(label, axis=-1, initial=NONE)
     several = ((label != NONE) & (label != one[..., None])).any(axis=-1)

@@ -12,13 +12,13 @@ of float32's range, what the scales do.
 
 from types import SimpleNamespace
 
-from tileproof.dsl import ALL, check, derived, dim, static
+from tileproof.dsl import ALL, check, derived, static
 from tileproof.kernels.quant._blocks import FP4_GROUP, load_code
 from tileproof.kernels.row_stream import ceildiv
 
+from ._tiles import ROWS
+
 DEPTH = 128  # columns of a step, and of a group of e4m3
-TOKENS = dim(0, 1 << 20, batch=True)
-ROWS = static(8, 1 << 18, multiple=8)  # of a weight
 COLUMNS = static(32, 1 << 14, multiple=32)
 OUT = {"out": ("bf16", "f32")}
 

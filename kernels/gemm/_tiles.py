@@ -12,15 +12,34 @@ ones lose nothing to it; they follow one another for every `depth` columns.
 from types import SimpleNamespace
 
 from tileproof.dsl import dim, static
-from tileproof.kernels.row_stream import bits
+from tileproof.kernels.row_stream import bits, vector
 
 TOKENS = dim(0, 1 << 20, batch=True)
-ROWS = static(8, 1 << 18, multiple=8)  # of a weight
+ROWS = dim(8, 1 << 18, multiple=8)  # of a weight
+EXPERTS = dim(1, 1024)
 COLUMNS = static(16, 1 << 16, multiple=16)
 TYPES = {"act": ("bf16", "f32"), "out": ("bf16", "f32")}
 
 TILE = {"tokens": 64, "width": 64, "threads": 128, "stages": 3}
 _PARTS = 3
+
+
+def writer(T, N, rows, width, out):
+    """Macro ``(staged, y, j, row, exists)``: the tile [rows, width] of columns j·width on to y, 16
+    bytes at once. ``row(m)`` are the indices of a row before its column, ``exists(m)`` says
+    whether it is one of y's.
+    """
+    at_once = vector(out)
+
+    @T.macro
+    def device(staged, y, j, row, exists):
+        T.assume(N % ROWS.multiple == 0)
+        for m, c in T.Parallel(rows, width // at_once):
+            if exists(m) & (j * width + c * at_once < N):
+                for v in T.vectorized(at_once):
+                    y[(*row(m), j * width + c * at_once + v)] = staged[m, c * at_once + v]
+
+    return device
 
 
 def device(T, K, act, tokens, width, stages):

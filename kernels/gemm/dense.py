@@ -1,38 +1,25 @@
 """x W^T in bfloat16 or float32 (spec §6.3)."""
 
 from tileproof.dsl import In, Op, Out
-from tileproof.kernels.row_stream import MATRIX_OPTIONS, ceildiv
+from tileproof.kernels.row_stream import MATRIX_OPTIONS
 
 from . import reference
-from ._tiles import COLUMNS, ROWS, TILE, TOKENS, TYPES, device
+from ._tiles import COLUMNS, ROWS, TILE, TOKENS, TYPES, device, writer
 
 
 def model_sizes(config):
     """Every linear of the exact model, the router and the head (spec §1).
 
     float32 are the router's logits, kv and z of the compressors side by side (CSA, HCA, indexer),
-    the head's logits and what experts add up. Weights get zero rows up to a multiple of 8.
+    and the head's logits.
     """
     if "vocab_size" not in config:
         return
     D, R = config["hidden_size"], config["q_lora_rank"]
-    head, H = config["head_dim"], config["num_attention_heads"]
-    index, HI = config["index_head_dim"], config["index_n_heads"]
     hidden, lora = config["moe_intermediate_size"], config["o_groups"] * config["o_lora_rank"]
-    for N in (config["n_routed_experts"], 4 * head, 2 * head, 4 * index, config["vocab_size"]):
-        yield {"N": ceildiv(N, 8) * 8, "K": D, "out": "f32"}
-    yield {"N": ceildiv(D, 8) * 8, "K": hidden, "out": "f32"}
-    for N, K in (
-        (R, D),
-        (H * head, R),
-        (head, D),
-        (D, lora),
-        (HI * index, R),
-        (ceildiv(HI, 8) * 8, D),
-    ):
-        yield {"N": N, "K": K, "out": "act"}
-    for N, K in ((hidden, D), (2 * hidden, D), (D, hidden), (config["vocab_size"], D)):
-        yield {"N": N, "K": K, "out": "act"}
+    yield {"K": D, "out": "f32"}
+    for K in (D, R, lora, hidden):
+        yield {"K": K, "out": "act"}
 
 
 op = Op(
@@ -57,6 +44,7 @@ op = Op(
 def dense(T, M, N, K, act, out, tokens, width, threads, stages):
     """One block makes one tile."""
     code = device(T, K, act, tokens, width, stages)
+    write = writer(T, N, tokens, width, out)
 
     @T.macro
     def bring(x, w, i, j, k, x_tile, w_tile):
@@ -68,8 +56,6 @@ def dense(T, M, N, K, act, out, tokens, width, threads, stages):
         with T.Kernel(T.ceildiv(N, width), T.ceildiv(M, tokens), threads=threads) as (j, i):
             staged = T.alloc_shared((tokens, width), out)
             code.product(lambda *at: bring(x, w, i, j, *at), staged)
-            for m, n in T.Parallel(tokens, width):
-                if (i * tokens + m < M) & (j * width + n < N):
-                    y[i * tokens + m, j * width + n] = staged[m, n]
+            write(staged, y, j, lambda m: (i * tokens + m,), lambda m: i * tokens + m < M)
 
     return kernel

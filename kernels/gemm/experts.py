@@ -4,7 +4,7 @@ from tileproof.dsl import In, Op, Out, Values, dim, static
 from tileproof.kernels.row_stream import MATRIX_OPTIONS
 
 from . import reference
-from ._tiles import COLUMNS, ROWS, TILE, TYPES, device
+from ._tiles import COLUMNS, EXPERTS, ROWS, TILE, TYPES, device, writer
 
 LISTED = 64  # rows of a tile of the lists
 
@@ -12,8 +12,8 @@ LISTED = 64  # rows of a tile of the lists
 def model_sizes(config):
     """Both products of the routed experts of the exact model; gate and up are one weight."""
     D, hidden = config["hidden_size"], config["moe_intermediate_size"]
-    for N, K in ((2 * hidden, D), (D, hidden)):
-        yield {"R": LISTED, "E": config["n_routed_experts"], "N": N, "K": K, "out": "act"}
+    for K in (D, hidden):
+        yield {"R": LISTED, "K": K, "out": "act"}
 
 
 op = Op(
@@ -27,7 +27,7 @@ op = Op(
     dims={
         "Q": dim(0, 1 << 20, batch=True),
         "R": static(16, 128, multiple=16),
-        "E": static(1, 1024),
+        "E": EXPERTS,
         "N": ROWS,
         "K": COLUMNS,
     },
@@ -49,6 +49,7 @@ op = Op(
 def experts(T, Q, R, E, N, K, act, out, width, threads, stages):
     """One block makes one tile; tiles of an expert, one behind the other, share what they read."""
     code = device(T, K, act, R, width, stages)
+    write = writer(T, N, R, width, out)
 
     @T.macro
     def bring(x, w, q, e, j, k, x_tile, w_tile):
@@ -68,8 +69,6 @@ def experts(T, Q, R, E, N, K, act, out, width, threads, stages):
                 code.product(lambda *at: bring(x, w, q, expert[q], j, *at), staged)
             else:
                 T.clear(staged)
-            for r, n in T.Parallel(R, width):
-                if j * width + n < N:
-                    y[q, r, j * width + n] = staged[r, n]
+            write(staged, y, j, lambda m: (q, m), lambda m: True)
 
     return kernel

@@ -4,7 +4,8 @@ from tileproof.dsl import In, Op, Out
 from tileproof.kernels.row_stream import MATRIX_OPTIONS
 
 from . import reference
-from ._fp8 import DEPTH, FP4_DIMS, FP4_GROUP, OUT, TOKENS, VARIANTS, fp4_device
+from ._fp8 import DEPTH, FP4_DIMS, FP4_GROUP, OUT, VARIANTS, fp4_device
+from ._tiles import TOKENS, writer
 
 
 def model_sizes(config):
@@ -13,7 +14,7 @@ def model_sizes(config):
         D, hidden = config["hidden_size"], config["moe_intermediate_size"]
         for N, K in ((2 * hidden, D), (D, hidden)):
             if N % 8 == 0 and K % FP4_GROUP == 0:  # else the model has no official form
-                yield {"N": N, "K": K, "B": DEPTH}
+                yield {"K": K, "B": DEPTH}
 
 
 op = Op(
@@ -45,6 +46,7 @@ op = Op(
 def fp4(T, M, N, K, B, G, H, F, out, tokens, width, threads, stages, instruction):
     """One block makes one tile."""
     code = fp4_device(T, K, B, tokens, width, threads, stages, instruction)
+    write = writer(T, N, tokens, width, out)
 
     @T.macro
     def bring(x, xs, w, ws, i, j, k, x_codes, x_scales, w_codes, w_scales):
@@ -64,8 +66,6 @@ def fp4(T, M, N, K, B, G, H, F, out, tokens, width, threads, stages, instruction
         with T.Kernel(T.ceildiv(N, width), T.ceildiv(M, tokens), threads=threads) as (j, i):
             staged = T.alloc_shared((tokens, width), out)
             code.product(lambda *at: bring(x, xs, w, ws, i, j, *at), staged)
-            for m, n in T.Parallel(tokens, width):
-                if (i * tokens + m < M) & (j * width + n < N):
-                    y[i * tokens + m, j * width + n] = staged[m, n]
+            write(staged, y, j, lambda m: (i * tokens + m,), lambda m: i * tokens + m < M)
 
     return kernel

@@ -5,12 +5,13 @@ from tileproof.kernels.row_stream import MATRIX_OPTIONS
 
 from . import fp4, reference
 from ._fp8 import DEPTH, FP4_DIMS, FP4_GROUP, OUT, VARIANTS, fp4_device
+from ._tiles import EXPERTS, writer
 
 
 def model_sizes(config):
     """The routed experts of the official model."""
     for sizes in fp4.model_sizes(config):
-        yield {**sizes, "E": config["n_routed_experts"], "R": 64}
+        yield {**sizes, "R": 64}
 
 
 op = Op(
@@ -26,7 +27,7 @@ op = Op(
     dims={
         "Q": dim(0, 1 << 20, batch=True),
         "R": static(16, 128, multiple=16),
-        "E": static(1, 1024),
+        "E": EXPERTS,
         **FP4_DIMS,
     },
     doc="x_q W_e^T of tiles of R rows, e = expert_q, otherwise as gemm/fp4; zeros for -1"
@@ -49,6 +50,7 @@ op = Op(
 def fp4_experts(T, Q, R, E, N, K, B, G, H, F, out, width, threads, stages, instruction):
     """One block makes one tile; those of the same columns, sorted by expert, follow one another."""
     code = fp4_device(T, K, B, R, width, threads, stages, instruction)
+    write = writer(T, N, R, width, out)
 
     @T.macro
     def bring(x, xs, w, ws, q, e, j, k, x_codes, x_scales, w_codes, w_scales):
@@ -75,8 +77,6 @@ def fp4_experts(T, Q, R, E, N, K, B, G, H, F, out, width, threads, stages, instr
                 code.product(lambda *at: bring(x, xs, w, ws, q, e, j, *at), staged)
             else:
                 T.clear(staged)
-            for m, n in T.Parallel(R, width):
-                if j * width + n < N:
-                    y[q, m, j * width + n] = staged[m, n]
+            write(staged, y, j, lambda m: (q, m), lambda m: True)
 
     return kernel

@@ -1,10 +1,11 @@
 """x W^T of FP8 activations and FP8 weights (spec §6.3)."""
 
-from tileproof.dsl import In, Op, Out, derived
+from tileproof.dsl import In, Op, Out, derived, static
 from tileproof.kernels.row_stream import MATRIX_OPTIONS, ceildiv
 
 from . import reference
-from ._fp8 import COLUMNS, DEPTH, OUT, ROWS, TOKENS, VARIANTS, fp8_device, groups
+from ._fp8 import COLUMNS, DEPTH, OUT, VARIANTS, fp8_device, groups
+from ._tiles import TOKENS, writer
 
 
 def model_sizes(config):
@@ -33,7 +34,7 @@ op = Op(
     ),
     dims={
         "M": TOKENS,
-        "N": ROWS,
+        "N": static(8, 1 << 18, multiple=8),
         "K": COLUMNS,
         "G": derived(groups),
         "F": derived(lambda N: ceildiv(N, DEPTH)),
@@ -58,6 +59,7 @@ op = Op(
 def fp8(T, M, N, K, G, F, out, tokens, width, threads, stages, instruction):
     """One block makes one tile, all of it under one row of weight scales."""
     code = fp8_device(T, K, tokens, width, threads, stages, instruction)
+    write = writer(T, N, tokens, width, out)
 
     @T.macro
     def bring(x, w, i, j, k, x_codes, w_codes):
@@ -86,8 +88,6 @@ def fp8(T, M, N, K, G, F, out, tokens, width, threads, stages, instruction):
             code.product(
                 lambda *at: bring(x, w, i, j, *at), lambda *at: scales(xs, ws, i, j, *at), staged
             )
-            for m, n in T.Parallel(tokens, width):
-                if (i * tokens + m < M) & (j * width + n < N):
-                    y[i * tokens + m, j * width + n] = staged[m, n]
+            write(staged, y, j, lambda m: (i * tokens + m,), lambda m: i * tokens + m < M)
 
     return kernel

@@ -4,7 +4,7 @@ from tileproof.dsl import In, Op, Out, static
 from tileproof.kernels.row_stream import MATRIX_OPTIONS
 
 from . import reference
-from ._tiles import COLUMNS, ROWS, TILE, TOKENS, TYPES, device
+from ._tiles import COLUMNS, ROWS, TILE, TOKENS, TYPES, device, writer
 
 
 def model_sizes(config):
@@ -12,7 +12,7 @@ def model_sizes(config):
     if "o_groups" in config:
         G = config["o_groups"]
         K = config["num_attention_heads"] * config["head_dim"] // G
-        yield {"G": G, "N": config["o_lora_rank"], "K": K, "out": "act"}
+        yield {"G": G, "K": K, "out": "act"}
 
 
 op = Op(
@@ -37,6 +37,7 @@ op = Op(
 def grouped(T, M, G, N, K, act, out, tokens, width, threads, stages):
     """One block makes one tile of one group."""
     code = device(T, K, act, tokens, width, stages)
+    write = writer(T, N, tokens, width, out)
 
     @T.macro
     def bring(x, w, g, i, j, k, x_tile, w_tile):
@@ -50,8 +51,6 @@ def grouped(T, M, G, N, K, act, out, tokens, width, threads, stages):
         with T.Kernel(T.ceildiv(N, width), T.ceildiv(M, tokens), G, threads=threads) as (j, i, g):
             staged = T.alloc_shared((tokens, width), out)
             code.product(lambda *at: bring(x, w, g, i, j, *at), staged)
-            for m, n in T.Parallel(tokens, width):
-                if (i * tokens + m < M) & (j * width + n < N):
-                    y[i * tokens + m, g, j * width + n] = staged[m, n]
+            write(staged, y, j, lambda m: (i * tokens + m, g), lambda m: i * tokens + m < M)
 
     return kernel

@@ -57,7 +57,7 @@ def run(op, inputs, arch="sm_80", checked=False, finite=True, **sizes):
     """
     launch = {letter: sizes.pop(letter) for letter in op.dynamic if letter in sizes}
     spec, call = kernel(op, arch, checked, **sizes)
-    shapes = spec.bind(**launch, **_letters(spec, inputs))
+    shapes = spec.bind(**{**_letters(spec, inputs), **launch})
     types = {a.name: getattr(torch, a.dtype.torch) for a in spec.args if a.role == "out"}
     outputs = [torch.empty(shapes[name], dtype=t) for name, t in types.items()]
     for output in outputs:

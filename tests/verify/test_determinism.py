@@ -85,6 +85,29 @@ def tiled(partner=0, start=lambda row: 0, guard=lambda row, M: row < M, columns=
     return kernel
 
 
+def wide(swap=lambda left, N: False):
+    """Eight rows and eight columns a block; a thread takes another row if ``swap(left, N)``, where
+    `left` columns of N are left."""
+    M, N = T.dynamic("M"), T.dynamic("N")
+
+    @T.prim_func
+    def kernel(x: T.Tensor((M, 8), "float32"), y: T.Tensor((M, N), "float32")):
+        with T.Kernel(T.ceildiv(N, 8), T.ceildiv(M, 8), threads=8) as (j, block):
+            values = T.alloc_shared((8, 8), "float32")
+            thread = T.get_thread_binding()
+            for i in T.serial(8):
+                values[thread, i] = 0.0
+                if block * 8 + thread < M:
+                    values[thread, i] = x[block * 8 + thread, i]
+            T.sync_threads()
+            for i in T.serial(8):
+                if (block * 8 + thread < M) & (j * 8 + i < N):
+                    row = T.if_then_else(swap(N - j * 8, N), 7 - thread, thread)
+                    y[block * 8 + thread, j * 8 + i] = values[row, i]
+
+    return kernel
+
+
 def alone(columns=8, choice=None):
     """A row a block, of which `columns` pass through local memory; `choice` says how many are
     added."""
@@ -225,6 +248,19 @@ def test_a_row_depends_on_its_batch(name):
     found = verdict(BATCH[name], batch=["M"])
     assert found.verdict in (Verdict.REFUTED, Verdict.ALARM), found
     assert verdict(BATCH[name]).verdict is Verdict.PROVED  # nobody asked for more than that
+
+
+def test_columns_that_are_not_all_there_are_followed_for_every_number_of_them():
+    facts = {"batch": ["M"], "dims": {"N": [2, 1 << 18]}, "multiples": {"N": 2}}
+    found = verdict(wide(), **facts)
+    assert found.verdict is Verdict.PROVED, found
+    some = [lambda left, N, c=c: left == c for c in (2, 4, 6)]  # of the last block
+    for swap in (*some, lambda left, N: left >= 8):
+        found = verdict(wide(swap), **facts)
+        assert found.verdict is Verdict.ALARM, found
+        assert "depends on row" in found.reasons[0]
+    found = verdict(wide(lambda left, N: N > 99), **facts)
+    assert found.verdict is Verdict.UNKNOWN, found
 
 
 @pytest.mark.parametrize("make", [tiled, alone])

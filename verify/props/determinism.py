@@ -12,26 +12,28 @@ program they do the same, row for row, if
   3. a block reads no row it does not write, be it at a place of its own that the row's data
      chooses (the contract of an index whose elements are distinct);
   4. rows of one tile do not mix and are treated alike, which executing one tile shows
-     (``tile.py``): by 1 to 3 every other tile does the same. It shows as well that no output hangs
+     (``alike.py``): by 1 to 3 every other tile does the same. It shows as well that no output hangs
      on what lay in shared or local memory before; a block of one row that it cannot follow is left
      with a remark.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
 from tileproof.verify import rows, terms
+from tileproof.verify.alike import run_tile
 from tileproof.verify.encode import Answer
 from tileproof.verify.facts import Access, Context, Decision
 from tileproof.verify.flow import UnfollowedError
 from tileproof.verify.intrinsics import UnmodelledError
 from tileproof.verify.model import Counterexample, Step, Verdict
 from tileproof.verify.rows import Place, RowlessError
-from tileproof.verify.terms import Symbol, Term, apply, const, le
-from tileproof.verify.tile import run_tile
+from tileproof.verify.terms import Symbol, Term, apply, const, le, mul, var
 
 from ._run import PROVED, Goal, Launch, undecided
 from .blocks import meeting
@@ -274,12 +276,10 @@ class _Batch:
             for s in t.symbols
             if s.kind == "dim" and s not in batch
         }
-        if sized:
-            names = ", ".join(sorted(s.name for s in sized))
-            return Goal(Verdict.UNKNOWN, f"rows of a tile of {name}: loops depend on {names}")
         try:
             if len(batch) != 1:
                 raise RowlessError("more than one batch dim")
+            widths = [self.widths(s) for s in sorted(sized, key=lambda s: s.name)]
             rows_of = [
                 rows.rows_of_a_block(a, p.row, self.moves, self.facts)[1]
                 for a, p in self.places.items()
@@ -289,13 +289,45 @@ class _Batch:
             lowest, multiple = int(batch[0].lo.value), self.domain.multiples.get(batch[0].name, 1)
             count = -(-max(count, lowest) // multiple) * multiple
             alone = {*self.moves, *self.columns_only()}
-            found = run_tile(self.launch, batch[0], count, alone, self.places)
+            choices = list(map(dict, itertools.product(*widths)))
+            found = run_tile(self.launch, batch[0], count, choices, alone, self.places)
         except (RowlessError, UnfollowedError, UnmodelledError) as why:
             return Goal(Verdict.UNKNOWN, f"rows of a tile of {name}: {why}")
         if not found:
             return PROVED
         example = Counterexample("determinism", name, found, sizes={batch[0].name: count})
         return Goal(Verdict.ALARM, found, example)
+
+    def widths(self, size: Symbol) -> list[tuple[Symbol, int]]:
+        """Values of a size that speak for all: those up to the columns of one block.
+
+        They do if block b of `width` columns decides at ``size`` what block 0 decides at
+        ``min(size - b * width, width)``, as guards of a last block that is not full do.
+        Raises UnfollowedError where that is not shown.
+        """
+        unknown = UnfollowedError(f"loops depend on {size.name}")
+        blocks = [b for b in self.facts.blocks if b.hi.symbols == {size}]
+        if len(blocks) != 1:
+            raise unknown
+        (block,) = blocks
+        many = 1 << 30
+        width = many // (1 + int(terms.evaluate(block.hi, {size: many})))
+        left = terms.sub(var(size), mul(const(width), var(block)))
+        first = {size: apply("min", left, const(width)), block: const(0)}
+        deciding = [(d.terms, d.context) for d in self.facts.decisions]
+        deciding += [((p.row,), a.context) for a, p in self.places.items() if p.row is not None]
+        deciding += [((a.index,), a.context) for a in self.facts.accesses if not a.buffer.tensor]
+        for found, context in deciding:
+            for t in found:
+                other = terms.substitute(t, first)
+                differ = apply("ne", t, other)
+                if other is not t and not self.engine.never(differ, context, first).proved:
+                    raise unknown
+        exists = apply("lt", const(0), left)
+        if not self.engine.never(apply("not", exists), Context(), first).proved:
+            raise unknown
+        step = math.gcd(width, self.domain.multiples.get(size.name, 1))
+        return [(size, n) for n in range(step, width + 1, step)]
 
     def report(self, what: Any, message: Any, answer: Answer) -> Goal:
         """A pair of runs that part: REFUTED if executing the IR twice shows it."""
