@@ -9,6 +9,9 @@ from tileproof.codegen.lower import lower
 from tileproof.dsl import ContractError
 from tileproof.verify import Verdict, prove_lowered
 from tileproof.verify.mutate import without_int64
+from tileproof.verify.props import PROPERTIES
+
+from . import test_races, test_tma
 
 # Without TileLang's own guards, so that only what the kernel says protects it.
 CONFIGS = {
@@ -112,6 +115,32 @@ def added(cleared=False):
             if cleared:
                 y[m, t] = 0.0
             T.atomic_add(y[m, t], x[m, t])
+
+    return kernel
+
+
+def scaled(parts=1):
+    """Each element times the number of rows, rounded down to a multiple of `parts` of them."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def kernel(x: T.Tensor((M, 128), "float32"), y: T.Tensor((M, 128), "float32")):
+        with T.Kernel(M, threads=128) as m:
+            t = T.get_thread_binding()
+            y[m, t] = x[m, t] * T.cast(M // parts, "float32")
+
+    return kernel
+
+
+def short(most=50):
+    """A kernel that says itself how many rows there are at most."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def kernel(y: T.Tensor((M, 128), "float32")):
+        with T.Kernel(M, threads=128) as m:
+            T.device_assert(M <= most)
+            y[m, T.get_thread_binding()] = 0.0
 
     return kernel
 
@@ -238,6 +267,18 @@ LADDER = {
     ),
     "host cast": ("overflow", (flat, {}, dims(M=299593)), (flat, {}, dims(M=299594))),
     "grid limit": ("limits", (tall, {}, dims(M=65535)), (tall, {}, dims(M=65536))),
+    "assertion": ("asserts", (short, {}, dims(M=50)), (short, {}, dims(M=51))),
+    "stride of vectors": (
+        "alignment",
+        (strided, {"lanes": 4}, {"multiples": {"S": 4}}),
+        (strided, {"lanes": 4}, {"multiples": {"S": 2}}),
+    ),
+    # Up to 8 rows are all one batch to it.
+    "size as data": (
+        "determinism",
+        (scaled, {"parts": 8}, {"batch": ["M"], **dims(M=7)}),
+        (scaled, {"parts": 8}, {"batch": ["M"], **dims(M=8)}),
+    ),
     "row step": ("blocks", (rows, {"step": 4}, {}), (rows, {"step": 3}, {})),
     "missing": (
         "coverage",
@@ -276,6 +317,22 @@ def test_inside_is_proved_and_outside_refuted(rung):
     bad = run(outside(**bad_kwargs), **bad_facts).properties[name]
     assert bad.verdict is Verdict.REFUTED, bad
     assert all(e.confirmed and e.property == name for e in bad.counterexamples)
+
+
+def test_every_property_has_a_rung():
+    """Tensor maps take a program with TMA, synchronisation two threads: their ladders are there."""
+    rungs = {name for name, *_ in (*LADDER.values(), *test_races.LADDER.values())}
+    rungs |= {broken for *_, broken in test_tma.OUTSIDE.values()}
+    assert rungs == {p.name for p in PROPERTIES}
+
+
+def test_a_solver_that_hangs_is_stopped_and_proves_nothing(monkeypatch):
+    """No wait of ours is too short for a solver that has no time at all."""
+    monkeypatch.setattr("tileproof.verify.encode._MOST_SECONDS", 0)
+    report = run(strided(backwards=True))
+    assert report.verdict is Verdict.UNKNOWN
+    blocks = report.properties["blocks"]
+    assert blocks.verdict is Verdict.UNKNOWN and "the solver hung" in blocks.reasons[0]
 
 
 def test_a_grid_without_blocks_writes_nothing():

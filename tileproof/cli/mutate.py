@@ -35,6 +35,7 @@ def run(
 ) -> int:
     """Seed bugs at the sites of kernels; say what finds them. Exit code: 0 all found, 1 escapes."""
     from tileproof.dsl import load_library
+    from tileproof.runtime.cache import atomic_write
 
     archs = targets.archs(arch)
     known = targets.facts(facts, dim or []) or {}
@@ -61,7 +62,7 @@ def run(
     if output is None:
         print(text)
     else:
-        output.write_text(text + "\n")
+        atomic_write(output, text + "\n")
     if unknown:
         return 2
     return int(any(o["fate"] == "escaped" for o in outcomes))
