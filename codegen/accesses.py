@@ -144,7 +144,8 @@ def _disassemble(cuda: str, arch: str, contract_fma: bool, toolkit: Toolkit) -> 
     options = [*flags(arch, contract_fma=contract_fma), "-lineinfo"]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        (folder / "kernel.ptx").write_text(to_ptx(cuda, options, toolkit))
+        ptx = to_ptx(cuda, arch, contract_fma=contract_fma, lines=True, toolkit=toolkit)
+        (folder / "kernel.ptx").write_text(ptx)
         nvcc, nvdisasm = (cuda_tool(name, toolkit) for name in ("nvcc", "nvdisasm"))
         run([nvcc, "-cubin", *options, "kernel.ptx"], "ptxas", folder)
         return run([nvdisasm, "-gi", "-c", "kernel.cubin"], "nvdisasm", folder)

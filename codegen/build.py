@@ -75,7 +75,9 @@ def build(
     expected = "sm_80 or sm_89 too: PTX of the others runs on no other device"
     check(bool(portable) or not ptx, "PTX of", got=", ".join(targets), expected=expected)
     versions(toolkit)
-    work = [(spec, target) for spec in unique.values() for target in targets]
+    # One architecture after another and one dialect after the other: compilers keep their headers.
+    work = [(spec, target) for target in targets for spec in unique.values()]
+    work.sort(key=lambda u: (arch_order(u[1]), u[0].op.variant(u[1]).contract_fma))
     known = proofs or {}
     others = [" on ".join(key) for key in known if key not in {(s.symbol, t) for s, t in work}]
     check(not others, "proofs", got=", ".join(others), expected="those of kernels to build")

@@ -13,6 +13,7 @@ from typing import Any
 from tileproof.dsl import check
 from tileproof.runtime.cache import atomic_write, cache_dir, locked
 
+from . import nvrtc
 from .resources import FAMILIES, from_ptxas, from_sass, widths
 from .toolchain import Toolkit, cuda_includes, cuda_tool, run, versions
 
@@ -30,21 +31,25 @@ class DeviceCode:
     kernels: dict[str, dict[str, Any]]
 
 
-def flags(arch: str, *, contract_fma: bool) -> list[str]:
-    """nvcc's flags, for PTX and for the cubin alike. Fast-math is never among them."""
-    fmad = "true" if contract_fma else "false"
-    seed = "-frandom-seed=tileproof"
+def dialect(*, contract_fma: bool) -> list[str]:
+    """How nvcc and NVRTC read CUDA text. Fast-math is never among it."""
     # PyPI's torch for CUDA brings older runtime headers into the folder nvcc's lie in. CCCL refuses
     # the pair; the code made of them is the same.
     mixed = "-DCCCL_DISABLE_CTK_COMPATIBILITY_CHECK"
-    return ["-O3", "-std=c++17", mixed, f"-arch={arch}", f"-fmad={fmad}", seed]
+    return ["-std=c++17", mixed, f"-fmad={'true' if contract_fma else 'false'}"]
+
+
+def flags(arch: str, *, contract_fma: bool) -> list[str]:
+    """nvcc's flags, for PTX and for the cubin alike."""
+    seed = "-frandom-seed=tileproof"
+    return ["-O3", *dialect(contract_fma=contract_fma), f"-arch={arch}", seed]
 
 
 def cache_entry(cuda: str, arch: str, *, contract_fma: bool, toolkit: Toolkit = "pip") -> Path:
     """Where the facts of a compiled text are kept; the cubin lies beside them. May not exist."""
     tools = versions(toolkit)
     options = flags(arch, contract_fma=contract_fma)
-    parts = ["1", cuda, tools.nvcc, tools.tilelang, toolkit, *options]
+    parts = ["2", cuda, tools.nvcc, str(tools.nvrtc), tools.tilelang, toolkit, *options]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     return cache_dir("device", key[:2]) / f"{key}.{_FORMAT}.json"
 
@@ -82,13 +87,22 @@ def compile_ptx(cuda: str, arch: str, *, contract_fma: bool, toolkit: Toolkit = 
     if not path.exists():
         with locked(path):
             if not path.exists():
-                text = to_ptx(cuda, flags(arch, contract_fma=contract_fma), toolkit)
+                text = to_ptx(cuda, arch, contract_fma=contract_fma, toolkit=toolkit)
                 atomic_write(path, text)
     return path.read_text()
 
 
-def to_ptx(cuda: str, options: list[str], toolkit: Toolkit = "pip") -> str:
-    """PTX of a CUDA text by nvcc with `options`, past the cache. Raises as :func:`compile_ptx`."""
+def to_ptx(
+    cuda: str, arch: str, *, contract_fma: bool, lines: bool = False, toolkit: Toolkit = "pip"
+) -> str:
+    """PTX of a CUDA text past the cache, with line numbers if `lines`.
+
+    Raises as :func:`compile_ptx`.
+    """
+    numbers = ["-lineinfo"] if lines else []
+    if toolkit == "pip":
+        return nvrtc.to_ptx(cuda, arch, [*dialect(contract_fma=contract_fma), *numbers])
+    options = [*flags(arch, contract_fma=contract_fma), *numbers]
     includes = [f"-I{path}" for path in cuda_includes()]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -97,7 +111,8 @@ def to_ptx(cuda: str, options: list[str], toolkit: Toolkit = "pip") -> str:
         run([nvcc, "-ptx", *options, *includes, "kernel.cu"], "nvcc", folder)
         # Names of file-local objects carry a hash of the source's path; the same text shall give
         # the same bytes wherever it is compiled.
-        return _PATH_HASH.sub("_kernel_cu_", (folder / "kernel.ptx").read_text())
+        ptx = _PATH_HASH.sub("_kernel_cu_", (folder / "kernel.ptx").read_text())
+        return nvrtc.reachable(ptx)
 
 
 def _compile(ptx: str, options: list[str], toolkit: Toolkit) -> DeviceCode:
@@ -107,7 +122,7 @@ def _compile(ptx: str, options: list[str], toolkit: Toolkit) -> DeviceCode:
         (folder / "kernel.ptx").write_text(ptx)
         log = run([nvcc, "-cubin", "-Xptxas=-v", *options, "kernel.ptx"], "ptxas", folder)
         disassembly = run(
-            [cuda_tool("nvdisasm", toolkit), "-c", "kernel.cubin"], "nvdisasm", folder
+            [cuda_tool("nvdisasm", toolkit), "-ndf", "-c", "kernel.cubin"], "nvdisasm", folder
         )
         cubin = (folder / "kernel.cubin").read_bytes()
     sass, wide = from_sass(disassembly), widths(disassembly)

@@ -18,11 +18,14 @@ from pathlib import Path
 from tileproof.dsl import ARCHS
 from tileproof.runtime.cache import cache_dir
 
-from .toolchain import ToolchainError, cuda_tool, cxx, run
+from . import nvrtc
+from .toolchain import ToolchainError, cuda_tool, cxx, nvrtc_library, run
 
 # What a machine may be wanted for: bundles on a GPU or on the virtual one, making them, and so on.
 USES = ("run", "gpu", "virtual", "build", "prove", "patch", "plot", "bench")
 _BASE, _BUILD = "pip install tileproof", "pip install 'tileproof[build]'"
+_REINSTALL = "pip install --force-reinstall 'tileproof[build]'"
+_EMPTY = 'extern "C" __global__ void kernel() {}\n'
 # distribution, what needs it, what it is for, how to install it
 _PACKAGES = (
     ("torch", ("run",), "load and run bundles", _BASE),
@@ -95,7 +98,7 @@ def _pinned(name: str) -> str | None:
 
 def _toolkit() -> list[Finding]:
     """NVIDIA's compilers from PyPI, and one on the system that is left alone."""
-    found = [_nvcc(), _tool("nvdisasm")]
+    found = [_nvcc(), _nvrtc(), _tool("nvdisasm")]
     if system := shutil.which("nvcc"):
         found.append(Finding("nvcc (system)", True, f"{system}; not used, builds take PyPI's"))
     return found
@@ -119,12 +122,24 @@ def _nvcc() -> Finding:
     try:
         with tempfile.TemporaryDirectory() as scratch:
             source = Path(scratch) / "kernel.cu"
-            source.write_text('extern "C" __global__ void kernel() {}\n')
+            source.write_text(_EMPTY)
             run([cuda_tool("nvcc"), "-cubin", "-arch=sm_80", source.name], "nvcc", source.parent)
     except ToolchainError as error:
-        fix = "pip install --force-reinstall 'tileproof[build]'"
-        return Finding(found.item, False, str(error), fix, found.needed)
+        return Finding(found.item, False, str(error), _REINSTALL, found.needed)
     return Finding(found.item, True, f"{found.detail}, compiles", _BUILD, found.needed)
+
+
+def _nvrtc() -> Finding:
+    item, needed = "NVRTC (PyPI)", ("build",)
+    try:
+        library = nvrtc_library()
+    except ToolchainError as error:
+        return Finding(item, False, str(error), _BUILD, needed)
+    try:
+        nvrtc.to_ptx(_EMPTY, "sm_80", [])
+    except (ToolchainError, OSError) as error:
+        return Finding(item, False, str(error), _REINSTALL, needed)
+    return Finding(item, True, f"{library.name}, compiles", _BUILD, needed)
 
 
 def _compiler() -> Finding:

@@ -35,6 +35,14 @@ def _pip_root() -> Path:
     raise ToolchainError(f"nvcc from PyPI (nvidia-cuda-nvcc) is not installed; {_ADVICE}")
 
 
+def nvrtc_library() -> Path:
+    """NVRTC from PyPI. Raises ToolchainError naming the package to install."""
+    found = next((_pip_root() / "lib").glob("libnvrtc.so.*"), None)
+    if found is None:
+        raise ToolchainError(f"NVRTC from PyPI (nvidia-cuda-nvrtc) is not installed; {_ADVICE}")
+    return found
+
+
 def cuda_tool(name: str, toolkit: Toolkit = "pip") -> Path:
     """Path of ``nvcc`` or ``nvdisasm``. Raises ToolchainError naming the package to install."""
     if toolkit == "system":
@@ -67,10 +75,14 @@ def cxx() -> Path:
 
 @dataclass(frozen=True)
 class Versions:
-    """What a cached or shipped artefact depends on besides its source."""
+    """What a cached or shipped artefact depends on besides its source.
+
+    `nvrtc` is None with the system's toolkit, where nvcc does its work.
+    """
 
     tilelang: str
     nvcc: str
+    nvrtc: str | None
     cxx: str
     tvm_ffi: str
 
@@ -81,9 +93,12 @@ def versions(toolkit: Toolkit = "pip") -> Versions:
     cuda_includes()
     nvcc = run([cuda_tool("nvcc", toolkit), "--version"], "nvcc").splitlines()
     release = next(line for line in nvcc if "release" in line)
+    if toolkit == "pip":
+        nvrtc_library()
     return Versions(
         tilelang=importlib.metadata.version("tilelang"),
         nvcc=release.rsplit("V", 1)[-1],
+        nvrtc=importlib.metadata.version("nvidia-cuda-nvrtc") if toolkit == "pip" else None,
         cxx=run([cxx(), "--version"], "the C++ compiler").splitlines()[0],
         tvm_ffi=importlib.metadata.version("apache-tvm-ffi"),
     )

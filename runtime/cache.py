@@ -5,6 +5,7 @@ Safe means: under parallel builds and after `kill -9` a reader sees a whole file
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import os
@@ -28,7 +29,7 @@ def cache_dir(*parts: str) -> Path:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it becomes `path` in one step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    temporary = _temporary(path)
     # Unlike mkstemp's, these permissions are those of any file its user makes.
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
@@ -36,6 +37,17 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def until_exit(path: Path) -> Path:
+    """A path beside `path` for a file of this process alone, removed when it ends."""
+    temporary = _temporary(path)
+    atexit.register(temporary.unlink, missing_ok=True)
+    return temporary
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:

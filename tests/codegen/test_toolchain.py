@@ -67,7 +67,7 @@ def test_missing_wheels_are_named(no_wheels):
     ):
         cuda_tool("nvcc")
     findings = {f.item: f for f in examine()}
-    assert not findings["nvcc (PyPI)"].ok
+    assert not findings["nvcc (PyPI)"].ok and not findings["NVRTC (PyPI)"].ok
     assert "tileproof[build]" in findings["nvcc (PyPI)"].fix
 
 
@@ -79,14 +79,15 @@ def test_a_missing_compiler_is_named(monkeypatch, tmp_path):
 
 
 def test_an_error_in_the_cuda_text_is_the_compilers_line(own_cache):
-    with pytest.raises(ToolchainError, match=r"^nvcc failed: kernel.cu\(1\): error: "):
+    with pytest.raises(ToolchainError, match=r"^nvrtc failed: kernel.cu\(1\): error: "):
         device.compile_cuda("this is not CUDA;", "sm_80", contract_fma=True)
     assert not list(own_cache.rglob("*.cubin"))
 
 
 def test_doctor_finds_what_the_tests_need():
     findings = {f.item: f.ok for f in examine()}
-    for item in ("python", "torch", "tilelang", "nvcc (PyPI)", "nvdisasm (PyPI)", "C++ compiler"):
+    pypi = ("nvcc (PyPI)", "NVRTC (PyPI)", "nvdisasm (PyPI)")
+    for item in ("python", "torch", "tilelang", *pypi, "C++ compiler"):
         assert findings[item]
 
 
