@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from . import tensor
 from .facts import Context
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
 _LINE = (16, 128, 64, 32)  # bytes of a line by the descriptor's layout field
 _UNIT = 16  # bytes; of the descriptor's fields and of its offsets
+_PATTERN = 1024  # bytes after which the widest swizzle repeats
 _SHAPE = re.compile(r"m(\d+)n(\d+)k(\d+)")
 _GROUP = 128  # threads that multiply together
 _TCGEN05 = Effect(collective="warp")  # of which one lane is elected
@@ -91,6 +95,19 @@ def layout_of(node: Any) -> tuple[int, int, int]:
         line, fields = _LINE[int(args[2].value)], args[3:5]
     leading, stride = (int(a.value) * _UNIT for a in fields)
     return line, leading, stride
+
+
+@cache
+def runs(
+    layout: tuple[int, int, int], mn_major: bool, lines: int, row: int, start: int
+) -> list[tuple[int, int]]:
+    """First byte and count of each contiguous part of an operand that begins at `start` of a
+    pattern of the swizzle: a line's number goes into that of its chunks."""
+    at = np.array(places(*layout, mn_major, lines, row)) + start
+    at = np.sort(at ^ (at >> 3 & (layout[0] - _UNIT)))
+    first = np.flatnonzero(np.diff(at, prepend=at[0] - 2 * _UNIT) > _UNIT)
+    last = np.append(first[1:], len(at)) - 1
+    return [(int(a), int(b - a) + _UNIT) for a, b in zip(at[first], at[last], strict=True)]
 
 
 class Operands:
@@ -234,19 +251,9 @@ class Replayed:
         data, start, sizes = self.known[operand.descriptor]
         begin = machine.starts.get(data, 0)
         start += begin + machine.number(operand.units) * operand.unit // _UNIT * _UNIT
-        # a line's number goes into that of its chunks
-        chunks = sorted(
-            at ^ (at >> 3 & (sizes[0] - _UNIT))
-            for place in places(*sizes, operand.mn_major, operand.lines, operand.row)
-            for at in (start + place,)
-        )
-        first = 0
-        for i, at in enumerate(chunks):
-            if i + 1 == len(chunks) or chunks[i + 1] - at > _UNIT:
-                machine.note(
-                    data, "read", chunks[first] - begin, at + _UNIT - chunks[first], 1, node
-                )
-                first = i + 1
+        rest = int(start % _PATTERN)
+        found = runs(sizes, operand.mn_major, operand.lines, operand.row, rest)
+        machine.notes(data, "read", start - rest - begin, found, node)
 
 
 def _moved(pointer: Any) -> bool:

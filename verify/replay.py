@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -468,6 +468,13 @@ class Machine:
             pairs = zip(self.vector(e.a), self.vector(e.b), strict=True)
             return [_ARITHMETIC[kind](a, b) for a, b in pairs]
         raise UndeterminedError(kind)
+
+    def notes(
+        self, data: Any, mode: str, start: int, runs: Sequence[tuple[int, int]], node: Any
+    ) -> None:
+        """Note accesses of one call to runs of bytes: first, from `start` on, and count of each."""
+        for first, count in runs:
+            self.note(data, mode, start + first, count, 1, node)
 
     def note(
         self,

@@ -115,12 +115,7 @@ def _follow(tracer: Tracer, setting: Setting, threads: int, sizes: Sizes) -> Fol
     """What each thread may do, by classes of iterations as fine as it takes, and all runs."""
     while True:
         try:
-            traces = {}
-            # One of each warpgroup first, to see early which classes are too coarse.
-            for t in sorted(range(threads), key=lambda t: (t % 128, t)):
-                indices = {**setting.indices, "threadIdx.x": t}
-                traces[t] = tracer.trace_of(t, Setting(setting.sizes, indices, {}))
-            traces = dict(sorted(traces.items()))
+            traces = tracer.traces_of(threads, setting)
             break
         except CoarseError as why:
             tracer.finer(why)
@@ -197,7 +192,7 @@ def _site(node: Any) -> str:
 
 
 def _outliving(p: Piece, verdict: Verdict) -> Finding:
-    a = p.accesses[0]
+    a = p.each[0]
     message = (
         f"thread {a.thread} ends without waiting for its copy from byte {a.first} of {a.arena},"
         " which may still read there"

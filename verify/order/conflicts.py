@@ -40,23 +40,39 @@ class Piece:
         return self.accesses[0].proxy
 
     @cached_property
+    def each(self) -> list[Access]:
+        """The accesses of each thread."""
+        return [one for a in self.accesses for one in a.each()]
+
+    @cached_property
     def bounds(self) -> tuple[int, int]:
-        return min(a.first for a in self.accesses), max(a.stop for a in self.accesses)
+        rows = [a.rows for a in self.accesses]
+        return min(int(r[1].min()) for r in rows), max(int(r[2].max()) for r in rows)
 
     @cached_property
     def owners(self) -> Any:
         """Per byte of the bounds the thread that touches it, -1 for none, -2 for several."""
         lo, hi = self.bounds
-        owners = np.full(hi - lo, -1, np.int64)
+        least = np.full(hi - lo, np.iinfo(np.int64).max)
+        most = np.full(hi - lo, -1, np.int64)
         for a in self.accesses:
-            part = owners[a.first - lo : a.stop - lo]
-            part[:] = np.where((part == -1) | (part == a.thread), a.thread, -2)
-        return owners
+            thread, first, stop = a.rows
+            if len(thread) < (stop - first).max():  # few threads, many bytes
+                for t, start, end in zip(thread, first - lo, stop - lo, strict=True):
+                    np.minimum(least[start:end], t, out=least[start:end])
+                    np.maximum(most[start:end], t, out=most[start:end])
+                continue
+            for i in range(int((stop - first).max())):
+                inside = first + i < stop
+                at, who = (first + i - lo)[inside], thread[inside]
+                np.minimum.at(least, at, who)
+                np.maximum.at(most, at, who)
+        return np.where(most < 0, -1, np.where(least == most, most, -2))
 
     @cached_property
     def by_thread(self) -> dict[int, list[Access]]:
         found: dict[int, list[Access]] = {}
-        for a in self.accesses:
+        for a in self.each:
             found.setdefault(a.thread, []).append(a)
         return found
 
@@ -76,16 +92,23 @@ class Piece:
         if not met.any():
             return None
         byte = lo + int(np.argmax(met))
-        ones = [a for a in self.accesses if a.first <= byte < a.stop]
-        twos = [a for a in other.accesses if a.first <= byte < a.stop]
+        ones = [a for a in self.each if a.first <= byte < a.stop]
+        twos = [a for a in other.each if a.first <= byte < a.stop]
         return next((p, q, byte) for p in ones for q in twos if p.thread != q.thread)
+
+    def shares(self, other: Piece) -> bool:
+        """Whether two accesses of one thread may share a byte."""
+        if self is other:
+            touched = sum(int((a.rows[2] - a.rows[1]).sum()) for a in self.accesses)
+            return touched > int((self.owners != -1).sum())
+        _, a, b = self._common(other)
+        return bool(((a != -1) & (b != -1) & ((a == b) | (a == -2) | (b == -2))).any())
 
     def meets_itself(self, other: Piece) -> Meeting | None:
         """Accesses of one thread that share a byte."""
         if not self.overlaps(other):
             return None
-        _, a, b = self._common(other)
-        if not ((a != -1) & (b != -1) & ((a == b) | (a == -2) | (b == -2))).any():
+        if not self.shares(other):
             return None
         for thread, ones in self.by_thread.items():
             for two in other.by_thread.get(thread, ()):
@@ -119,7 +142,7 @@ def within(pieces: Sequence[Piece]) -> Iterator[Conflict]:
     """A copy and another access of the thread that issues it, with no event between them."""
     for copies in (p for p in pieces if p.engine):
         for others in pieces:
-            if not copies.overlaps(others):
+            if not copies.overlaps(others) or not copies.shares(others):
                 continue
             for thread, ones in copies.by_thread.items():
                 for copy in ones:

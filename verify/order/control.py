@@ -16,6 +16,7 @@ from tileproof.verify.intrinsics import UnmodelledError
 from tileproof.verify.replay import _ARITHMETIC, _BITWISE, Setting, UndeterminedError
 from tileproof.verify.timeline import Timeline
 
+from .lanes import Lanes, agreed, hashable
 from .numbers import Numbers
 from .parts import COMPOUND, Parts
 from .values import CoarseError, Form, widened
@@ -164,7 +165,7 @@ class Control(Timeline):
             return tuple(self._plain(v) for v in value)
         if isinstance(value, set):
             return tuple(sorted(value))
-        return _plain(value) if isinstance(value, int | str | Form) else self._id(value)
+        return _plain(value) if isinstance(value, int | str | Form | Lanes) else self._id(value)
 
     def _id(self, k: Any) -> Any:
         if isinstance(k, tuple):
@@ -205,9 +206,9 @@ class Control(Timeline):
                 body = s.then_case if taken else s.else_case
                 rest = rest if body is None else (_Frame(body), rest)
             elif kind == "For":
-                low = self.number(s.min)
+                low = self.whole(s.min)
                 try:
-                    extent = self.number(s.extent)
+                    extent = self.whole(s.extent)
                 except UndeterminedError:
                     self.open = (*self.open, s)
                     return self._head(s, low, rest, first=True)
@@ -247,7 +248,7 @@ class Control(Timeline):
                 self._keep(self.env, v, value)
         for place, value in list(self.local.items()):
             self._keep(self.local, place, value)
-        low = self.number(s.min)
+        low = self.whole(s.min)
         depth = len(self.open) - 1
         text, _ = self._name(s.extent, self.open[:-1])
         self.loops.setdefault(text, (s, depth))
@@ -309,6 +310,7 @@ class Control(Timeline):
                 ahead = value - self.env[loop.loop_var]
                 if self.number(loop.min) or isinstance(ahead, Form):
                     return None
+                ahead = int(ahead)
                 if kind in ("EQ", "NE"):
                     last = Ask("more", text, depth, ahead), kind == "NE"
                     return last if ahead == 1 else None
@@ -338,8 +340,8 @@ class Control(Timeline):
                     if loop.loop_var.same_as(e):
                         used.add(depth)
                         return f"#{depth}"
-                if isinstance(self.env.get(e), int):
-                    return str(self.env[e])
+                if isinstance(self.env.get(e), int | Lanes):
+                    return str(int(self.env[e]))
                 if e in self.texts:
                     known, hangs = self.texts[e]
                     used.update(hangs)
@@ -357,14 +359,14 @@ class Control(Timeline):
                 place = ", ".join(name(i) for i in e.indices)
                 return f"load.{self._id(e.buffer.data)}[{place}]"
             if kind == "BufferLoad":
-                return str(self.number(e))
+                return str(self.whole(e))
             if kind == "Call" and str(e.op.name) in (*_BITWISE, "tirx.if_then_else"):
                 return f"{e.op.name}({', '.join(name(a) for a in e.args)})"
             if kind == "Select":
                 parts = (e.condition, e.true_value, e.false_value)
                 return f"select({', '.join(name(a) for a in parts)})"
             if kind == "Call":
-                return str(self.number(e))
+                return str(self.whole(e))
             raise UndeterminedError(kind)
 
         return name(e), used
@@ -373,7 +375,7 @@ class Control(Timeline):
         self.texts.pop(s.var, None)
         self.env.pop(s.var, None)
         try:
-            self.env[s.var] = self.value(s.value)
+            self.env[s.var] = agreed(self.value(s.value))
         except UndeterminedError:
             self.visit(s.value)
             if s.var not in self.parts.decisive:
@@ -383,13 +385,18 @@ class Control(Timeline):
 
     # -- numbers -----------------------------------------------------------------------------
 
-    def number(self, e: Any) -> int:
+    def number(self, e: Any) -> Any:
+        """A number, or one of each thread."""
         found = self.value(e)
         if isinstance(found, Form):
             # A counter that comes back to 0 is a number once the head holds all of its round.
             head = max(self.classes.get(u, _COARSEST)[1] for u in found.parts)
             self._refine(found.later(head), e)
         return found
+
+    def whole(self, e: Any) -> int:
+        """The same, where it must be one number of all threads."""
+        return int(self.number(e))
 
     def value(self, e: Any) -> Any:
         try:
@@ -404,7 +411,7 @@ class Control(Timeline):
         if ranked and "blockIdx.x" not in self.setting.indices:
             raise UndeterminedError("a block's rank in its cluster")
         if type(e).__name__ == "BufferLoad" and e.buffer.data in self.parts.counters:
-            place = (e.buffer.data, self.number(e.indices[0]))
+            place = (e.buffer.data, self.whole(e.indices[0]))
             if place in self.local:
                 return self.local[place]
             raise UndeterminedError(str(e.buffer.name))
@@ -472,12 +479,12 @@ class Control(Timeline):
     def _store(self, s: Any) -> None:
         data = s.buffer.data
         try:
-            place = (data, self.number(s.indices[0]))
+            place = (data, self.whole(s.indices[0]))
         except UndeterminedError:
             self._forget(data)
             return
         try:
-            self.local[place] = self.value(s.value)
+            self.local[place] = agreed(self.value(s.value))
         except UndeterminedError:
             self.local.pop(place, None)
 
@@ -508,4 +515,4 @@ class Control(Timeline):
 
 
 def _plain(value: Any) -> Any:
-    return value.key if isinstance(value, Form) else value
+    return value.key if isinstance(value, Form) else hashable(value)

@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tileproof.verify.replay import _ARITHMETIC, _DIVISIONS, UndeterminedError, _unsigned
 
+from .lanes import Lanes
 from .values import Form
 
 if TYPE_CHECKING:
@@ -69,7 +72,13 @@ class Numbers:
 
         def code() -> Any:
             value = inner()
-            return value if isinstance(value, Form) and wide else _unsigned(dtype, value)
+            if isinstance(value, Form) and wide:
+                return value
+            if isinstance(value, Lanes) and dtype == "uint64":  # the modulus is no 64-bit integer
+                if value.view(np.ndarray).min() >= 0:
+                    return value
+                value = int(value)
+            return _unsigned(dtype, value)
 
         return code
 
@@ -80,7 +89,7 @@ class Numbers:
 
         def code() -> Any:
             divisor = b()
-            if isinstance(divisor, int) and divisor == 0:
+            if not isinstance(divisor, Form) and divisor == 0:
                 raise UndeterminedError("a quotient by 0")
             return operation(a(), divisor)
 

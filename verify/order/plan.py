@@ -56,9 +56,12 @@ class Plan:
     ) -> None:
         self.traces, self.possible = traces, possible
         classes: dict[tuple[object, ...], list[int]] = {}
+        alike: dict[int, tuple[object, ...]] = {}
         for thread, trace in traces.items():
-            alike = tuple((tuple(s.events), s.ask, tuple(s.after)) for s in trace.segments)
-            classes.setdefault(alike, []).append(thread)
+            if id(trace) not in alike:
+                parts = ((tuple(s.events), s.ask, tuple(s.after)) for s in trace.segments)
+                alike[id(trace)] = tuple(parts)
+            classes.setdefault(alike[id(trace)], []).append(thread)
         self.agents: list[Agent] = []
         self.classes = {t: c for c, threads in enumerate(classes.values()) for t in threads}
         self.parts: list[list[Part]] = []
@@ -79,8 +82,9 @@ class Plan:
 
     def _parts(self, threads: list[int], numbers: itertools.count[int]) -> list[Part]:
         segments = self.traces[threads[0]].segments
+        traces = {id(t): t for t in (self.traces[n] for n in threads)}.values()
         pieces = [
-            pieces_of([self.traces[t].segments[i].accesses for t in threads], numbers)
+            pieces_of([t.segments[i].accesses for t in traces], numbers)
             for i in range(len(segments))
         ]
         # What may still come after each segment: until nothing is added any more.

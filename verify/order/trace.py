@@ -6,16 +6,21 @@ of things would hang on one, the thread asks (:mod:`.control`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
+
+import numpy as np
 
 from tileproof.verify.calls import effect
 from tileproof.verify.intrinsics import Tile, Touch, UnmodelledError
 from tileproof.verify.replay import Setting, _element
+from tileproof.verify.timeline import Moment, Timeline
 from tileproof.verify.tma import tile_bytes
 
 from .control import Control, Segment
+from .lanes import ApartError, lanes
 
 Key = tuple[str, int]  # an mbarrier by name and index, or a barrier of the block by number
 Kind = Literal["init", "arrive", "expect", "load", "wait", "barrier", "fence", "commit", "drain"]
@@ -40,24 +45,37 @@ class Event:
 
 @dataclass
 class Access:
-    """Bytes ``first..stop-1`` of an arena.
+    """Bytes ``first..stop-1`` of an arena, of each of several threads where `thread` holds several.
 
     The thread touches them before event number `start` of its segment. An asynchronous access ends
     where the thread drains its `engine`, or with the phase of the mbarrier of event number `load`.
     `position` orders accesses of one thread.
     """
 
-    thread: int
+    thread: Any
     mode: str
     arena: str
-    first: int
-    stop: int
+    first: Any
+    stop: Any
     start: int
     position: int
     node: Any
     loops: dict[str, int]
     engine: str = ""
     load: int | None = None
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """Thread, first byte and the one after the last, of each thread."""
+        found = np.broadcast_arrays(
+            *(np.atleast_1d(v) for v in (self.thread, self.first, self.stop))
+        )
+        return np.stack([np.asarray(v, np.int64) for v in found])
+
+    def each(self) -> Iterator[Access]:
+        """The access of each thread."""
+        for thread, first, stop in self.rows.T.tolist():
+            yield replace(self, thread=thread, first=first, stop=stop)
 
     @property
     def asynchronous(self) -> bool:
@@ -83,11 +101,38 @@ class Trace:
 
 
 class Tracer(Control):
-    """Executes one thread; see :meth:`trace_of`."""
+    """Executes threads, as one while they do the same; see :meth:`traces_of`."""
 
-    def trace_of(self, thread: int, setting: Setting) -> Trace:
-        """Raises UndeterminedError where data decides about the order of things, UnmodelledError
-        for a construct whose order is not modelled, and CoarseError; see :class:`Control`."""
+    def traces_of(self, count: int, setting: Setting) -> dict[int, Trace]:
+        """What each of `count` threads may do; those that do the same have one trace. Raises as
+        :meth:`trace_of` does."""
+        if not hasattr(self, "together"):  # kept for the next time, with finer classes
+            self.together = [list(range(count))]
+        found: dict[int, Trace] = {}
+        todo = list(self.together)
+        while todo:
+            group = todo[-1]
+            try:
+                trace = self.trace_of(group, setting)
+            except ApartError as apart:
+                parts = [[group[i] for i in part] for part in apart.parts]
+            except OverflowError:
+                parts = [[t] for t in group]
+            else:
+                found.update(dict.fromkeys(group, trace))
+                todo.pop()
+                continue
+            todo[-1:] = parts
+            at = self.together.index(group)
+            self.together[at : at + 1] = parts
+        return dict(sorted(found.items()))
+
+    def trace_of(self, group: Sequence[int], setting: Setting) -> Trace:
+        """The trace that threads have in common. Raises ApartError where they have not,
+        UndeterminedError where data decides about the order of things, UnmodelledError for a
+        construct whose order is not modelled, and CoarseError; see :class:`Control`."""
+        thread = lanes(group)
+        setting = Setting(setting.sizes, {**setting.indices, "threadIdx.x": thread}, {})
         self.thread, self.engine, self.muted = thread, "", False
         self.loose = self.warps_meet = False
         segments = self.segments(setting)
@@ -170,9 +215,9 @@ class Tracer(Control):
 
     def key(self, pointer: Any) -> Key:
         if type(pointer).__name__ == "BufferLoad":
-            return str(pointer.buffer.data.name), self.number(pointer.indices[0])
+            return str(pointer.buffer.data.name), self.whole(pointer.indices[0])
         if type(pointer).__name__ == "Call" and str(pointer.op.name) == "tirx.tvm_access_ptr":
-            return str(pointer.args[1].name), self.number(pointer.args[2])
+            return str(pointer.args[1].name), self.whole(pointer.args[2])
         raise UnmodelledError("an mbarrier by address")
 
     # -- copies ------------------------------------------------------------------------------
@@ -258,23 +303,38 @@ class Tracer(Control):
     ) -> None:
         if self.muted:
             return
-        before = len(self.found)
         super().note(data, mode, offset, lanes, element, node, view)
-        for m in self.found[before:]:
-            now = len(self.result.events)
-            access = Access(
-                self.thread, mode, m.arena, m.first, m.stop, now, self.steps, node, m.loops,
-                self.engine,
-            )  # fmt: skip
-            self.result.accesses.append(access)
+        for m in self.found:
+            self.accessed(self.thread, m, m.first, m.stop)
         self.found.clear()
+
+    def notes(
+        self, data: Any, mode: str, start: Any, runs: Sequence[tuple[int, int]], node: Any
+    ) -> None:
+        """All runs of a call as one access."""
+        if self.muted:
+            return
+        first, count = np.array(runs).T
+        Timeline.note(self, data, mode, 0, 1, 1, node)
+        for m in self.found:  # the arena, if it is shared memory, and where the buffer begins
+            threads, starts = np.broadcast_arrays(np.atleast_1d(self.thread), start)
+            at = np.add.outer(np.asarray(starts) + m.first, first).reshape(-1)
+            self.accessed(np.repeat(threads, len(first)), m, at, at + np.tile(count, len(threads)))
+        self.found.clear()
+
+    def accessed(self, thread: Any, m: Moment, first: Any, stop: Any) -> None:
+        now = len(self.result.events)
+        access = Access(
+            thread, m.mode, m.arena, first, stop, now, self.steps, m.node, m.loops, self.engine
+        )
+        self.result.accesses.append(access)
 
 
 def _storage_sync(t: Tracer, args: list[Any], node: Any) -> None:
     if str(args[0].value) not in ("shared", "shared.dyn"):
         raise UnmodelledError(f"tvm_storage_sync({args[0].value})")
     named = len(args) == 3
-    number, threads = (t.number(a) for a in args[1:]) if named else (0, t.threads)
+    number, threads = (t.whole(a) for a in args[1:]) if named else (0, t.threads)
     t.event(Event("barrier", ("", number), threads), node)
 
 
@@ -296,7 +356,7 @@ def _own(kind: Kind, engine: str) -> Callable[[Tracer, list[Any], Any], None]:
     """The thread's own copies; those of a drain are complete but for so many groups."""
 
     def note(t: Tracer, args: list[Any], node: Any) -> None:
-        left = t.number(args[0]) if kind == "drain" else 0
+        left = t.whole(args[0]) if kind == "drain" else 0
         t.event(Event(kind, amount=left, engine=engine), node)
 
     return note
@@ -306,7 +366,7 @@ def _on(kind: Kind) -> Callable[[Tracer, list[Any], Any], None]:
     def note(t: Tracer, args: list[Any], node: Any) -> None:
         if len(args) != 2:
             raise UnmodelledError(str(node.op.name))
-        t.event(Event(kind, t.key(args[0]), t.number(args[1])), node)
+        t.event(Event(kind, t.key(args[0]), t.whole(args[1])), node)
 
     return note
 

@@ -12,6 +12,10 @@ import math
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+import numpy as np
+
+from .lanes import hashable
+
 
 class CoarseError(Exception):
     """Classes are too coarse. `finer` says by unknown by what its period is to be multiplied, and
@@ -23,9 +27,11 @@ class CoarseError(Exception):
 
 
 class Form:
-    """``constant + sum(coefficient * unknown)`` over unknowns that are at least 0."""
+    """``constant + sum(coefficient * unknown)`` over unknowns that are at least 0. The constant may
+    be one of each thread."""
 
     __slots__ = ("constant", "parts")
+    __array_ufunc__ = None  # what arrays are added to is decided here
 
     def __init__(self, parts: Mapping[Hashable, int], constant: int) -> None:
         self.parts, self.constant = dict(parts), constant
@@ -33,7 +39,7 @@ class Form:
     @property
     def key(self) -> tuple[Any, ...]:
         """Equal for equal forms; ``==`` compares what they stand for."""
-        return (self.constant, *sorted(self.parts.items(), key=repr))
+        return (hashable(self.constant), *sorted(self.parts.items(), key=repr))
 
     @property
     def step(self) -> int:
@@ -151,7 +157,8 @@ class Form:
 
     def decided(self) -> CoarseError:
         """What decides the sign of a form, and that it is not 0."""
-        return self.later(abs(self.constant) // min(abs(c) for c in self.parts.values()) + 1)
+        far = int(np.max(np.abs(np.asarray(self.constant))))
+        return self.later(far // min(abs(c) for c in self.parts.values()) + 1)
 
 
 def form(parts: Mapping[Hashable, int], constant: int) -> Any:
