@@ -114,18 +114,21 @@ class Footprints:
         split = len(sides)
         sides += [(meeting.second, s, meeting.where[s]) for s in self._loops(meeting.second)]
         periods = [self._period(access, s) for access, s, _ in sides]
-        common = math.lcm(*periods)
         free = sorted({s for _, _, at in sides for s in at.symbols}, key=lambda s: s.name)
         point: dict[Symbol, Any] = {}
         exact = set()
         for i, s in enumerate(free):
             shape = [1] * len(free)
             shape[i] = -1
+            # Loops that do not go together with this one may have no period.
+            with_it = [(at, n) for (_, _, at), n in zip(sides, periods, strict=True)
+                       if s in at.symbols]  # fmt: skip
+            common = math.lcm(*(n for _, n in with_it))
             span = s.hi.value - s.lo.value if s.lo.is_const and s.hi.is_const else None
             if span is not None and span < most:
                 exact.add(s)
                 point[s] = np.arange(s.lo.value, s.hi.value + 1).reshape(shape)
-            elif common and all(period(apply("mod", at, const(common)), s) for _, _, at in sides):
+            elif common and all(_repeats(at, common, s) for at, _ in with_it):
                 point[s] = np.arange(common).reshape(shape)
             else:
                 return None
@@ -210,6 +213,12 @@ def _stamped(first: np.ndarray, stop: np.ndarray, thread: np.ndarray) -> Stamp:
         np.maximum.at(hi, at, who)
         count += len(at)
     return Stamp(start, lo, hi, count > int((lo <= hi).sum()))
+
+
+def _repeats(at: Term, common: int, s: Symbol) -> bool:
+    """Whether `at`, modulo `common`, is the same after `common` steps of `s`."""
+    found = period(apply("mod", at, const(common)), s)
+    return found > 0 and common % found == 0
 
 
 def period(term: Term, s: Symbol) -> int:

@@ -60,6 +60,26 @@ def rounds(slots, every=1, steps=None):
     return kernel
 
 
+def turned(divisor):
+    """Rounds of unknown number, each of four steps that write a tile at places without a period."""
+    M, K = T.dynamic("M"), T.dynamic("K")
+
+    @T.prim_func
+    def kernel(x: T.Tensor((M, K, 128), "float32"), y: T.Tensor((M, 128), "float32")):
+        with T.Kernel(M, threads=32) as m:
+            tile = T.alloc_shared((7, 20), "float32")
+            t = T.get_thread_binding()
+            for k in T.serial(K):
+                for n in T.serial(4):
+                    tile[(n * 32 + t) % 7, (n * 32 + t) // divisor] = x[m, k, n * 32 + t]
+                    T.sync_threads()
+                for n in T.serial(4):
+                    y[m, n * 32 + t] = tile[(n * 32 + t) % 7, (n * 32 + t) // divisor]
+                T.sync_threads()
+
+    return kernel
+
+
 def met_where(condition):
     """A barrier under a condition of block `m`, thread `t` and a flag in global memory."""
     M = T.dynamic("M")
@@ -292,3 +312,15 @@ def test_programs_in_other_styles_are_proved(name, arch):
     verdicts = {n: report.properties[n].verdict for n in ("barriers", "races", "async")}
     assert set(verdicts.values()) <= {Verdict.PROVED, Verdict.NOT_APPLICABLE}, report.unmodelled
     assert verdicts["races"] is Verdict.PROVED
+
+
+def test_places_without_a_period_are_enumerated_in_loops_beside_unknown_ones():
+    right, wrong = (
+        prove_lowered(
+            lower(turned(n), "sm_80", pass_configs=CONFIGS, keep_stages=True), use_cache=False
+        )
+        for n in (7, 8)
+    )
+    found = right.properties["races"]
+    assert found.verdict is Verdict.PROVED and found.rlimit == 0
+    assert wrong.properties["races"].verdict is Verdict.REFUTED
