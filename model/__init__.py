@@ -2,5 +2,6 @@
 
 from .checkpoint import write_tiny_checkpoint, write_tiny_official_checkpoint
 from .patch import Patch, patch
+from .registry import register
 
-__all__ = ["Patch", "patch", "write_tiny_checkpoint", "write_tiny_official_checkpoint"]
+__all__ = ["Patch", "patch", "register", "write_tiny_checkpoint", "write_tiny_official_checkpoint"]

@@ -160,14 +160,26 @@ class Pages:
 
         Raises ContractError, and takes nothing, where too few are free.
         """
-        wanted = {c.slot: -(-(c.start + c.count) // self.page) - len(self.table[c.slot])
-                  for c in chunks}  # fmt: skip
-        needed = sum(n for n in wanted.values() if n > 0)
-        check(needed <= len(self._free), "cache", got=f"{len(self._free)} free pages of {self.page}"
-              " tokens", expected=f"at least {needed} for this batch")  # fmt: skip
+        wanted = self._wanted(chunks)
+        check(self.lacking(chunks) == 0, "cache", got=f"{len(self._free)} free pages of {self.page}"
+              " tokens", expected=f"at least {sum(wanted.values())} for this batch")  # fmt: skip
         for slot, pages in wanted.items():
             self.table[slot] += [self._free.pop() for _ in range(pages)]
         self._made.clear()
+
+    def _wanted(self, chunks: Sequence[Chunk]) -> dict[int, int]:
+        """Pages that each request needs beside those it has."""
+        return {c.slot: max(0, -(-(c.start + c.count) // self.page) - len(self.table[c.slot]))
+                for c in chunks}  # fmt: skip
+
+    def lacking(self, chunks: Sequence[Chunk]) -> int:
+        """Pages too few for :meth:`reserve`."""
+        return max(0, sum(self._wanted(chunks).values()) - len(self._free))
+
+    def extend(self, count: int) -> None:
+        """So many pages more, behind the others."""
+        self._free = [*range(self.count + count - 1, self.count - 1, -1), *self._free]
+        self.count += count
 
     def release(self, slot: int) -> None:
         """Take back all pages of a request."""

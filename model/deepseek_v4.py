@@ -210,14 +210,33 @@ class DeepseekV4:
         whole = all(page % ratio == 0 for ratio in ratios)
         expected = f"pages of a multiple of {max(ratios)} tokens"
         check(whole, "cache: entries of a page", got=f"{entries}, {page} tokens", expected=expected)
-        pages = -(-tokens // page)
+        pages = Pages(slots, -(-tokens // page), page)
+        layers, mtp = self._states(pages, slots, scratch)
+        return Cache(slots, pages, [0] * slots, scratch, layers, [0] * slots, mtp)
+
+    def _states(self, pages: Pages, slots: int, scratch: int) -> tuple[list[State], State | None]:
+        """Empty states of all layers, and of the block of multi-token prediction."""
+        entries = pages.page // min(self.config.compress_rates.values())
         window = slots * self.config.sliding_window + scratch
-        room = (slots, window, pages * page, entries)
+        room = (slots, window, pages.count * pages.page, entries)
         layers = [State.empty(b.attention, *room) for b in self.blocks]
         mtp = State.empty(self.predictor.block.attention, *room) if self.predictor else None
-        return Cache(
-            slots, Pages(slots, pages, page), [0] * slots, scratch, layers, [0] * slots, mtp
-        )  # fmt: skip
+        return layers, mtp
+
+    def make_room(self, chunks: Sequence[Chunk], cache: Cache) -> None:
+        """Let `cache` take a batch of `chunks`: what it holds moves to larger pools if it must."""
+        count, lacking = sum(chunk.count for chunk in chunks), cache.pages.lacking(chunks)
+        if count <= cache.scratch and not lacking:
+            return
+        if lacking:  # half as much again, as growing copies
+            cache.pages.extend(lacking + cache.pages.count // 2)
+        cache.scratch = max(count, cache.scratch)
+        layers, mtp = self._states(cache.pages, cache.slots, cache.scratch)
+        for old, new in zip(cache.layers, layers, strict=True):
+            old.copy_into(new)
+        if cache.predictor is not None and mtp is not None:
+            cache.predictor.copy_into(mtp)
+        cache.layers, cache.predictor = layers, mtp
 
     @torch.no_grad()
     def forward(
@@ -234,18 +253,20 @@ class DeepseekV4:
         Raises ContractError, and changes nothing, for ids outside the vocabulary, chunks that do
         not continue their request or come twice, and a cache with too few pages or scratch rows.
         """
-        ids = self._checked(chunks, tokens, cache, cache.length)
-        if not chunks:
-            empty = self.embed.new_zeros(0, self.config.hc_mult, self.config.hidden_size)
-            return Output(self._logits(self.head, empty), empty)
-        cache.pages.reserve(chunks)
-        batch = self._batch(chunks, cache)
-        x = self.embed[ids][:, None].repeat(1, self.config.hc_mult, 1)
-        for weights, state in zip(self.blocks, cache.layers, strict=True):
-            x = block(self.run, weights, state, batch, x, ids, self.numbers)
-        for chunk in chunks:
-            cache.length[chunk.slot] += chunk.count
-        return Output(self._logits(self.head, x if every else x[batch.last]), x)
+        x = self._streams(chunks, tokens, cache)
+        ends = torch.tensor([chunk.count for chunk in chunks], dtype=torch.int64).cumsum(0)
+        y = x if every else x[(ends - 1).to(x.device)]
+        return Output(self.logits(self._normed(self.head, y)), x)
+
+    @torch.no_grad()
+    def hidden(self, chunks: Sequence[Chunk], tokens: torch.Tensor, cache: Cache) -> torch.Tensor:
+        """As :meth:`forward`, but normed hidden states [M, D] bf16 of all tokens."""
+        return self._normed(self.head, self._streams(chunks, tokens, cache))
+
+    def logits(self, y: torch.Tensor) -> torch.Tensor:
+        """[M, V] f32 of normed hidden states [M, D] bf16."""
+        logits: torch.Tensor = self.run("gemm_dense", y, self.vocabulary, out="f32")
+        return logits
 
     @torch.no_grad()
     def predict(
@@ -272,12 +293,12 @@ class DeepseekV4:
         h = cast(run, run("norm_rmsnorm", flat, weights.h_norm, eps=eps))
         x = linear(run, h, weights.h_proj).view(wide) + linear(run, e, weights.e_proj)[:, None]
         if not chunks:
-            return self._logits(weights.head, x)
+            return self.logits(self._normed(weights.head, x))
         batch = self._batch(chunks, cache)
         x = block(run, weights.block, cache.predictor, batch, x, ids, self.numbers)
         for chunk in chunks:
             cache.predicted[chunk.slot] += chunk.count
-        return self._logits(weights.head, x)
+        return self.logits(self._normed(weights.head, x))
 
     def generate(
         self,
@@ -363,8 +384,22 @@ class DeepseekV4:
         assert len(batch.table) == cache.slots  # which checks it, before anything is written
         return batch
 
-    def _logits(self, head: Head, x: torch.Tensor) -> torch.Tensor:
+    def _streams(self, chunks: Sequence[Chunk], tokens: torch.Tensor, cache: Cache) -> torch.Tensor:
+        """Residual streams [M, N, D] of a batch behind the last layer."""
+        ids = self._checked(chunks, tokens, cache, cache.length)
+        x = self.embed[ids][:, None].repeat(1, self.config.hc_mult, 1)
+        if not chunks:
+            return x
+        cache.pages.reserve(chunks)
+        batch = self._batch(chunks, cache)
+        for weights, state in zip(self.blocks, cache.layers, strict=True):
+            x = block(self.run, weights, state, batch, x, ids, self.numbers)
+        for chunk in chunks:
+            cache.length[chunk.slot] += chunk.count
+        return x
+
+    def _normed(self, head: Head, x: torch.Tensor) -> torch.Tensor:
+        """Streams [M, N, D] → normed hidden states [M, D]."""
         y = collapsed(self.run, head.mixing, x, self.numbers)
-        y = self.run("norm_rmsnorm", y, head.norm, eps=self.numbers.eps)
-        logits: torch.Tensor = self.run("gemm_dense", y, self.vocabulary, out="f32")
-        return logits
+        normed: torch.Tensor = self.run("norm_rmsnorm", y, head.norm, eps=self.numbers.eps)
+        return normed

@@ -137,6 +137,15 @@ def planned(
 
     Raises ContractError for any other mask, for positions with gaps, and for other caches.
     """
+    columns = real_columns(shape, attention_mask, position_ids)
+    cache = DynamicCache(config=model.config) if cache is None else cache
+    return Plan(model, columns, shape, cache, device)
+
+
+def real_columns(
+    shape: torch.Size, attention_mask: Any, position_ids: torch.Tensor | None
+) -> torch.Tensor | None:
+    """Which of [B, S] tokens are no padding, None if all; checks as :func:`planned` says."""
     columns = None
     if attention_mask is not None:
         is_flat = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
@@ -153,5 +162,4 @@ def planned(
             fine = fine | ~(columns[:, 1:] & columns[:, :-1])
         check(bool(fine.all()), "position_ids", got="positions with gaps",
               expected="each row's tokens counted one by one")  # fmt: skip
-    cache = DynamicCache(config=model.config) if cache is None else cache
-    return Plan(model, columns, shape, cache, device)
+    return columns

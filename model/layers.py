@@ -34,6 +34,10 @@ class Patched:
     # Classes that are swapped with it.
     WITH: ClassVar[tuple[type[Patched], ...]] = ()
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """A plain Hugging Face module too, where code constructs ``type(module)(config)``."""
+        return cls.original()(*args, **kwargs)
+
     @classmethod
     def original(cls) -> type:
         """The Hugging Face class this one stands in for."""

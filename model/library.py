@@ -76,8 +76,6 @@ def open_library(
     if backend == "reference":
         return References(), None
     needed = specializations(model, ops)
-    if bundle is None and (on_missing == "reference" or not needed):
-        return References(), None
     device = next(model.parameters()).device
     return opened(needed, device, backend, bundle, arch_name, on_missing)
 
@@ -90,8 +88,13 @@ def opened(
     arch_name: str | None,
     on_missing: str,
 ) -> tuple[Any, Callable[[MissingKernel], None] | None]:
-    """A library with the kernels `needed` on `device`, and what adds one it turns out to lack."""
+    """A library with the kernels `needed` on `device`, and what adds one it turns out to lack.
+
+    References where they are asked for, or take every call that no kernel can.
+    """
     if backend == "reference":
+        return References(), None
+    if bundle is None and (on_missing == "reference" or not needed):
         return References(), None
     if backend == "auto":
         backend = "cuda" if device.type == "cuda" else "virtual"

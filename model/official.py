@@ -96,6 +96,17 @@ class State:
             index = Branch.empty(indexer.keys, slots, pool)
         return cls(views(layout, window), main, index)
 
+    def copy_into(self, wider: State) -> None:
+        """Fill `wider`, of the same requests and with more room, with what this one holds."""
+        pairs = [(self.window, wider.window)]
+        for old, new in ((self.main, wider.main), (self.index, wider.index)):
+            if old is not None and new is not None:
+                new.kept.copy_(old.kept)
+                pairs.append((old.pool, new.pool))
+        for views, others in pairs:
+            for view, other in zip(views, others, strict=True):
+                other[: len(view)] = view
+
 
 class PagedBatch(Batch):
     """A batch whose entries lie in pages; also what the ops on pages ask for."""
@@ -104,12 +115,6 @@ class PagedBatch(Batch):
     def kept(self) -> torch.Tensor:
         """The window's ring row of each token that the next batch may need, else -1; [M] int32."""
         return self.tokens.kept(Rows(self.requests, self.width)).to(self.device)
-
-    @cached_property
-    def last(self) -> torch.Tensor:
-        """Numbers of the chunks' last tokens."""
-        tokens = self.tokens
-        return (tokens.position + 1 == tokens.end).nonzero()[:, 0].to(self.device)
 
     @cached_property
     def table(self) -> torch.Tensor:

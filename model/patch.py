@@ -25,13 +25,10 @@ class Patch:
         library: the loaded library the modules call.
     """
 
-    def __init__(self, modules: Mapping[str, list[Patched]], library: Any) -> None:
-        from .layers import REPLACEMENTS
-
-        self.ops = {op: sum(type(m) is REPLACEMENTS[op] for m in swapped)
-                    for op, swapped in modules.items()}  # fmt: skip
+    def __init__(self, ops: Mapping[str, int], modules: list[Patched], library: Any) -> None:
+        self.ops = dict(ops)
         self.library = library
-        self._modules = [m for swapped in modules.values() for m in swapped]
+        self._modules = modules
 
     def undo(self) -> None:
         """Give every module its class back. A second call does nothing."""
@@ -64,6 +61,7 @@ def patch(
     arch: str | None = None,
     ops: Iterable[str] | None = None,
     on_missing: OnMissing = "compile",
+    precision: Literal["exact", "official"] = "exact",
 ) -> Patch:
     """Run a transformers DeepSeek-V4 `model` on our kernels.
 
@@ -87,15 +85,28 @@ def patch(
             call that needs gradients): ``compile`` builds missing sizes on the spot where TileLang
             is installed and raises for the rest, ``error`` raises, ``reference`` runs the op's
             torch reference.
+        precision: ``exact``, activations and weights as the model has them; or ``official``, FP8
+            and FP4 where the official inference code has them. Then the whole model is one network
+            of ops (:mod:`deepseek_v4`): weights are quantised now, later changes of parameters are
+            not seen, logits are float32, `ops` must be None, and a cache's rows stay as they are.
 
     Raises ContractError, in one sentence, for a model that is not DeepSeek-V4 or already patched,
     for an unknown op, and for a transformers whose DeepSeek-V4 computes something else.
     """
     choices = ("compile", "error", "reference")
     check(on_missing in choices, "on_missing", got=repr(on_missing), expected=f"one of {choices}")
+    check(precision in ("exact", "official"), "precision", got=repr(precision),
+          expected="'exact' or 'official'")  # fmt: skip
+    official = precision == "official"
+    check(not official or ops is None, "ops", got=ops, expected="None with precision='official'")
     modules = _chosen(model, ops)
+    if official:
+        from .hf_official import network_in
+
+        swapped, network = network_in(model, backend, bundle, arch, on_missing)
+        return Patch({"model": 1}, swapped, network.run.library)
     from .dispatch import Kernels
-    from .layers import replacements
+    from .layers import REPLACEMENTS, replacements
     from .library import References, open_library
 
     library, add = open_library(model, modules, backend, bundle, arch, on_missing)
@@ -105,7 +116,9 @@ def patch(
         for module in swapped:
             module._tileproof = kernels
             module.__class__ = classes[type(module)]
-    return Patch(modules, kernels.library)
+    counts = {op: sum(type(m) is REPLACEMENTS[op] for m in swapped)
+              for op, swapped in modules.items()}  # fmt: skip
+    return Patch(counts, [m for swapped in modules.values() for m in swapped], kernels.library)
 
 
 def _chosen(model: torch.nn.Module, ops: Iterable[str] | None) -> dict[str, list[Any]]:

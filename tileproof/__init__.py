@@ -19,6 +19,7 @@ _LAZY = {
     "load": ("tileproof.runtime", "load"),
     "ops": ("tileproof.runtime.ops", None),
     "patch": ("tileproof.model", "patch"),
+    "register": ("tileproof.model", "register"),
     "prove": ("tileproof.verify", "prove"),
     "sanitize": ("tileproof.sanitizer", "sanitize"),
     "virtual": ("tileproof.codegen.virtual", None),

@@ -119,6 +119,23 @@ def test_pages_and_rings_of_a_former_request_leave_nothing(network, ids, expecte
     assert torch.equal(logits, expected[0])
 
 
+def test_nan_stays_with_its_request(network, ids, expected):
+    """A token whose embedding is NaN, beside a request without it."""
+    poison = next(i for i in range(VOCABULARY) if i not in ids)
+    kept = network.embed[poison].clone()
+    text = ids[:30].clone()
+    text[11] = poison
+    network.embed[poison] = torch.nan
+    try:
+        parts, tokens = [Chunk(0, 0, 30), Chunk(1, 0, 30)], torch.cat([text, ids[:30]])
+        logits = network.forward(parts, tokens, cache(network), every=True).logits
+    finally:
+        network.embed[poison] = kept
+    assert torch.equal(logits[30:], expected[0][:30])
+    assert torch.equal(logits[:11], expected[0][:11])
+    assert logits[11:13].isnan().all()
+
+
 def test_logits_are_of_the_last_tokens_unless_asked(network, ids, expected):
     held = cache(network)
     parts, tokens = [Chunk(2, 0, 9), Chunk(0, 0, 5)], torch.cat([ids[:9], ids[:5]])

@@ -112,6 +112,15 @@ def test_copies_and_pickles_of_a_patched_model_are_unpatched(duplicate, seed):
         assert classes(m) != before
 
 
+def test_a_module_made_of_a_patched_class_is_unpatched(seed):
+    """transformers' loaders and tests construct ``type(model.model)(config)``."""
+    m = model(seed)
+    with tileproof.patch(m, "reference"):
+        made = type(m.model)(m.config)
+    assert type(made) is hf.DeepseekV4Model
+    assert not any(hasattr(x, "_tileproof") for x in made.modules())
+
+
 def test_an_exception_inside_the_block_undoes_too(seed):
     m = model(seed)
     before = classes(m)

@@ -90,6 +90,17 @@ def test_a_token_does_not_see_its_neighbours(seed):
     assert_rows_alone(op, draw(5, 33, 20, seed=seed), (0, 4), **SIZES)
 
 
+@pytest.mark.parametrize("spread", [2, 4])
+def test_alone_on_many_blocks_a_token_has_its_bits_in_a_batch_of_64_on_one(spread, seed):
+    """The two forms of decoding."""
+    inputs = draw(64, 33, 20, seed=seed)
+    (together,) = run(op, inputs, **SIZES)
+    for m in (0, 37, 63):
+        alone = [t[m : m + 1].contiguous() if len(t) == 64 else t for t in inputs]
+        (out,) = run(op, alone, **SIZES, spread=spread)
+        assert torch.equal(out, together[m : m + 1])
+
+
 def test_architectures_agree(seed):
     """In the first, every access is checked, and a page of the window lies apart from the next."""
     assert_archs_agree(op, draw(2, 33, 20, seed=seed), **SIZES)
