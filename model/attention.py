@@ -205,11 +205,14 @@ class Batch:
         kept = self.tokens.kept(rows).long()
         token = (kept >= 0).nonzero()[:, 0]
         self._kept = kept[token].to(device), self.written[token.to(device)].long()
-        self._slot = torch.tensor([c.slot for c in chunks], device=device)
-        self._end = torch.tensor([c.start + c.count for c in chunks], device=device)
-        self._chunk = torch.arange(len(chunks), device=device).repeat_interleave(
-            torch.tensor([c.count for c in chunks], device=device)
-        )
+
+        def each(values: list[int]) -> torch.Tensor:
+            return torch.tensor(values, dtype=torch.int64, device=device)
+
+        self._slot = each([c.slot for c in chunks])
+        self._end = each([c.start + c.count for c in chunks])
+        number = torch.arange(len(chunks), device=device)
+        self._chunk = number.repeat_interleave(each([c.count for c in chunks]))
         self._known: dict[Any, Any] = {}
 
     def __len__(self) -> int:

@@ -39,6 +39,7 @@ class Kernels:
         self.fallback = fallback
         self._copies = WeakTensorKeyDictionary()  # parameter → kind → (its state, its copy)
 
+    @torch.compiler.disable  # a launch is nothing to trace: compiled code goes on around it
     def __call__(self, op: str, *tensors: torch.Tensor, **params: float) -> Any:
         """Run `op` (``mhc_post``). Raises ContractError when nothing can serve the call."""
         reason = _unsupported(tensors)
@@ -124,6 +125,7 @@ def _unsupported(tensors: tuple[torch.Tensor, ...]) -> str | None:
     return None
 
 
+@torch.compiler.disable  # sorts by strides, which may be symbols
 def by_rows(x: torch.Tensor, apply: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     """`apply`, a function of independent rows [M, D], over the last dim of `x` [..., D].
 

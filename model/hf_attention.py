@@ -104,21 +104,23 @@ def weights_of(run: Kernels, module: Any, rope: Rope, dtype: torch.dtype) -> Att
     )  # fmt: skip
 
 
+@torch.compiler.disable  # lists of rows hang on lengths
 def attend(module: Any, run: Kernels, x: torch.Tensor, plan: Any) -> torch.Tensor:
     """Attention [B, S, D] → [B, S, D] of `module` for the tokens of `plan`."""
     got = type(plan).__name__
     check(isinstance(plan, Plan), "attention_mask", got=got, expected="what a patched model hands"
           " to its layers: call the model, not its layers alone")  # fmt: skip
     layer = plan.layers[module.layer_idx]
-    weights = weights_of(run, module, plan.ropes[module.rope_layer_type], x.dtype)
-    state = layer.opened(weights, plan.places)
     layer.cumulative_length += x.shape[1]
     layer.seen = plan.end
     if not len(plan.batch):
         return torch.zeros_like(x)
+    weights = weights_of(run, module, plan.ropes[module.rope_layer_type], x.dtype)
+    state = layer.opened(weights, plan.places)
     return plan.scattered(attention(run, weights, state, plan.batch, plan.gathered(x)), x)
 
 
+@torch.compiler.disable
 def planned(
     model: Any,
     shape: torch.Size,

@@ -81,6 +81,7 @@ def held_by(cache: Any, network: DeepseekV4, rows: int) -> Cache:
 class DeepseekV4Model(Patched, hf.DeepseekV4Model):
     __module__ = hf.__name__  # what transformers finds the outputs to record by
 
+    @torch.compiler.disable
     def forward(
         self,
         input_ids: torch.Tensor | None = None,

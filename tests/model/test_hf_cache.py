@@ -17,7 +17,7 @@ import tileproof
 from tileproof.dsl import ContractError
 from tileproof.model.exact import exact_logits
 
-from .support import error, generate, logits, model, token_ids
+from .support import VOCABULARY, error, generate, logits, model, token_ids
 
 LENGTH = 133  # past the first window of 128 and into the next of 4
 
@@ -121,6 +121,13 @@ def test_a_row_has_the_bits_it_has_alone_at_any_slot(virtual, batch):
     together = logits(virtual, ids)
     for row in {0, batch // 2, batch - 1}:
         assert torch.equal(together[row], logits(virtual, ids[row : row + 1])[0])
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0)])
+def test_no_rows_and_no_tokens(shape, seed):
+    m = model(seed)
+    with tileproof.patch(m, "reference"):
+        assert logits(m, torch.zeros(shape, dtype=torch.int64)).shape == (*shape, VOCABULARY)
 
 
 EDGES = (1, 3, 4, 5, 7, 8, 126, 127, 129, 130, 255, 256, 257)  # spec §15.2

@@ -12,6 +12,7 @@ import copy
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 import tileproof
 from tileproof.model.exact import exact_logits
@@ -213,3 +214,18 @@ def test_torch_compile_traces_around_the_kernels(seed):
         expected = around(x)
         compiled = torch.compile(around, backend="eager")(x)
     assert torch.equal(compiled, expected)
+
+
+def test_torch_compile_of_a_model_breaks_at_the_ops_alone(seed):
+    m = model(seed, num_hidden_layers=2, compress_ratios=[0, 4], num_hash_layers=1)
+    ids = token_ids(seed, 2, 9)
+    torch._dynamo.reset()
+    counters.clear()
+    with tileproof.patch(m, "reference"), torch.no_grad():
+        compiled = torch.compile(m, backend="aot_eager")
+        for part in (ids, ids[:, :7]):
+            expected = m(part, use_cache=False).logits
+            assert torch.equal(compiled(part, use_cache=False).logits, expected)
+    reasons = counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] > 1
+    assert reasons and all("torch.compiler.disable" in reason for reason in reasons)
