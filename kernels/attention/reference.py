@@ -4,39 +4,59 @@ import torch
 
 from tileproof.kernels.kv_cache import read_kv
 
-# Gathered entries of so many elements are held at once.
-_AT_ONCE = 1 << 24
+# Gathered entries of so many elements are held at once: they stay in a processor's cache.
+_AT_ONCE = 1 << 20
 
 
-def _attend(q, entries, valid, sink):
-    """softmax over valid entries and the sink.
+def _attend(q, scopes, sink):
+    """softmax over the valid entries of all scopes and the sink.
 
     Args:
         q: [M, H, D].
-        entries: [M, L, D], key and value.
-        valid: [M, L] bool.
+        scopes: (entries [M, L, D], key and value; valid [M, L] bool), for each of some pools.
         sink: [H], a logit without a value.
 
     Returns:
         [M, H, D]; 0 for a token without entries.
     """
-    s = torch.einsum("mhd,mld->mhl", q, entries) * q.shape[-1] ** -0.5
-    s = s.masked_fill(~valid[:, None, :], -torch.inf)
+    q = q * q.shape[-1] ** -0.5
+    s = torch.cat([(q @ e.mT).masked_fill(~v[:, None], -torch.inf) for e, v in scopes], -1)
     if not s.shape[-1]:
         return torch.zeros_like(q)
     peak = s.amax(-1, keepdim=True)
     peak = torch.where(peak == -torch.inf, 0, peak)
     p = torch.exp(s - peak)
     total = p.sum(-1, keepdim=True) + torch.exp(sink[:, None] - peak)
-    return torch.einsum("mhl,mld->mhd", p, entries) / torch.where(total == 0, 1, total)
+    parts = p.split([e.shape[1] for e, _ in scopes], -1)
+    made = sum(part @ e for part, (e, _) in zip(parts, scopes, strict=True))
+    return made / torch.where(total == 0, 1, total)
+
+
+def _steps(q, near, chosen):
+    """Slices of tokens, so many at once as :data:`_AT_ONCE` says."""
+    step = max(1, _AT_ONCE // max(1, (near.shape[1] + chosen.shape[1]) * q.shape[-1]))
+    return (slice(m, m + step) for m in range(0, len(q), step))
+
+
+def _full(index):
+    """`index` [M, L] without the last columns that are -1 in every row."""
+    used = (index >= 0).any(0).nonzero()
+    return index[:, : int(used[-1]) + 1 if len(used) else 0]
 
 
 def _rows(pool, index):
-    """Entries [M, L, D] of `index` [M, L]; -1 gives zeros."""
-    if not len(pool):
+    """Entries [M, L, D] of `index` [M, L].
+
+    For -1 another entry of the same token, so that what is not finite reaches no other token; zeros
+    for a token without entries.
+    """
+    if not index.shape[1]:
         return pool.new_zeros(*index.shape, pool.shape[-1])
-    rows = pool[index.clamp(min=0).long()]
-    return rows.masked_fill((index < 0)[..., None], 0)
+    some = index.amax(1, keepdim=True)
+    index = torch.where(index < 0, some, index).clamp(min=0)
+    rows = pool.index_select(0, index.flatten()).unflatten(0, index.shape)
+    none = some[..., None] < 0
+    return rows.masked_fill(none, 0) if none.any() else rows
 
 
 def sparse(
@@ -62,12 +82,10 @@ def sparse(
     """
     wide = torch.promote_types(q.dtype, torch.float32)
     out = torch.empty_like(q)
-    step = max(1, _AT_ONCE // max(1, (near.shape[1] + chosen.shape[1]) * q.shape[-1]))
-    for m in range(0, len(q), step):
-        at = slice(m, m + step)
-        entries = torch.cat([_rows(window, near[at]), _rows(pool, chosen[at])], 1).to(wide)
-        valid = torch.cat([near[at], chosen[at]], 1) >= 0
-        out[at] = _attend(q[at].to(wide), entries, valid, sink.to(wide))
+    for at in _steps(q, near, chosen):
+        pools = ((window, _full(near[at])), (pool, _full(chosen[at])))
+        scopes = [(_rows(rows, index).to(wide), index >= 0) for rows, index in pools]
+        out[at] = _attend(q[at].to(wide), scopes, sink.to(wide))
     return out
 
 
@@ -97,18 +115,13 @@ def paged(
         [M, H, V + R] bf16.
     """
     out = torch.empty_like(q)
-    step = max(1, _AT_ONCE // max(1, (near.shape[1] + chosen.shape[1]) * q.shape[-1]))
-    for m in range(0, len(q), step):
-        at = slice(m, m + step)
-        entries = torch.cat(
-            [
-                read_kv(window_nope, window_rope, window_scale, near[at]),
-                read_kv(pool_nope, pool_rope, pool_scale, chosen[at]),
-            ],
-            1,
+    for at in _steps(q, near, chosen):
+        pools = (
+            (window_nope, window_rope, window_scale, _full(near[at])),
+            (pool_nope, pool_rope, pool_scale, _full(chosen[at])),
         )
-        valid = torch.cat([near[at], chosen[at]], 1) >= 0
-        out[at] = _attend(q[at].float(), entries.float(), valid, sink)
+        scopes = [(read_kv(*views, index).float(), index >= 0) for *views, index in pools]
+        out[at] = _attend(q[at].float(), scopes, sink)
     return out
 
 

@@ -1,8 +1,13 @@
 """The lightning indexer in plain torch, as specified (spec §3.1)."""
 
+from collections.abc import Iterator
+
 import torch
 
 from tileproof.kernels import kv_cache
+
+# Scores, and products of single heads, of so many elements are held at once.
+_AT_ONCE = 1 << 20
 
 
 def topk(score: torch.Tensor, count: torch.Tensor, K: int) -> torch.Tensor:
@@ -17,14 +22,29 @@ def topk(score: torch.Tensor, count: torch.Tensor, K: int) -> torch.Tensor:
         [M, K] i32, ascending; of equal scores the lower indices. -1 follows the last one.
     """
     M, S = score.shape
-    column = torch.arange(S, device=score.device)
-    score = score.masked_fill(column >= count[:, None], -torch.inf)
-    # a stable sort keeps the lower index first; torch sorts NaN to the top of a descending order
-    best, index = (t[:, :K] for t in score.sort(dim=1, descending=True, stable=True))
-    index = index.masked_fill(best == -torch.inf, S).sort(dim=1).values
     chosen = torch.full((M, K), -1, dtype=torch.int32, device=score.device)
-    chosen[:, : index.shape[1]] = index.masked_fill(index == S, -1)
+    column = torch.arange(S, device=score.device)
+    step = max(1, _AT_ONCE // max(1, S))
+    for m in range(0, M if S else 0, step):
+        at = slice(m, m + step)
+        seen = score[at].masked_fill(column >= count[at, None], -torch.inf)
+        row, index = _largest(seen, min(K, S)).nonzero(as_tuple=True)
+        found = torch.bincount(row, minlength=len(seen))
+        place = torch.arange(len(row), device=row.device) - (found.cumsum(0) - found)[row]
+        chosen[m + row, place] = index.int()
     return chosen
+
+
+def _largest(score: torch.Tensor, K: int) -> torch.Tensor:
+    """Which of each row [M, S] are its K largest and not -inf, [M, S] bool; see :func:`topk`."""
+    score = (score + 0).masked_fill(score.isnan(), torch.nan)  # one zero, one NaN
+    kind = {4: torch.int32, 8: torch.int64}[score.itemsize]
+    bits = score.view(kind)
+    order = torch.where(bits < 0, bits ^ torch.iinfo(kind).max, bits)  # integers in floats' order
+    least = order.topk(K, sorted=False).values.amin(1, keepdim=True)
+    above, level = order > least, order == least
+    room = K - above.sum(1, keepdim=True)
+    return (above | (level & (level.cumsum(1) <= room))) & (score != -torch.inf)
 
 
 def visible(position: torch.Tensor, ratio: int) -> torch.Tensor:
@@ -54,12 +74,28 @@ def score(
         [M, S], the score of key ``first + s`` in column s; -inf from `count` on.
     """
     M, H, D = q.shape
-    out = torch.full((M, S), -torch.inf, dtype=weight.dtype)
-    for m in range(M):
-        keys = k[int(first[m].clamp(0, len(k))) :][: int(count[m].clamp(0, S))].to(weight.dtype)
-        logits = (keys @ q[m].to(weight.dtype).T).relu()
-        out[m, : len(keys)] = (logits * (weight[m] * (D * H) ** -0.5)).sum(dim=1)
+    out = torch.full((M, S), -torch.inf, dtype=weight.dtype, device=q.device)
+    factor = weight * (D * H) ** -0.5
+    count = count.clamp(0, S)
+    for run in _runs(first):
+        begin, longest = int(first[run][0].clamp(0, len(k))), int(count[run].max())
+        keys = k[begin : begin + longest].to(weight.dtype)
+        step = max(1, _AT_ONCE // max(1, H * len(keys)))
+        for m in range(run.start, run.stop, step):
+            at = slice(m, min(m + step, run.stop))
+            most = keys[: int(count[at].max())]
+            logits = (q[at].to(weight.dtype).flatten(0, 1) @ most.mT).relu()
+            found = (factor[at, None] @ logits.unflatten(0, (-1, H)))[:, 0]
+            unseen = torch.arange(len(most), device=q.device) >= count[at, None]
+            out[at, : len(most)] = found.masked_fill(unseen, -torch.inf)
     return out
+
+
+def _runs(values: torch.Tensor) -> Iterator[slice]:
+    """Stretches of equal neighbours: tokens of a request mostly come one after the other."""
+    begin = 0
+    for length in torch.unique_consecutive(values, return_counts=True)[1].tolist():
+        yield slice(begin, begin := begin + length)
 
 
 def score_paged(
@@ -89,14 +125,15 @@ def score_paged(
         [M, S] f32; -inf from `count` on, and for a key without a page.
     """
     out = torch.full((len(q), S), -torch.inf, dtype=weight.dtype)
-    for m in range(len(q)):
-        one, none = slice(m, m + 1), torch.zeros(1, dtype=torch.int32)
-        entry = torch.arange(int(count[m].clamp(0, S)))
-        slot = slots(entry[None], table, request[one], pool_codes.shape[1])[0]
+    for at in _runs(request):
+        seen = count[at].clamp(0, S)
+        entry = torch.arange(int(seen.max()))
+        slot = slots(entry[None], table, request[at][:1], pool_codes.shape[1])[0]
         keys = kv_cache.read_keys(pool_codes, pool_scale, slot).to(weight.dtype)
-        query = kv_cache.dequantised_keys(q[m], q_scale[m])[None]
-        found = score(query, keys, weight[one], none, none + len(entry), len(entry))[0]
-        out[m, : len(entry)] = found.masked_fill(slot < 0, -torch.inf)
+        codes, scale = (t[at].flatten(0, 1) for t in (q, q_scale))
+        query = kv_cache.dequantised_keys(codes, scale).unflatten(0, (len(seen), -1))
+        found = score(query, keys, weight[at], torch.zeros_like(seen), seen, len(entry))
+        out[at, : len(entry)] = found.masked_fill(slot < 0, -torch.inf)
     return out
 
 

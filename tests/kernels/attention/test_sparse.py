@@ -190,6 +190,24 @@ def test_architectures_agree(seed):
     assert_archs_agree(op, draw(2, **wide, W=33, K=20, seed=seed), others, **wide)
 
 
+def test_reference_gives_a_token_nothing_of_rows_it_does_not_list(seed):
+    q, window, near, pool, chosen, sink = wide(draw(4, **F32, W=6, K=5, seed=seed))
+    near, chosen = near.clamp(min=1), chosen.clamp(min=1)
+    near[0, 2:], chosen[0, :4] = -1, -1  # at any place of a list
+    near[1], chosen[1, 1] = -1, -1
+    chosen[2] = -1
+    near[3], chosen[3] = -1, -1
+    inputs = (q, window, near, pool, chosen, sink)
+    clean = reference.sparse(*inputs)
+    window[0], pool[0] = torch.nan, torch.inf  # what -1 must not become
+    assert torch.equal(reference.sparse(*inputs), clean)
+    assert clean[3].eq(0).all()
+    for m in range(3):
+        rows = torch.cat([window[near[m][near[m] > 0]], pool[chosen[m][chosen[m] > 0]]])
+        weight = torch.cat([q[m] @ rows.mT * q.shape[-1] ** -0.5, sink[:, None]], 1).softmax(1)
+        torch.testing.assert_close(clean[m], weight[:, :-1] @ rows)
+
+
 def test_reference_works_in_pieces(seed, monkeypatch):
     inputs = draw(9, **F32, seed=seed)
     whole = reference.sparse(*inputs)
