@@ -144,7 +144,7 @@ def measure(peers: Path | None = None) -> list[dict[str, Any]]:
 def _row(name: str, side: str, runs: Sequence[Run], peers: Path | None) -> dict[str, Any]:
     from tileproof.runtime import virtual
 
-    launches = [launch for run in runs for launch in _launches(run, peers)]
+    launches = [launch for run in runs for launch in counted(run, peers)[0]]
     chip = virtual.CHIPS[ARCH]
     bounds = [virtual.bound(launch, chip) for launch in launches]
     shared = [s for n in launches for s in (n.shared_read, n.shared_written)]
@@ -161,8 +161,8 @@ def _row(name: str, side: str, runs: Sequence[Run], peers: Path | None) -> dict[
     }
 
 
-def _launches(run: Run, peers: Path | None) -> Sequence[Any]:
-    """What the launches of one kernel counted."""
+def counted(run: Run, peers: Path | None = None) -> tuple[Sequence[Any], dict[str, Any]]:
+    """What the launches of one kernel counted, and its arguments by name."""
     from tileproof.codegen.lower import lower
     from tileproof.codegen.target import resolve_target
     from tileproof.codegen.virtual import VirtualKernel
@@ -182,6 +182,7 @@ def _launches(run: Run, peers: Path | None) -> Sequence[Any]:
     kernel = VirtualKernel(lowered, checked=True)
     drawn = draw(lowered.parameters, kernel.written(), facts, 0, 0).arguments
     names = [p.name for p in lowered.parameters]
-    with virtual.counting() as counted:
-        kernel(*(run.given.get(name, value) for name, value in zip(names, drawn, strict=True)))
-    return counted.launches
+    arguments = {n: run.given.get(n, value) for n, value in zip(names, drawn, strict=True)}
+    with virtual.counting() as found:
+        kernel(*arguments.values())
+    return found.launches, arguments

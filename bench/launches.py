@@ -1,9 +1,9 @@
 """Launches of one decode step: transformers' eager model, patched, and the official network.
 
-Counted on the CPU, the same at any widths. Of torch it is every operator below autograd that neither
-gives a view nor only allocates: what would launch a kernel. Of ours it is every call of an op, one
-kernel each, and whatever torch does between them; lists of rows are computed on the host, where they
-launch nothing, and are counted all the same.
+Counted on the CPU, the same at any widths. Of torch it is every operator below autograd that
+neither gives a view nor only allocates: what would launch a kernel. Of ours it is every call of an
+op, one kernel each, and whatever torch does between them; lists of rows are computed on the host,
+where they launch nothing, and are counted all the same.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ VOCABULARY = 256
 
 # Operators that are no view by their schema and launch nothing either.
 _ALLOCATE = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
-FREE = (*_ALLOCATE, "_local_scalar_dense", "lift_fresh", "_unsafe_view", "detach_")
+FREE = (*_ALLOCATE, "_local_scalar_dense", "lift_fresh", "_unsafe_view", "detach_", "scalar_tensor")
 
 
 class Launches(TorchDispatchMode):

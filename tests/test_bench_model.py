@@ -8,8 +8,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
 import tileproof
-from tileproof.bench import launches, model, prefill
+from tileproof.bench import launches, minimum, model, prefill
 from tileproof.cli import app
+from tileproof.dsl import get, load_library
 from tileproof.model import attention
 from tileproof.model.checkpoint import tiny_model
 
@@ -114,3 +115,29 @@ def test_tables_are_printed_one_after_the_other(monkeypatch):
     assert json.loads(done.stdout)["model"] == tables
     words = CliRunner().invoke(app, ["bench", "model"]).stdout.split()
     assert words[:8] == ["case", "n", "x", "1", "case", "MiB", "y", "2.5"]
+
+
+def test_the_least_of_an_op_is_what_its_lists_name():
+    op = get("attention/sparse")
+    shapes = {"q": (2, 3, 8), "window": (9, 8), "near": (2, 4), "pool": (7, 8), "chosen": (2, 2)}
+    held = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    held["near"] = torch.tensor([[4, 5, -1, -1], [4, 5, 6, 7]], dtype=torch.int32)
+    held["chosen"] = torch.tensor([[-1, -1], [-1, 2]], dtype=torch.int32)
+    held |= {"sink": torch.zeros(3), "out": torch.zeros(2, 3, 8)}
+    lists, plain = 4 * (8 + 4), 4 * (48 + 3 + 48)
+    assert minimum.least(op, held) == lists + plain + 4 * 8 * (4 + 1)
+
+
+def test_every_op_has_a_problem_at_both_sizes():
+    for op in load_library().values():
+        for size in ("flash", "pro"):
+            _, run = minimum.problem(op, size)
+            assert set(run.dims) <= set(op.dims)
+            assert set(run.given) <= {a.name for a in op.args}, op.name
+
+
+def test_an_op_that_streams_asks_for_the_least():
+    (row,) = minimum.measure(["tiny"], ["norm/rmsnorm_unweighted"])
+    assert row["case"] == "norm/rmsnorm_unweighted tiny"
+    assert row["asked"] == row["touched"] == 1
+    assert row["spilled"] == 0 < row["registers"]

@@ -23,12 +23,13 @@ def topk(score: torch.Tensor, count: torch.Tensor, K: int) -> torch.Tensor:
     """
     M, S = score.shape
     chosen = torch.full((M, K), -1, dtype=torch.int32, device=score.device)
-    column = torch.arange(S, device=score.device)
+    count = count.clamp(0, S)
     step = max(1, _AT_ONCE // max(1, S))
-    for m in range(0, M if S else 0, step):
+    for m in range(0, M, step):
         at = slice(m, m + step)
-        seen = score[at].masked_fill(column >= count[at, None], -torch.inf)
-        row, index = _largest(seen, min(K, S)).nonzero(as_tuple=True)
+        column = torch.arange(int(count[at].max()), device=score.device)
+        seen = score[at, : len(column)].masked_fill(column >= count[at, None], -torch.inf)
+        row, index = _largest(seen, min(K, len(column))).nonzero(as_tuple=True)
         found = torch.bincount(row, minlength=len(seen))
         place = torch.arange(len(row), device=row.device) - (found.cumsum(0) - found)[row]
         chosen[m + row, place] = index.int()
@@ -41,10 +42,14 @@ def _largest(score: torch.Tensor, K: int) -> torch.Tensor:
     kind = {4: torch.int32, 8: torch.int64}[score.itemsize]
     bits = score.view(kind)
     order = torch.where(bits < 0, bits ^ torch.iinfo(kind).max, bits)  # integers in floats' order
+    if not K:
+        return order > 0
     least = order.topk(K, sorted=False).values.amin(1, keepdim=True)
     above, level = order > least, order == least
     room = K - above.sum(1, keepdim=True)
-    return (above | (level & (level.cumsum(1) <= room))) & (score != -torch.inf)
+    crowded = level.sum(1) > room[:, 0]
+    level[crowded] &= level[crowded].cumsum(1) <= room[crowded]
+    return (above | level) & (score != -torch.inf)
 
 
 def visible(position: torch.Tensor, ratio: int) -> torch.Tensor:
