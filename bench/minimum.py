@@ -37,6 +37,8 @@ def problem(op: Op, model: str) -> tuple[Specialization, Run]:
     """The op at the sizes of a model, its first types, with as much to do as :data:`MOST` says."""
     specs, points = op.shape_set(model)
     least = {d: n for d, n in MOST.items() if op.dims.get(d) and not op.dims[d].static}
+    if op.name.partition("/")[0] != "compressor":
+        least.pop("N", None)  # rows of weights, not entries
     dims = {d: min(n, least.get(d, n)) for d, n in points[0].items()}
     spec = specs[0]
     own = {d: n for d, n in spec.dims.items() if op.dims[d].derived is None}
