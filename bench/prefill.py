@@ -128,7 +128,7 @@ def measure(
     rows = [_row(f"CSA layer, {tokens} tokens, {side}", found) for side, found in taken.items()]
     theirs, ours = rows
     ours["faster"] = theirs["seconds"] / ours["seconds"]
-    ours["smaller"] = theirs["MiB"] / ours["MiB"]
+    ours["smaller"] = theirs["MiB"] / ours["MiB"] if ours["MiB"] > 0 else None
     for S in lengths:
         rows.append(_row(f"five layers, {S} tokens, {OURS}", [apart(network, OURS, S)]))
     return rows
