@@ -68,7 +68,7 @@ def _attention() -> Case:
 
 def _fp8() -> Case:
     M, N, K = 256, 1024, 4096
-    ours = Run("gemm/fp8", {"N": N, "K": K, "out": "bf16"}, {"M": M})
+    ours = Run("gemm/fp8", {"K": K, "out": "bf16"}, {"M": M, "N": N})
     types = {"in_dtype": "float8_e4m3fn", "out_dtype": "bfloat16", "accum_dtype": "float32"}
     file = "tilelang/examples/deepseek_deepgemm/example_deepgemm_fp8_2xAcc.py"
     peer = Run(f"{file}:tl_gemm", {"M": M, "N": N, "K": K, "block_N": 128, **types}, {})

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tileproof import runtime
-from tileproof.dsl import BoundTensor, DType, Specialization, check
+from tileproof.dsl import BoundTensor, DType, Specialization, check, layout
 from tileproof.runtime.cache import cache_dir, locked, replacing
 
 from .hostir import TensorMap, to_c
@@ -108,7 +108,9 @@ def _match_signature(lowered: Lowered, spec: Specialization) -> dict[str, int]:
     parameters = [lowered.parameters[i] for i in spec.op.order or range(count)]
     for i, (parameter, tensor) in enumerate(zip(parameters, spec.args, strict=True)):
         got = _layout(parameter.dtype, parameter.shape, parameter.strides)
-        expected = _layout(tensor.dtype.tilelang, tensor.shape, tensor.strides)
+        expected = _layout(
+            tensor.dtype.tilelang, map(layout.expression, tensor.shape), tensor.strides
+        )
         check(
             got == expected,
             f"{where}: kernel parameter {parameter.name}",
@@ -251,8 +253,12 @@ def _sizes(declared: Sequence[str], bound: Sequence[int | str], letters: Sequenc
     rows = []
     for letter, size in zip(declared, bound, strict=True):
         label = "nullptr" if letter.isdigit() else f'"{letter}"'
-        fixed = isinstance(size, int)
-        rows.append(f"{{{label}, {size if fixed else 0}, {-1 if fixed else letters.index(size)}}}")
+        if isinstance(size, int):
+            rows.append(f"{{{label}, {size}, -1}}")
+        else:
+            dim = layout.letter_of(size)
+            per = size.removeprefix(dim).removeprefix("/") or 0
+            rows.append(f"{{{label}, {per}, {letters.index(dim)}}}")
     return ", ".join(rows)
 
 

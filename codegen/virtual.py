@@ -10,6 +10,7 @@ import torch
 
 from tileproof.dsl import arch as architecture
 from tileproof.dsl import check
+from tileproof.dsl.expression import evaluate as arithmetic
 from tileproof.runtime import virtual
 
 from .hostir import TensorMap, evaluate
@@ -154,6 +155,10 @@ def _bind(
 
 
 def _agree(where: str, got: int, declared: int | str, values: dict[str, Any]) -> None:
-    expected = values.setdefault(declared, got) if isinstance(declared, str) else declared
+    expected = declared
+    if isinstance(declared, str):  # a symbol, or arithmetic on those that are known
+        known = {k: v for k, v in values.items() if isinstance(v, int)}
+        symbol = declared.isidentifier()
+        expected = values.setdefault(declared, got) if symbol else arithmetic(declared, known)
     name = f"{declared}={expected}" if isinstance(declared, str) else expected
     check(got == expected, where, got=got, expected=name)

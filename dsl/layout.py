@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,29 @@ from .check import check
 
 if TYPE_CHECKING:
     from .spec import BoundTensor, Dim
+
+
+_PER = re.compile(r"([A-Za-z_]\w*)/(\d+)")  # "N/128": one for each 128 of N, begun ones included
+
+
+def letter_of(size: str) -> str:
+    """The dim that a size of a declaration is written with: "N" or "N/128"; "" for a number."""
+    match = _PER.fullmatch(size)
+    return match[1] if match else "" if size.isdigit() else size
+
+
+def expression(size: int | str) -> str:
+    """A size in the words of :mod:`.expression` (and of TIR): "N/128" is ``(N + 127) // 128``."""
+    match = _PER.fullmatch(str(size))
+    return f"({match[1]} + {int(match[2]) - 1}) // {match[2]}" if match else str(size)
+
+
+def value(size: int | str, sizes: Mapping[str, int]) -> int:
+    """A size as a number."""
+    if isinstance(size, int) or size.isdigit():
+        return int(size)
+    match = _PER.fullmatch(size)
+    return -(-sizes[match[1]] // int(match[2])) if match else sizes[size]
 
 
 def fill_pitches(
@@ -27,7 +51,7 @@ def fill_pitches(
                 least = -(-max(d.lo, row) // d.multiple) * d.multiple
                 smallest[stride] = max(least, smallest.get(stride, 0))
             step = stride if isinstance(stride, int) else {**smallest, **sizes}[stride]
-            row = step * (n if isinstance(n, int) else sizes[n])
+            row = step * value(n, sizes)
     return filled | smallest
 
 
@@ -36,7 +60,7 @@ def strides(a: BoundTensor, sizes: Mapping[str, int]) -> tuple[int, ...]:
 
     Raises ContractError where rows would overlap.
     """
-    shape = [n if isinstance(n, int) else sizes[n] for n in a.shape]
+    shape = [value(n, sizes) for n in a.shape]
     if a.strides is None:
         out = [1] * len(shape)
         for i in range(len(shape) - 2, -1, -1):

@@ -86,6 +86,7 @@ class Values:
 class Tensor:
     """One tensor argument: row-major, `shape` in letters, e.g. ``"M N D"``.
 
+    ``"N/128"`` is as many as it takes to have one for each 128 of N; an earlier tensor shows N.
     `dtype` is a type name or one of the op's type variables. `strides` (in elements) are letters or
     numbers like the shape, e.g. ``"P 1"`` for rows P apart; a stride is at least the length of what
     it steps over, so rows never overlap. None means contiguous. `written` states the output
@@ -196,10 +197,17 @@ class Op:
     variants: list[Variant] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        named = {d for a in self.args for d in (*a.shape, *(a.strides or ()))}
-        missing = {d for d in named if not d.isdigit()} - set(self.dims)
+        named = {layout.letter_of(d) for a in self.args for d in (*a.shape, *(a.strides or ()))}
+        missing = named - {"", *self.dims}
         check(not missing, f"{self.name}: dims", got=f"no domain for {missing}", expected="all")
+        shown: set[str] = set()
         for a in self.args:
+            shown |= set(a.shape) & set(self.dims)
+            unseen = sorted({layout.letter_of(d) for d in a.shape} - {"", *shown})
+            where = f"{self.name}: shape of {a.name}"
+            check(not unseen, where, got=f"no {unseen}", expected="a tensor before it with them")
+            whole = a.role != "out" or not any("/" in d for d in a.shape)
+            check(whole, where, got=a.shape, expected="dims and numbers, being an output's")
             known = a.dtype in DTYPES or a.dtype in self.types
             check(known, f"{self.name}: dtype of {a.name}", got=a.dtype, expected="a known type")
             self._check_layout(a)
@@ -367,7 +375,10 @@ class Specialization:
         return tuple(out)
 
     def _bound(self, letters: tuple[str, ...]) -> tuple[int | str, ...]:
-        return tuple(int(d) if d.isdigit() else self.dims.get(d, d) for d in letters)
+        fixed = {"", *self.dims}
+        return tuple(
+            layout.value(d, self.dims) if layout.letter_of(d) in fixed else d for d in letters
+        )
 
     def prim_func(self, arch: str) -> Any:
         """Build the TileLang function for `arch`. Imports TileLang (only here)."""
@@ -399,9 +410,7 @@ class Specialization:
     def bind(self, **dynamic: int) -> dict[str, tuple[int, ...]]:
         """Concrete shape of every tensor at one dynamic size, e.g. ``bind(M=7)["x"]``."""
         sizes = self.sizes(**dynamic)
-        return {
-            a.name: tuple(d if isinstance(d, int) else sizes[d] for d in a.shape) for a in self.args
-        }
+        return {a.name: tuple(layout.value(d, sizes) for d in a.shape) for a in self.args}
 
     def strides(self, **dynamic: int) -> dict[str, tuple[int, ...]]:
         """Strides of every tensor in elements, e.g. ``strides(M=7, P=128)["x"]``.

@@ -67,8 +67,8 @@ class Signature:
         self.dynamic_axes: dict[str, tuple[int, int]] = {}
         for i, argument in enumerate(self.inputs):
             for axis, letter in enumerate(argument.shape):
-                if letter.isdigit():
-                    continue
+                if letter not in self.dims:
+                    continue  # a number, or "N/128" beside a tensor that shows N
                 if not self.dims[letter]["static"]:
                     self.dynamic_axes.setdefault(letter, (i, axis))
                 elif letter not in [known for known, _, _ in self.static_axes]:
@@ -276,9 +276,15 @@ class Signature:
         for argument, tensor in zip(self.inputs, tensors, strict=True):
             for axis, letter in enumerate(argument.shape):
                 got = int(tensor.shape[axis])
-                literal = letter.isdigit()
-                expected = int(letter) if literal else seen.setdefault(letter, got)
-                words = str(expected) if literal else f"{letter}={expected}"
+                dim, _, per = letter.partition("/")
+                if letter.isdigit():
+                    expected, words = int(letter), letter
+                elif per:
+                    expected = -(-seen[dim] // int(per))
+                    words = f"{letter}={expected}"
+                else:
+                    expected = seen.setdefault(letter, got)
+                    words = f"{letter}={expected}"
                 check(
                     got == expected,
                     f"{self.name}: {argument.name}.shape[{axis}]",

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-from tileproof.dsl import Specialization, check
+from tileproof.dsl import Specialization, check, layout
 from tileproof.dsl.expression import fold
 from tileproof.dsl.facts import Facts
 
@@ -268,7 +268,9 @@ def _declared(
     what: str, got: tuple[Term, ...] | None, wanted: Sequence[int | str] | None, domain: Domain
 ) -> None:
     """The kernel's own shape or strides against a declaration; None stands for contiguous."""
-    expected = None if wanted is None else tuple(expression(str(n), domain.dims) for n in wanted)
+    expected = None
+    if wanted is not None:
+        expected = tuple(expression(layout.expression(n), domain.dims) for n in wanted)
     fits = got is expected or (got is not None and expected is not None and _same(got, expected))
     shown = None if got is None else [terms.show(n) for n in got]
     check(fits, what, got=shown or "contiguous", expected=wanted or "contiguous")

@@ -39,7 +39,8 @@ struct Span {
 };
 
 int64_t value_of(const Size& size, const int64_t* dims) {
-  return size.letter < 0 ? size.value : dims[size.letter];
+  if (size.letter < 0) return size.value;
+  return size.value ? (dims[size.letter] + size.value - 1) / size.value : dims[size.letter];
 }
 
 int check_domain(const Kernel& kernel, const Tensor& tensor, const char* field, int axis,

@@ -16,8 +16,9 @@ constexpr int kMaxParameters = 32;
 constexpr int kMaxLaunches = 4;
 constexpr int kMaxMaps = 8;  // tensor maps of one launch
 
-// The size or stride of one axis: a number, or (letter >= 0) a dim read from the call. `label` is
-// the letter of the declaration, null for a literal.
+// The size or stride of one axis: a number, or (letter >= 0) a dim read from the call, or (value > 0
+// as well) as many as it takes to have one for each `value` of a dim that an earlier axis showed.
+// `label` is the declaration's word for it, null for a literal.
 struct Size {
   const char* label;
   int64_t value;

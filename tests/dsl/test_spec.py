@@ -218,3 +218,18 @@ def test_importing_the_declarations_needs_no_compiler_and_no_solver() -> None:
         "assert d; bad = {'tilelang', 'tvm', 'z3'} & set(sys.modules); assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_tensor_may_have_one_for_each_128_of_a_dim():
+    def declared(*args):
+        dims = {"N": dim(8, 1024, multiple=8)}
+        return Op("test/per", args=args, dims=dims, doc="", reference=None, shapes={}, listed=False)
+
+    w, scales = In("w", "N", "f32"), In("scales", "N/128", "f32")
+    spec = declared(w, scales).specialize()
+    assert spec.bind(N=136) == {"w": (136,), "scales": (2,)}
+    assert spec.bind(N=128)["scales"] == (1,)
+    with pytest.raises(ContractError, match=r"shape of scales: got no .'N'., expected a tensor"):
+        declared(scales, w)
+    with pytest.raises(ContractError, match="expected dims and numbers"):
+        declared(w, Out("y", "N/128", "f32"))

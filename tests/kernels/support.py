@@ -93,7 +93,7 @@ def _letters(spec, inputs):
         letter: size
         for tensor, a in zip(inputs, spec.args, strict=False)
         for letter, size in zip(a.shape, tensor.shape, strict=True)
-        if isinstance(letter, str)
+        if letter in spec.op.dims
     }
 
 

@@ -177,3 +177,19 @@ def test_a_type_and_a_size_only_outputs_have_are_keywords(tmp_path):
             assert (scores > -torch.inf).sum(1).tolist() == [1, 2]
     with pytest.raises(TypeError, match="got no S, expected the sizes of outputs"):
         library.indexer_score(*inputs, 0 * counts, counts)
+
+
+@pytest.mark.parametrize("backend", ["virtual", "reference"])
+def test_one_for_each_128_of_a_dim_is_checked(tmp_path, backend):
+    spec = get("gemm/fp8").specialize(K=32, out="f32")
+    library = load(build([spec], ["sm_80"], tmp_path / "bundle"), backend=backend)
+
+    def ones(*shape):
+        return torch.full(shape, 127, dtype=torch.uint8).view(torch.float8_e8m0fnu)
+
+    x, w = torch.ones(3, 32).to(torch.float8_e4m3fn), torch.ones(136, 32).to(torch.float8_e4m3fn)
+    assert (library.gemm_fp8(x, ones(3, 1), w, ones(2, 1), out="f32") == 32).all()
+    for rows in (1, 3):
+        words = rf"gemm/fp8: ws.shape\[0\]: got {rows}, expected N/128=2"
+        with pytest.raises(ValueError, match=words):
+            library.gemm_fp8(x, ones(3, 1), w, ones(rows, 1), out="f32")

@@ -10,7 +10,7 @@ from ..quant.checks import assert_same
 from ..support import UNIT, assert_archs_agree, assert_rows_alone, assert_schedules_agree, run
 from .codes import e4m3, generator, ordered, ue8m0
 
-EDGE = {"N": 136, "K": 160, "out": "f32"}
+EDGE = {"K": 160, "out": "f32"}
 
 
 def inputs(M, N, K, seed, **scales):
@@ -39,7 +39,7 @@ def test_numbers_of_tokens(M, seed):
     ("N", "K", "out"), [(8, 32, "bf16"), (64, 128, "f32"), (136, 1024, "bf16"), (24, 4096, "f32")]
 )
 def test_sizes_and_types(N, K, out, seed):
-    check(inputs(5, N, K, seed), N=N, K=K, out=out)
+    check(inputs(5, N, K, seed), K=K, out=out)
 
 
 @pytest.mark.parametrize(("lo", "hi"), [(0, 2), (60, 70), (190, 254), (0, 254)])
