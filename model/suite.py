@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers.models.deepseek_v4 import modeling_deepseek_v4 as hf
 
-from .layers import REPLACEMENTS
+from .layers import REPLACEMENTS, Patched
 from .patch import patch
 
 
@@ -28,6 +28,8 @@ def pytest_configure() -> None:
 def _patching(construct: Any, building: list[Any]) -> Any:
     @functools.wraps(construct)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        if isinstance(self, Patched):
+            return  # `Patched.__new__` made and patched it, and Python initialises it once more
         building.append(self)
         try:
             construct(self, *args, **kwargs)

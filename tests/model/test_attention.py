@@ -137,6 +137,16 @@ def test_no_bit_hangs_on_the_batch_or_on_chunks_or_on_places(run, kind, seed):
             torch.testing.assert_close(together[slot], alone, rtol=2**-18, atol=2**-18)
 
 
+@pytest.mark.parametrize(("which", "row"), [("near", 3), ("near", -2), ("chosen", 2)])
+def test_rows_that_no_pool_has_are_refused(virtual, which, row):
+    lists = {"near": torch.tensor([[0, 1]]), "chosen": torch.tensor([[1, -1]])}
+    lists[which][0, 1] = row
+    near, chosen = (t.int() for t in lists.values())
+    window, pool, sink = torch.zeros(3, 32), torch.zeros(2, 32), torch.zeros(8)
+    with pytest.raises(RuntimeError, match=f"{which}: got an element outside its contract"):
+        virtual("attention_sparse", torch.zeros(1, 8, 32), window, near, pool, chosen, sink)
+
+
 def test_long_prompts_go_through_lists_in_blocks(seed, monkeypatch):
     run = engine(References())
     for kind in ("csa", "hca"):
