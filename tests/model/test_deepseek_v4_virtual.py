@@ -77,6 +77,32 @@ def test_pieces_and_steps_beside_another_request_have_the_bits_of_a_prompt(netwo
     assert start == LENGTH
 
 
+def test_64_requests_at_once_have_the_bits_of_one_beside_nan(network, ids, whole):
+    """Of 1 to 3 tokens, then a step of each; the embedding in the request of slot 5 is NaN."""
+    held = network.cache(64, 64 * 256, scratch=192)
+    poison = next(i for i in range(VOCABULARY) if i not in ids)
+    kept = network.embed[poison].clone()
+    network.embed[poison] = torch.nan
+    start = [0] * 64
+    try:
+        for counts in ([1 + (5 * slot) % 3 for slot in range(64)], [1] * 64):
+            chunks = [Chunk(slot, start[slot], counts[slot]) for slot in (*range(7, 64), *range(7))]
+            tokens = [
+                ids[first : first + count] if slot != 5 else torch.full((count,), poison)
+                for slot, first, count in chunks
+            ]
+            logits = network.forward(chunks, torch.cat(tokens), held, every=True).logits
+            pieces = logits.split([c.count for c in chunks])
+            for (slot, first, count), got in zip(chunks, pieces, strict=True):
+                if slot == 5:
+                    assert got.isnan().all()
+                else:
+                    assert torch.equal(got, whole[0][first : first + count]), slot
+                start[slot] += count
+    finally:
+        network.embed[poison] = kept
+
+
 class Lockstep:
     """Runs every op on kernels and on :class:`Rounded` references, compares, and goes on with what
     the references gave; so no difference hides behind one before it."""

@@ -115,12 +115,22 @@ def test_rows_of_a_padded_batch_have_the_bits_they_have_alone(virtual):
             assert torch.equal(a[row], b[0])
 
 
-@pytest.mark.parametrize("batch", [2, 7])
-def test_a_row_has_the_bits_it_has_alone_at_any_slot(virtual, batch):
-    ids = token_ids(8, batch, 21)
+@pytest.mark.parametrize(("batch", "length"), [(2, 21), (7, 21), (64, 2)])
+def test_a_row_has_the_bits_it_has_alone_at_any_slot(virtual, batch, length):
+    ids = token_ids(8, batch, length)
     together = logits(virtual, ids)
     for row in {0, batch // 2, batch - 1}:
         assert torch.equal(together[row], logits(virtual, ids[row : row + 1])[0])
+
+
+def test_a_row_of_padding_changes_no_other(virtual):
+    ids = token_ids(9, 3, 12)
+    mask = torch.ones_like(ids)
+    mask[1] = 0
+    with torch.no_grad():
+        got = virtual(ids, attention_mask=mask).logits
+    assert torch.equal(got[[0, 2]], logits(virtual, ids)[[0, 2]])
+    assert got[1].isfinite().all()
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (2, 0)])
