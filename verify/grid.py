@@ -2,8 +2,8 @@
 
 A barrier orders what comes before it in any block and what comes after it in any other, if every
 thread of the grid comes to it (which `barriers` proves of it) and the launch is cooperative, so
-that all blocks run at once. Accesses of the asynchronous proxy, and copies that may last beyond a
-barrier, are not ordered by it.
+that all blocks run at once. A copy by cp.async begins after the barrier before it and may last beyond
+the next. Accesses of the asynchronous proxy are not ordered.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def order(
 
     `least` is a lower bound of a term.
     """
-    if first.asynchronous or second.asynchronous:
+    if any(a.asynchronous and not _begins_in_order(a) for a in (first, second)):
         return Order(const(1), bool(usable))
     left_out = False
     loops: dict[Symbol, list[Sync]] = {}
@@ -53,7 +53,9 @@ def order(
             continue
         if not s.context.loops:
             if early.order < s.order < late.order:
-                return Order(const(0), False)
+                if not early.asynchronous:
+                    return Order(const(0), False)
+                left_out = True
             continue
         (loop,) = s.context.loops
         inside = [loop in a.context.loops for a in (early, late)]
@@ -61,8 +63,10 @@ def order(
             left_out = True
         elif all(inside):
             loops.setdefault(loop, []).append(s)
-        elif early.order < s.order < late.order and (
-            any(inside) or least(sub(loop.hi, loop.lo)) >= 0
+        elif (
+            early.order < s.order < late.order
+            and not early.asynchronous
+            and (any(inside) or least(sub(loop.hi, loop.lo)) >= 0)
         ):
             return Order(const(0), False)
         else:
@@ -70,7 +74,13 @@ def order(
     unordered = const(1)
     for loop, within in loops.items():
         unordered = apply("and", unordered, _iterations(within, first, second, loop, twin[loop]))
+        left_out = left_out or first.asynchronous or second.asynchronous
     return Order(unordered, left_out)
+
+
+def _begins_in_order(access: Access) -> bool:
+    name = str(access.node.op.name) if type(access.node).__name__ == "Call" else ""
+    return name == "tl.ptx_cp_async"
 
 
 def _iterations(
@@ -78,15 +88,16 @@ def _iterations(
 ) -> Term:
     """In which iterations of a loop around both no barrier `within` it stands between the two.
 
-    From one iteration to the next but one there is always one.
+    From one iteration to the next but one there is always one, which ends no copy before it.
     """
     one = var(loop)
     meet = const(0)
-    if not any(
-        min(first.order, second.order) < s.order < max(first.order, second.order) for s in within
-    ):
+    early, late = sorted((first, second), key=lambda a: a.order)
+    if early.asynchronous or not any(early.order < s.order < late.order for s in within):
         meet = apply("eq", one, other)
     for a, b, at, then in ((first, second, one, other), (second, first, other, one)):
-        if not any(a.order < s.order or s.order < b.order for s in within):
+        if a.asynchronous:
+            meet = apply("or", meet, apply("lt", at, then))
+        elif not any(a.order < s.order or s.order < b.order for s in within):
             meet = apply("or", meet, apply("eq", then, add(at, const(1))))
     return meet

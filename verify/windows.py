@@ -275,7 +275,6 @@ class Walk:
     ) -> list[Path]:
         """The iterations from ``start + n`` on; the paths that leave the loop."""
         symbol, hi = loop.symbol, substitute(loop.symbol.hi, where)
-        always = set(paths[0].given).intersection(*(p.given for p in paths)) if paths else set()
         leaving: list[Path] = []
         seen: set[State] = set()
         rounds = 0
@@ -292,14 +291,18 @@ class Walk:
             n, rounds = n + 1, rounds + 1
         if not paths:
             return leaving
-        # Nothing new: any later iteration, from any state there may be by then.
+        # Nothing new: any later iteration, from any state there may be by then, under what all ways
+        # to that state have in common.
         later = Symbol(symbol.name, "loop", at, hi, symbol.origin)
-        base = (*(c for c in paths[0].given if c in always), le(at, hi))
-        reached = dict.fromkeys(states)
-        pending = list(states)
+        common = {p.state: p.under(le(at, hi)).given for p in _merged(paths)}
+        pending = list(common)
         while pending:
-            starts = [Path(s, base) for s in pending]
-            ends = self._body(loop.items, starts, {**where, symbol: var(later)})
-            pending = list(dict.fromkeys(p.state for p in ends if p.state not in reached))
-            reached.update(dict.fromkeys(pending))
-        return leaving + [Path(s, base) for s in reached]
+            state = pending.pop()
+            start = Path(state, common[state])
+            for end in self._body(loop.items, [start], {**where, symbol: var(later)}):
+                there = common.get(end.state, start.given)
+                both = tuple(c for c in there if c in start.given)
+                if end.state not in common or both != there:
+                    common[end.state] = both
+                    pending.append(end.state)
+        return leaving + [Path(state, given) for state, given in common.items()]

@@ -76,6 +76,40 @@ def test_blocks_meet_only_where_no_barrier_of_the_grid_is_between(inside, outsid
     assert found.counterexamples[0].sizes["G"] == 2
 
 
+def copied(anew):
+    """Each block writes its part of `b`, copies another's by cp.async, and may write `anew`."""
+    G = T.dynamic("G")
+
+    @T.prim_func
+    def kernel(b: T.Tensor((G * 128,), "float32"), c: T.Tensor((G * 128,), "float32")):
+        with T.Kernel(G, threads=32) as bx:
+            t = T.get_thread_binding()
+            part = T.alloc_shared((128,), "float32")
+            for v in T.vectorized(4):
+                b[bx * 128 + t * 4 + v] = 1.0
+            T.sync_grid()
+            there = (G - 1 - bx) * 128 + t * 4
+            T.ptx_cp_async(
+                T.access_ptr(part[t * 4], "w", 4), T.access_ptr(b[there], "r", 4), 4
+            )
+            T.ptx_commit_group()
+            if anew:
+                T.sync_grid()
+                for v in T.vectorized(4):
+                    b[bx * 128 + t * 4 + v] = 2.0
+            T.ptx_wait_group(0)
+            for v in T.vectorized(4):
+                c[bx * 128 + t * 4 + v] = part[t * 4 + v]
+
+    return kernel
+
+
+@pytest.mark.parametrize("anew", [False, True], ids=["after", "beyond"])
+def test_a_copy_begins_after_a_barrier_and_may_last_beyond_the_next(anew):
+    found = prove(lowered(copied(anew))).properties["blocks"]
+    assert found.verdict is (Verdict.UNKNOWN if anew else Verdict.PROVED)
+
+
 @pytest.mark.parametrize("when", ["block", "thread", "size"])
 def test_every_thread_of_the_grid_must_come(when):
     report = prove(lowered(turned(when=when)))

@@ -185,3 +185,50 @@ def test_the_walk_agrees_with_running_every_thread(part, monkeypatch):
         count[safe] += 1
         terms.forget()
     assert min(count.values()) >= 10
+
+
+class Ring(Program):
+    """N copies go round two slots, whose oldest is read after a loop that waits for nothing."""
+
+    def __init__(self, pending):
+        super().__init__(0)
+        self.facts = Facts("ring", symbols={"threadIdx.x": self.thread})
+        self.buffer = Buffer("tile", "shared.dyn", 8, (const(2 * THREADS),), arena="shared.dyn")
+        k = Symbol("k", "loop", const(0), sub(var(self.trips), const(1)))
+        j = Symbol("j", "loop", const(0), const(2))
+        self.body = [
+            Loop(
+                k,
+                (
+                    self.sync("wait", k, 1),
+                    self.move(var(k), Context().inside(k)),
+                    self.sync("commit", k),
+                ),
+            ),
+            Loop(j, (self.sync("warp", j),)),
+            self.sync("wait", pending=pending),
+            self.move(var(self.trips)),
+        ]
+
+    def move(self, slot, context=None):
+        """A copy to the slot in a loop, a read of it outside."""
+        index = add(mul(apply("mod", slot, const(2)), const(THREADS)), var(self.thread))
+        mode = "write" if context else "read"
+        at = (index, 1, 1, context or Context(), self.order(), object())
+        fact = Access(self.buffer, mode, *at, asynchronous=mode == "write")
+        self.facts.accesses.append(fact)
+        return fact
+
+    def sync(self, kind, loop=None, pending=0):
+        context = Context().inside(loop) if loop else Context()
+        fact = Sync(Effect(sync=kind, pending=pending), context, self.order(), object())
+        self.facts.syncs.append(fact)
+        return fact
+
+
+@pytest.mark.parametrize("pending", [1, 2])
+def test_a_loop_forgets_nothing_of_how_it_was_reached(pending):
+    # The copy before the last is complete when one may be under way, not when two may.
+    program = Ring(pending)
+    assert clash(program) is (pending == 2)
+    assert proved(program) is (pending == 1)
