@@ -2,8 +2,8 @@
 
 A barrier orders what comes before it in any block and what comes after it in any other, if every
 thread of the grid comes to it (which `barriers` proves of it) and the launch is cooperative, so
-that all blocks run at once. A copy by cp.async begins after the barrier before it and may last beyond
-the next. Accesses of the asynchronous proxy are not ordered.
+that all blocks run at once. A copy by cp.async begins after the barrier before it and may last
+beyond the next. Accesses of the asynchronous proxy are not ordered.
 """
 
 from __future__ import annotations

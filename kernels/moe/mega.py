@@ -26,7 +26,7 @@ def model_sizes(config):
     }
 
 
-_SMALL = {"blocks": 3, "wave": 2}
+_SMALL = {"spread": 2, "wave": 2}
 
 op = Op(
     "moe/mega",
@@ -72,10 +72,9 @@ op = Op(
         "pro": {"M": 4096, "Q": 768, "R": 64, "K": 6, "E": 384, "D": 7168, "I": 3072},
         "edge": {"M": [0, 1, 9], "Q": [0, 3], "R": 16, "K": 3, "E": 3, "D": 160, "I": 96, **_SMALL},
     },
-    params={**LIMIT, "blocks": 48, "wave": 32},
+    params={**LIMIT, "spread": 4, "wave": 12},
     model_sizes=model_sizes,
     reduces=("K", "D", "I"),
-    listed=False,  # proofs of all its sizes, and of values, take longer than the library's may
 )
 
 
@@ -86,10 +85,11 @@ _TILE = {**MATRIX_OPTIONS, "width": 32, "threads": 128}
 @op.kernel(**_TILE, archs=("sm_90a", "sm_100a"), stages=2, instruction=True)
 @op.kernel(**_TILE, archs=SMALL, stages=1, instruction=True)
 def mega(
-    T, M, Q, R, K, E, D, I, G, J, N, H, F, V, U, limit, blocks, wave,  # noqa: E741
+    T, M, Q, R, K, E, D, I, G, J, N, H, F, V, U, limit, spread, wave,  # noqa: E741
     width, threads, stages, instruction,
 ):  # fmt: skip
-    """`blocks` blocks stay, as many as the device holds at once, and meet once a wave.
+    """`wave` groups of `spread` blocks stay, all on the device at once, and meet once a wave: a
+    group makes a tile, its blocks every `spread`-th column of it.
 
     While a wave of tiles goes through the first product, the wave before goes through the second:
     what a wave takes must be there when it begins, and what it makes is there at the next barrier.
@@ -186,7 +186,8 @@ def mega(
         total = T.alloc_local((wide,), "float32")
         d = (block * threads + T.get_thread_binding()) * wide
         if d < D:
-            T.clear(total)
+            for v in T.vectorized(wide):
+                total[v] = 0.0
             for k in T.unroll(K):
                 if place[m, k] >= 0:
                     for v in T.vectorized(wide):
@@ -218,30 +219,30 @@ def mega(
         y: T.Tensor((Q, R, D), "bfloat16"),
         out: T.Tensor((M, D), "bfloat16"),
     ):
-        with T.Kernel(blocks, threads=threads) as block:
+        with T.Kernel(spread, wave, threads=threads) as (part, own):
             staged = T.alloc_shared((R, width), "bfloat16")
             for now in T.serial(T.ceildiv(Q, wave) + 1):
-                for step in T.serial(ceildiv(wave * J, blocks)):
-                    item = step * blocks + block
-                    q = now * wave + item // J
-                    if (item < wave * J) & (q < Q):
-                        e = expert[q]
-                        if e >= 0:
-                            middle(
-                                x, xs, source, weight, w13, s13, a, s, q, e, item % J, staged
-                            )  # fmt: skip
-                for step in T.serial(ceildiv(wave * columns, blocks)):
-                    item = step * blocks + block
-                    q = (now - 1) * wave + item // columns
-                    if (item < wave * columns) & (q >= 0) & (q < Q):
-                        e = expert[q]
-                        if e >= 0:
-                            back(a, s, w2, s2, y, q, e, item % columns * width, staged)
+                q = now * wave + own
+                if q < Q:
+                    e = expert[q]
+                    if e >= 0:
+                        for step in T.serial(ceildiv(J, spread)):
+                            j = step * spread + part
+                            if j < J:
+                                middle(x, xs, source, weight, w13, s13, a, s, q, e, j, staged)
+                before = q - wave
+                if (before >= 0) & (before < Q):
+                    e = expert[before]
+                    if e >= 0:
+                        for step in T.serial(ceildiv(columns, spread)):
+                            n = (step * spread + part) * width
+                            if n < D:
+                                back(a, s, w2, s2, y, before, e, n, staged)
                 T.sync_grid()
-            for step in T.serial(T.ceildiv(M, blocks)):
-                m = step * blocks + block
+            for step in T.serial(T.ceildiv(M, wave)):
+                m = step * wave + own
                 if m < M:
-                    for part in T.serial(ceildiv(D, threads * wide)):
-                        combined(y, place, shared, out, m, part)
+                    for stride in T.serial(ceildiv(D, threads * wide * spread)):
+                        combined(y, place, shared, out, m, stride * spread + part)
 
     return kernel

@@ -6,7 +6,9 @@ import pytest
 import tilelang.language as T
 
 from tileproof.codegen.lower import lower
+from tileproof.dsl import Facts
 from tileproof.verify import Verdict, prove_lowered
+from tileproof.verify.field import EVERY, Reference
 from tileproof.verify.html import to_html
 from tileproof.verify.model import Report
 from tileproof.verify.report import to_text
@@ -89,9 +91,7 @@ def copied(anew):
                 b[bx * 128 + t * 4 + v] = 1.0
             T.sync_grid()
             there = (G - 1 - bx) * 128 + t * 4
-            T.ptx_cp_async(
-                T.access_ptr(part[t * 4], "w", 4), T.access_ptr(b[there], "r", 4), 4
-            )
+            T.ptx_cp_async(T.access_ptr(part[t * 4], "w", 4), T.access_ptr(b[there], "r", 4), 4)
             T.ptx_commit_group()
             if anew:
                 T.sync_grid()
@@ -108,6 +108,12 @@ def copied(anew):
 def test_a_copy_begins_after_a_barrier_and_may_last_beyond_the_next(anew):
     found = prove(lowered(copied(anew))).properties["blocks"]
     assert found.verdict is (Verdict.UNKNOWN if anew else Verdict.PROVED)
+
+
+def test_values_show_a_barrier_that_comes_too_early():
+    reference = Reference(lowered(turned()), Facts(dims={"G": (1, 4)}), of_source=True)
+    assert reference.difference(lowered(turned()), EVERY) is None
+    assert reference.difference(lowered(turned(late=True)), EVERY) is not None
 
 
 @pytest.mark.parametrize("when", ["block", "thread", "size"])

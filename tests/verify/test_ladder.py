@@ -54,6 +54,24 @@ def one_row(columns=4096):
     return kernel
 
 
+def waves(wave=4, blocks=4, step=2):
+    """Blocks take a row each of every wave of rows, two of them half a row each."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def kernel(y: T.Tensor((M, 256), "float32")):
+        with T.Kernel(2, blocks, threads=32) as (half, own):
+            for now in T.serial(T.ceildiv(M, wave)):
+                m = now * wave + own
+                if m < M:
+                    for i in T.serial(2):
+                        for v in T.vectorized(2):
+                            d = (i * step + half) * 64 + T.get_thread_binding() * 2 + v
+                            y[m, d] = 0.0
+
+    return kernel
+
+
 def flat():
     """One flat tensor: the host divides its length by the row's."""
     M = T.dynamic("M")
@@ -280,6 +298,9 @@ LADDER = {
         (scaled, {"parts": 8}, {"batch": ["M"], **dims(M=8)}),
     ),
     "row step": ("blocks", (rows, {"step": 4}, {}), (rows, {"step": 3}, {})),
+    "rows of waves": ("blocks", (waves, {"wave": 4}, {}), (waves, {"wave": 3}, {})),
+    "parts of a row": ("blocks", (waves, {"step": 2}, {}), (waves, {"step": 1}, {})),
+    "blocks of a wave": ("blocks", (waves, {"blocks": 4}, {}), (waves, {"blocks": 5}, {})),
     "missing": (
         "coverage",
         (columns_written, {"threads": 128}, {}),

@@ -29,6 +29,17 @@ def barrier(meetings: Meetings, group: Machine, args: list[Any]) -> Waits:
     yield meetings.of(name, count).arrive(group.lanes.block[group.active])
 
 
+def everyone(warp: Warp, args: list[Any]) -> Waits:
+    """All threads of the grid meet."""
+    yield warp.launch.everyone.arrive(np.zeros(int(warp.active.sum()), np.int64))
+
+
+def blocks_in_step(group: Machine, args: list[Any]) -> None:
+    """The same where all blocks go in step anyway."""
+    if not group.active.all():
+        raise UnmodelledError("a barrier of the grid that some blocks do not come to")
+
+
 def _mine(warp: Machine, load: Any) -> tuple[Any, Any]:
     """Block and slot of the mbarrier that each active lane means."""
     slot = warp.each(load.indices[0])[warp.active]
@@ -153,6 +164,7 @@ def reductions(value: Any) -> list[Any]:
 
 CALLS: dict[str, Callable[[Any, list[Any]], Any]] = {
     "tirx.tvm_storage_sync": lambda warp, args: barrier(warp.launch.meetings, warp, args),
+    "tl.sync_grid": everyone,
     "tirx.ptx_init_barrier_thread_count": init,
     "tirx.ptx_arrive_barrier": arrive,
     "tirx.ptx_arrive_barrier_expect_tx": expect_and_arrive,
@@ -164,4 +176,4 @@ CALLS: dict[str, Callable[[Any, list[Any]], Any]] = {
     "tl.ptx_fence_barrier_init": lambda warp, args: None,
     "tl.set_max_nreg": lambda warp, args: None,
 }
-WAITS = ("tirx.tvm_storage_sync", "tl.mbarrier_wait_parity")
+WAITS = ("tirx.tvm_storage_sync", "tl.mbarrier_wait_parity", "tl.sync_grid")

@@ -6,7 +6,8 @@ threads and their memory come from. ``schedule.py`` decides who runs ahead.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,16 @@ from .fragments import WARP
 from .machine import Lanes, Machine, Place, Pointer
 from .machine import Meeting as Waits
 from .memory import FaultError, Memory, UnmodelledError, element, width
-from .schedule import TOGETHER, DeadlockError, Groups, Mbarriers, Meetings, Schedule, run_all
+from .schedule import (
+    TOGETHER,
+    DeadlockError,
+    Groups,
+    Mbarriers,
+    Meeting,
+    Meetings,
+    Schedule,
+    run_all,
+)
 
 
 def run_launch(
@@ -31,21 +41,25 @@ def run_launch(
     schedule: Schedule = TOGETHER,
 ) -> None:
     """Executes one launch on `tensors`."""
-    if launch.cooperative or [evaluate(n, sizes) for n in launch.cluster] != [1, 1, 1]:
-        raise UnmodelledError("blocks that run together")
+    if [evaluate(n, sizes) for n in launch.cluster] != [1, 1, 1]:
+        raise UnmodelledError("clusters of blocks")
     if 0 in (evaluate(n, sizes) for n in launch.grid):
         return
     before = [(m, m.value.copy(), m.code.copy()) for m in tensors.values()]
     running = Launch(launch, function, tensors, sizes, schedule)
+    each = [np.array([block]) for block in range(running.blocks)]
     try:
-        running.run(function.body, running.roles(function.body))
+        if launch.cooperative and schedule.ahead:  # of the other blocks too
+            running.run(function.body, running.warps(), each)
+        else:
+            running.run(function.body, running.roles(function.body))
     except DeadlockError:
         # All blocks at once, and warps in step, may wait for each other where none alone would.
         for memory, value, code in before:
             memory.value, memory.code = value, code
         running = Launch(launch, function, tensors, sizes, schedule)
-        for block in range(running.blocks):
-            running.run(function.body, running.warps(), np.array([block]))
+        for together in [each] if launch.cooperative else [[block] for block in each]:
+            running.run(function.body, running.warps(), together)
 
 
 @dataclass
@@ -68,6 +82,7 @@ class Launch:
         self.places: dict[Any, Place] = {}
         self.arrays: dict[str, Mbarriers] = {}
         self.meetings = Meetings(self.blocks, self.threads)
+        self.everyone = Meeting(1, self.blocks * self.threads)
         self._exchanged: dict[str, tuple[Any, Any]] = {}
         for argument, parameter in zip(self.host.args, self.function.params, strict=True):
             if argument.tensor_map is not None:
@@ -75,12 +90,11 @@ class Launch:
             elif argument.is_tensor:
                 self.places[parameter] = Place(self.tensors[argument.name], "global")
 
-    def run(self, body: Any, groups: list[range], blocks: Any = None) -> None:
-        """All threads of `blocks`, those of a group in step."""
-        if blocks is None:
-            blocks = np.arange(self.blocks)
+    def run(self, body: Any, groups: list[range], teams: Sequence[Any] = ()) -> None:
+        """All threads of teams of blocks, by default one team of all, those of a group in step, and
+        so are the blocks of a team."""
         programs = []
-        for threads in groups:
+        for blocks, threads in itertools.product(teams or [np.arange(self.blocks)], groups):
             lanes = Lanes(np.repeat(blocks, len(threads)), np.tile(np.array(threads), len(blocks)))
             lanes.env.update(_sizes(self.function, self.sizes))
             programs.append(Warp(lanes, self).program(body))

@@ -386,6 +386,7 @@ _UNKNOWN = {"cluster_mask", "use_2cta"}
 _SYNCHRONISING: dict[str, Any] = {
     "tirx.ptx_arrive_barrier": collectives.arrive,
     "tl.mbarrier_wait_parity": collectives.wait,
+    "tl.sync_grid": collectives.blocks_in_step,
 }
 # What threads in step wait for is for barriers of the lowered program to show; and copies and
 # multiplies are over at once.

@@ -14,13 +14,14 @@ from tileproof.verify.digits import Digit, difference
 from tileproof.verify.encode import Answer
 from tileproof.verify.facts import Access, Context
 from tileproof.verify.model import Counterexample, Step, Verdict
-from tileproof.verify.terms import Symbol, Term, apply, const, le, sub, var
+from tileproof.verify.terms import Poly, Symbol, Term, apply, const, le, poly, sub, var
 
 from . import barriers
 from ._run import PROVED, Goal, Launch, found, undecided
 from .bounds import digit_holds
 
-Spread = tuple[tuple[int, Symbol, int], ...]  # (digit, block index, coefficient), outermost first
+# (digit, its extent, block index or None for a period, coefficient), outermost first
+Spread = tuple[tuple[int, Term, Symbol | None, int], ...]
 
 
 def goals(launch: Launch) -> Iterator[Goal]:
@@ -41,33 +42,56 @@ def goals(launch: Launch) -> Iterator[Goal]:
 
 
 def _spread(launch: Launch, access: Access, blocks: list[Symbol]) -> Spread | None:
-    """How blocks spread an access over the tensor, if each keeps to a range of its own.
+    """How blocks spread an access over the tensor, if each keeps to ranges of its own.
 
-    In each digit the block indices must be the leading digits of a mixed radix: with coefficients
-    c1 > c2 > …, what follows ci stays within 0..ci. Then different blocks differ in a leading
-    digit, whatever else they do, and this holds between any two accesses spread alike.
+    In each digit, less the multiples of a period, the block indices must be the leading digits of a
+    mixed radix: with coefficients c1 > c2 > …, what follows ci stays within 0..ci. Then different
+    blocks differ in a leading digit, whatever else they do, and this holds between any two accesses
+    spread alike.
     """
-    digits = access.digits
+    for digits in (access.digits, access.coordinates):
+        if digits and (spread := _over(launch, access, digits, blocks)) is not None:
+            return spread
+    return None
+
+
+def _over(
+    launch: Launch, access: Access, digits: list[Digit], blocks: list[Symbol]
+) -> Spread | None:
     if len(digits) != 1 and not all(digit_holds(launch, d, access).proved for d in digits):
         return None
-    spread: list[tuple[int, Symbol, int]] = []
+    spread: list[tuple[int, Term, Symbol | None, int]] = []
     for position, digit in enumerate(digits):
         parts = difference(digit.term, blocks)
         if parts is None:
             return None
         order = sorted(parts[0].items(), key=lambda item: -item[1])
-        rest = parts[1]
+        if not order:
+            continue
+        symbol, coefficient = order[0]
+        period = coefficient * (launch.engine.ranges.of(var(symbol))[1] + 1)
+        rest = _less_multiples(parts[1], period)
         steps: list[tuple[int, Term]] = []
         for symbol, coefficient in reversed(order):
             steps.append((coefficient, rest))
             rest = terms.add(rest, terms.mul(var(symbol), const(coefficient)))
+        if poly(rest).terms != poly(digit.term).terms:
+            steps.append((period, rest))
+            spread.append((position, digit.extent, None, period))
         for coefficient, tail in steps:
             if coefficient <= 0 or not _below(launch, access, digit, tail, coefficient):
                 return None
-        spread += [(position, symbol, coefficient) for symbol, coefficient in order]
-    if {symbol for _, symbol, _ in spread} != set(blocks):
+        spread += [(position, digit.extent, symbol, coefficient) for symbol, coefficient in order]
+    if not {symbol for _, _, symbol, _ in spread} >= set(blocks):
         return None  # blocks that differ only in a missing index would meet
     return tuple(spread)
+
+
+def _less_multiples(term: Term, period: int) -> Term:
+    """The summands of a term that are no multiples of `period`."""
+    form = poly(term)
+    kept = {m: c for m, c in form.terms.items() if period <= 0 or c % period}
+    return Poly(kept, form.atoms).term()
 
 
 def _below(launch: Launch, access: Access, digit: Digit, tail: Term, coefficient: int) -> bool:
