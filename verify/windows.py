@@ -298,10 +298,10 @@ class Walk:
         pending = list(common)
         while pending:
             state = pending.pop()
-            start = Path(state, common[state])
-            for end in self._body(loop.items, [start], {**where, symbol: var(later)}):
-                there = common.get(end.state, start.given)
-                both = tuple(c for c in there if c in start.given)
+            origin = Path(state, common[state])
+            for end in self._body(loop.items, [origin], {**where, symbol: var(later)}):
+                there = common.get(end.state, origin.given)
+                both = tuple(c for c in there if c in origin.given)
                 if end.state not in common or both != there:
                     common[end.state] = both
                     pending.append(end.state)
