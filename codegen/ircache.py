@@ -34,8 +34,9 @@ def in_library(spec: Any) -> bool:
 
 
 def key(spec: Specialization, arch: str) -> str:
-    """Hash of all that the lowering of a library op depends on."""
+    """Hash of all that the lowering of a library op depends on; one for architectures alike."""
     params = json.dumps(sorted(spec.params.items()))
+    arch = spec.op.variant(arch).lowered_for(arch)
     parts = [_sources(), importlib.metadata.version("tilelang"), spec.symbol, params, arch]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 

@@ -124,6 +124,8 @@ def lower(
 ) -> Lowered:
     """Lower a :class:`Specialization` or a TileLang prim_func for `arch_name`.
 
+    Where the op says that architectures are alike the program is that of the oldest.
+
     Nothing is compiled and no device is asked. `keep_stages` records the module after every pass
     (the prover reads them); it costs time, so builds leave it off.
     Raises ContractError for an unknown architecture or one the op has no variant for.
@@ -131,8 +133,9 @@ def lower(
     import tilelang
     from tilelang import tvm
 
-    target = tvm_target(arch_name)
     spec = kernel if isinstance(kernel, Specialization) else None
+    lowered_for = spec.op.variant(arch_name).lowered_for(arch_name) if spec else arch_name
+    target = tvm_target(lowered_for)
     configs = {**(pass_configs or {}), origins.MARK: True}
     if spec is not None:
         configs = {**spec.op.variant(arch_name).pass_configs, **configs}
@@ -145,7 +148,7 @@ def lower(
 
     instruments = [Recorder()] if keep_stages else []
     with target:
-        source = spec.prim_func(arch_name) if spec is not None else kernel
+        source = spec.prim_func(lowered_for) if spec is not None else kernel
         check(
             isinstance(source, tvm.tirx.PrimFunc),
             "kernel",

@@ -150,7 +150,8 @@ class Variant:
     """One TileLang factory with the architectures it is for and its tile options.
 
     `matrix` says that the kernel must contain the architecture's matrix instruction; a build where
-    it is missing fails. `contract_fma` states whether ``a*b+c`` may become one rounding.
+    it is missing fails. `contract_fma` states whether ``a*b+c`` may become one rounding. `alike`
+    are groups of architectures, older ones first, for which TileLang makes the same program.
     """
 
     factory: Callable[..., Any]
@@ -159,6 +160,12 @@ class Variant:
     matrix: bool = False
     contract_fma: bool = True
     pass_configs: Mapping[str, Any] = field(default_factory=dict)
+    alike: tuple[tuple[str, ...], ...] = ()
+
+    def lowered_for(self, arch: str) -> str:
+        """The architecture whose program `arch` gets: of those alike the oldest, or its own."""
+        group = next((g for g in self.alike if arch in g), (arch,))
+        return next(name for name in group if name in self.archs)
 
 
 @dataclass(eq=False)
@@ -250,6 +257,7 @@ class Op:
         matrix: bool = False,
         contract_fma: bool = True,
         pass_configs: Mapping[str, Any] | None = None,
+        alike: tuple[tuple[str, ...], ...] = (),
         **tiles: Any,
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorator: add a factory ``f(T, <dims>, <dtypes>, <params>, <tiles>) -> prim_func``.
@@ -261,7 +269,8 @@ class Op:
 
         def add(factory: Callable[..., Any]) -> Callable[..., Any]:
             configs = dict(pass_configs or {})
-            self.variants.append(Variant(factory, archs, tiles, matrix, contract_fma, configs))
+            more = (matrix, contract_fma, configs, alike)
+            self.variants.append(Variant(factory, archs, tiles, *more))
             return factory
 
         return add

@@ -19,7 +19,14 @@ PASS_CONFIGS = {
 # Products and sums round separately, so bits do not depend on what a compiler contracts. TileLang
 # itself fuses `a + b * c` into one rounding on sm_100a only; kernels therefore store a product
 # before they add it. The arithmetic stays far below the memory time.
-OPTIONS = {"pass_configs": PASS_CONFIGS, "contract_fma": False}
+# With these options TileLang has no use for what came after sm_80, but for wgmma (below) and the
+# vector arithmetic of Blackwell, so it lowers a kernel twice, not five times. Both programs are
+# right on all later architectures whatever TileLang would have made there.
+OPTIONS = {
+    "pass_configs": PASS_CONFIGS,
+    "contract_fma": False,
+    "alike": (("sm_80", "sm_89", "sm_90a"), ("sm_100a", "sm_120a")),
+}
 
 # For matrix products: by mma.sync, which every architecture has; and by wgmma, where it is there.
 MATRIX_OPTIONS = {

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tileproof.codegen import ircache, lower
-from tileproof.dsl import get
+from tileproof.dsl import ALL, get
+from tileproof.dsl.spec import Variant
 from tileproof.verify import Verdict, cache, prove_lowered
 from tileproof.verify.arena import shared_sizes
 
@@ -39,3 +40,31 @@ def test_a_damaged_entry_is_lowered_again(tmp_path: Path, monkeypatch: pytest.Mo
     again = ircache.lowered(spec, "sm_80")
     assert again.cuda == fresh.cuda
     assert len(entry.read_bytes()) > 100
+
+
+@pytest.mark.parametrize("name", ["mhc/post", "quant/fp8_cast", "moe/combine", "gemm/experts"])
+def test_architectures_alike_get_what_tilelang_makes_for_each(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TILEPROOF_CACHE", str(tmp_path))
+    op = get(name)
+    static = [d for d in op.dims if op.dims[d].static and op.dims[d].derived is None]
+    spec = op.specialize(**{d: op.shapes["tiny"][d] for d in static})
+    shared = {arch: ircache.lowered(spec, arch) for arch in ALL}
+    assert {arch: shared[arch].arch for arch in ALL} == {arch: arch for arch in ALL}
+    assert len(list(tmp_path.rglob("*.ir"))) == 2
+    monkeypatch.setattr(Variant, "lowered_for", lambda variant, arch: arch)
+    for arch in ALL:
+        assert lower.lower(spec, arch).cuda == shared[arch].cuda
+
+
+def test_architectures_are_alike_within_a_variant() -> None:
+    groups = (("sm_80", "sm_89", "sm_90a"), ("sm_100a", "sm_120a"))
+    assert [Variant(print, ALL, {}, alike=groups).lowered_for(a) for a in ALL] == [
+        *("sm_80", "sm_80", "sm_80", "sm_100a", "sm_100a")
+    ]
+    newer = ("sm_89", "sm_90a", "sm_120a")
+    assert [Variant(print, newer, {}, alike=groups).lowered_for(a) for a in newer] == [
+        *("sm_89", "sm_89", "sm_120a")
+    ]
+    assert Variant(print, ALL, {}).lowered_for("sm_90a") == "sm_90a"
