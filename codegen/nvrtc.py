@@ -35,6 +35,7 @@ def to_ptx(cuda: str, arch: str, options: Sequence[str]) -> str:
     """
     headers = [*_HEADERS, *_MORE_HEADERS.get(arch, ())]
     lines = [f"#include <tl_templates/cuda/{name}>" for name in headers]
+    lines.append("#include <cuda_device_runtime_api.h>")  # nvcc has it included
     source = "\n".join([*lines, "#pragma nv_hdrstop", '#line 1 "kernel.cu"', cuda])
     nvidia = cuda_tool("nvcc").parents[1] / "include"
     folders = [*cuda_includes(), nvidia, nvidia / "cccl"]

@@ -186,6 +186,7 @@ class Op:
         model_sizes: Hugging Face config (as a dict) to the static sizes and params it needs.
         reduces: dims summed over, always in one fixed order.
         order: position of each of `args` in the kernel's own signature, where that is another.
+        listed: whether the op is one of the library's.
     """
 
     name: str
@@ -199,6 +200,7 @@ class Op:
     model_sizes: Callable[[Mapping[str, Any]], Iterable[Mapping[str, Any]]] | None = None
     reduces: tuple[str, ...] = ()
     order: tuple[int, ...] = ()
+    listed: bool = True
     variants: list[Variant] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -216,7 +218,8 @@ class Op:
             known = a.dtype in DTYPES or a.dtype in self.types
             check(known, f"{self.name}: dtype of {a.name}", got=a.dtype, expected="a known type")
             self._check_layout(a)
-        registry.add(self)
+        if self.listed:
+            registry.add(self)
 
     def _check_layout(self, a: Tensor) -> None:
         if a.strides is None:

@@ -42,8 +42,8 @@ def asked(monkeypatch):
     "op, sizes, arch",
     [
         ("mhc/pre", {"N": 4, "D": 256}, "sm_100a"),  # mma, cp.async, no contraction of FMAs
-        ("gemm/dense", {"N": 128, "K": 256}, "sm_90a"),  # wgmma, TMA
-        ("gemm/fp8", {"N": 128, "K": 256}, "sm_89"),
+        ("attention/sparse", {"H": 64, "D": 512}, "sm_90a"),  # wgmma
+        ("gemm/fp8", {"K": 256}, "sm_89"),
     ],
 )
 def test_the_ptx_is_nvccs(op, sizes, arch, monkeypatch):
