@@ -62,11 +62,7 @@ def tiny(name: str, arch: str = "sm_80"):
 REFUSED = {"indexer/score_fp8": "roles that differ between blocks"}
 
 
-# It takes minutes of this; tests/kernels/moe/test_mega.py compares its bits with its parts' ops.
-LONG = {"moe/mega"}
-
-
-@pytest.mark.parametrize("name", sorted({*load_library()} - {*REFUSED} - LONG))
+@pytest.mark.parametrize("name", sorted({*load_library()} - {*REFUSED}))
 def test_the_library_computes_what_its_source_says(name):
     lowered, facts = tiny(name)
     reference = Reference(lowered, facts, of_source=True)

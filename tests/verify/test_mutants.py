@@ -22,8 +22,11 @@ def test_every_mutant_is_found_or_equivalent(name):
     lowered = lower(load_library()[name].specialize(**SIZES[name]), "sm_80")
     assert prove_lowered(lowered, use_cache=False).verdict is Verdict.PROVED
     outcomes = list(examine(lowered, Facts.of(lowered.spec), most=3, run=False))
-    assert {o.fate for o in outcomes} - {"equivalent"} == {"proofs", "values"}, outcomes
+    assert {o.fate for o in outcomes} - {"equivalent", "unseen"} == {"proofs", "values"}, outcomes
     for outcome in outcomes:
+        # A row past the last one, which is summed and not stored, hangs on M: no output shows it.
+        if outcome.fate == "unseen":
+            assert outcome.kind == "guard-le" and outcome.why.startswith("determinism: "), outcome
         if outcome.kind in OF_MEMORY:
             assert outcome.fate in ("proofs", "equivalent"), outcome
     assert {o.kind for o in outcomes if o.fate == "proofs"} >= OF_MEMORY

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,31 +109,58 @@ def run_lowered(
 
 
 def covering_sizes(lowered: Lowered, facts: Facts) -> Iterator[dict[str, int]]:
-    """Sizes around every tile of the launch grid: 0, 1, one less, one more, two tiles and one."""
+    """Sizes around every tile a size is divided into, else a few blocks or lanes of a warp."""
+    tiles = _tiles(lowered)
     symbols: dict[str, set[int]] = {}
-    for p in lowered.parameters:
-        for text in (p.name,) if p.shape is None else p.shape:
-            for name in re.findall(r"[A-Za-z_]\w*", str(text)):
-                symbols[name] = set()
-    tiles = {
-        int(n) for launch in lowered.launches for n in re.findall(r"// (\d+)", str(launch.grid))
-    }
-    for name, sizes in symbols.items():
+    for name in _names(n for p in lowered.parameters for n in (p.shape or (p.name,))):
         low, high = facts.dims.get(name, (0, 1 << 20))
         step = facts.multiples.get(name, 1)
-        for tile in tiles or {32}:
+        sizes = symbols[name] = set()
+        for tile in tiles.get(name, {32}):
             for size in (0, 1, tile - 1, tile, tile + 1, 2 * tile + 1):
                 size = max(size, low) // step * step
                 sizes.add(size + step if size < low else size)
         sizes.add(-(-(low + 1) // step) * step)  # of a dim of few values, more than one
         sizes &= {size for size in sizes if low <= size <= high}
-    count = max((len(s) for s in symbols.values()), default=1)
-    for number in range(min(count, MOST_SIZES)):
-        # Together they run through their sizes, each from another place.
+    # Together they run through their sizes, each from another place; each is empty once.
+    turns = max((len(sizes) for sizes in symbols.values()), default=0) + len(symbols) - 1
+    for number in range(min(max(1, turns), MOST_SIZES)):
         yield {
-            name: sorted(sizes)[(number + shift) % len(sizes)]
-            for shift, (name, sizes) in enumerate(symbols.items())
+            name: min(sizes) if number == turn else _later(sizes, number + turn)
+            for turn, (name, sizes) in enumerate(symbols.items())
         }
+
+
+def _later(sizes: set[int], number: int) -> int:
+    """The sizes but the least, in turn; the least if it is the only one."""
+    later = sorted(sizes)[1:] or sorted(sizes)
+    return later[number % len(later)]
+
+
+def _names(texts: Iterable[Any]) -> list[str]:
+    """The sizes in `texts`, each once."""
+    return list(dict.fromkeys(n for text in texts for n in re.findall(r"[A-Za-z_]\w*", str(text))))
+
+
+def _tiles(lowered: Lowered) -> dict[str, set[int]]:
+    """What the source divides each size by; one for a size that only counts blocks."""
+    from tilelang import tvm
+
+    visit = tvm.tirx.stmt_functor.post_order_visit
+    tiles = {n: {1} for n in _names(of for launch in lowered.launches for of in launch.grid)}
+    divided: dict[str, set[int]] = {}
+
+    def of_a_division(node: Any) -> None:
+        if type(node).__name__ == "FloorDiv" and type(node.b).__name__ == "IntImm":
+            by = int(node.b)
+            visit(tvm.tirx.Evaluate(node.a), lambda n: of_a_name(n, by))
+
+    def of_a_name(node: Any, by: int) -> None:
+        if type(node).__name__ == "Var":
+            divided.setdefault(str(node.name), set()).add(by)
+
+    visit(lowered.source.body, of_a_division)
+    return tiles | divided
 
 
 def _tensors(lowered: Lowered, facts: Facts, sizes: dict[str, int], seed: int) -> dict[str, Memory]:
