@@ -2,7 +2,8 @@
 
 Ours loads the whole library, built before, and calls one op. TileLang and Triton compile one small
 kernel, with empty caches and with filled ones; without a device neither can load what it compiled,
-so their launch is left out, in their favour. Medians of five, of the cold compilers one run.
+so their launch is left out, in their favour. Importing TVM-FFI alone is the floor of ours. Medians
+of five, of the cold compilers one run. Python keeps its bytecode, as it does of what is installed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,12 @@ from typing import Any
 
 from tileproof.codegen.build import build, default_specs
 
+_FLOOR = """
+    import os, time, torch
+    start, used = time.perf_counter(), sum(os.times()[:4])
+    import tvm_ffi
+    print(time.perf_counter() - start, sum(os.times()[:4]) - used)
+"""
 _OURS = """
     import os, sys, time, torch
     start, used = time.perf_counter(), sum(os.times()[:4])
@@ -76,7 +83,7 @@ def seconds(script: str, folder: Path, *arguments: str, **environment: str) -> T
         [sys.executable, str(path), *arguments],
         capture_output=True,
         text=True,
-        env={**os.environ, **environment},
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "", **environment},
     )
     if done.returncode:
         raise RuntimeError(done.stderr.strip().splitlines()[-1])
@@ -90,6 +97,8 @@ def measure() -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bundle = str(build(default_specs(), ["sm_90a"], folder / "bundle"))
+        times = [seconds(_FLOOR, folder) for _ in range(6)][1:]
+        rows.append(_row("floor: import tvm_ffi", None, times))
         for backend, what in (("null", "load all, call one"), ("virtual", "the same, executed")):
             times = [seconds(_OURS, folder, bundle, backend) for _ in range(6)][1:]
             rows.append(_row(f"tileproof: {what}", None, times))

@@ -2,9 +2,10 @@
 
 In one run, on one machine and with the same arguments (eight tensors, two sizes): our launcher with
 all its checks, directly and through the torch op, without and with tensor maps; an empty TVM-FFI
-function; torch's dispatcher; TileLang's generated host function; Triton. Medians of many rounds, in
-which all take turns, of the calling thread's processor time: nothing waits here, and on a shared
-machine others do not count. CuPy's RawKernel is not among them: it cannot be made without a device.
+function; torch's dispatcher, without and with an allocation; TileLang's generated host function;
+Triton. Medians of many rounds, in which all take turns, of the calling thread's processor time:
+nothing waits here, and on a shared machine others do not count. CuPy's RawKernel is not among them:
+it cannot be made without a device.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def measure() -> list[dict[str, Any]]:
         folder = Path(name)
         library = tileproof.load(build(specs, ["sm_90a"], folder / "b", jobs=1), backend="null")
         plain, maps = (library[s.op.name].kernel(s.symbol) for s in specs)
-        dispatched = launchers.torch_floor(len(inputs), folder)
+        dispatched, allocates = launchers.torch_floors(len(inputs), folder)
+        eight, eight_maps = (getattr(torch.ops.tileproof, s.op.name) for s in specs)
         hosts = [
             launchers.tilelang_host(t.resolve(), folder / t.text.rpartition(":")[2])
             for t in (PLAIN, MAPS)
@@ -66,9 +68,9 @@ def measure() -> list[dict[str, Any]]:
             "launcher": lambda: plain(*tensors),
             "launcher, 7 tensor maps": lambda: maps(*tensors),
             "torch dispatcher, empty op": lambda: dispatched(*inputs),
-            "torch.empty_like": lambda: torch.empty_like(rows),
-            "torch op, allocates": lambda: torch.ops.tileproof.eight(*inputs),
-            "torch op, allocates, 7 tensor maps": lambda: torch.ops.tileproof.eight_maps(*inputs),
+            "torch dispatcher, op that allocates": lambda: allocates(*inputs),
+            "torch op, allocates": lambda: eight(*inputs),
+            "torch op, allocates, 7 tensor maps": lambda: eight_maps(*inputs),
             "library, allocates": lambda: library["eight"](*inputs),
             "TileLang's host function": lambda: hosts[0](*tensors),
             "TileLang's host function, 7 tensor maps": lambda: hosts[1](*tensors),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import platform
@@ -24,7 +23,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     text = _read(folder / "manifest.json")
     wanted = _read(folder / "manifest.sha256").decode(errors="replace").split()[:1]
     _compare(folder / "manifest.json", text, wanted[0] if wanted else "nothing")
-    manifest = _parse(text)
+    manifest = dict(json.loads(text))
     check(
         manifest.get("schema") == SCHEMA,
         f"{folder}: schema",
@@ -32,18 +31,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         expected=f"{SCHEMA}; build it again with this version of tileproof",
     )
     return manifest
-
-
-def _parse(text: bytes) -> dict[str, Any]:
-    """JSON without the garbage collector, which the many small objects would set off several times
-    over all of torch: most of the time a bundle takes to load."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        return dict(json.loads(text))
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def _read(path: Path) -> bytes:

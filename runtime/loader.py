@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,14 +41,28 @@ def load(
 
     Raises BundleError in one sentence for a damaged bundle or one without code for the device.
     """
-    bundle = Bundle(path)
-    if backend == "reference":
-        library = Library.reference(bundle.manifest["ops"].values())
-    else:
-        library = Library(choose(backend, arch, bundle), check_elements)
-        library.add(bundle)
+    with _uncollected():
+        bundle = Bundle(path)
+        if backend == "reference":
+            library = Library.reference(bundle.manifest["ops"].values())
+        else:
+            library = Library(choose(backend, arch, bundle), check_elements)
+            library.add(bundle)
     ops.activate(library)
     return library
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage collection within: the many small objects of a manifest would set off one over all
+    of torch, which takes longer than everything else."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 class Library:

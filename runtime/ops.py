@@ -110,15 +110,15 @@ class _Defined:
     """One op of this process. `kernel` is the registration of its Python kernel, None where the
     native kernel has its place."""
 
-    def __init__(self, signature: Signature) -> None:
-        self.signature, self.schema = signature, schema(signature)
+    def __init__(self, signature: Signature, text: str) -> None:
+        self.signature, self.schema = signature, text
         self.kernel: torch.library.Library | None = None
         stem = signature.stem
         _registry.define(self.schema, tags=[torch.Tag.pt2_compliant_tag])
         _python.define(self.schema)
-        for key in ("CPU", "CUDA"):
-            _python.impl(stem, self.answer, key)
-        torch.library.register_fake(f"{NAMESPACE}::{stem}", self.fake, lib=_registry)
+        _python.impl(stem, self.answer, "CompositeExplicitAutograd")  # whatever the device
+        # What `register_fake` does as well, a millisecond an op, is to look up who called it.
+        _registry.impl(stem, self.fake, "Meta")
         self.implement()
 
     def implement(self) -> None:
@@ -187,15 +187,15 @@ class _Defined:
 def register(signature: Signature) -> None:
     """Define the torch op, once. Raises BundleError if it exists with another schema."""
     with _lock:
-        known = _defined.get(signature.stem)
+        known, text = _defined.get(signature.stem), schema(signature)
         check(
-            known is None or known.schema == schema(signature),
+            known is None or known.schema == text,
             f"torch op {signature.stem}",
-            got=schema(signature),
+            got=text,
             expected=f"{known and known.schema} as already registered in this process",
         )
         if known is None:
-            _defined[signature.stem] = _Defined(signature)
+            _defined[signature.stem] = _Defined(signature, text)
 
 
 def nativize(launchers: Any) -> None:
@@ -228,7 +228,8 @@ def __getattr__(name: str) -> Any:
     if name not in _defined:
         have = f"one of {', '.join(sorted(_defined))}" if _defined else "a loaded bundle"
         raise AttributeError(f"tileproof.ops: got {name}, expected {have}; see tileproof.load")
-    return getattr(getattr(torch.ops, NAMESPACE), name)
+    # An op is defined for good, and looking one up takes as long as calling it.
+    return globals().setdefault(name, getattr(getattr(torch.ops, NAMESPACE), name))
 
 
 def __dir__() -> list[str]:

@@ -58,31 +58,52 @@ int aoti_torch_library_init_impl(const char*, const char*, const char*, uint32_t
 int aoti_torch_library_def(void*, const char*);
 int aoti_torch_library_impl(void*, const char*, void (*)(uint64_t*, uint64_t, uint64_t));
 int aoti_torch_delete_tensor_object(void*);
+int aoti_torch_get_dtype(void*, int32_t*);
+int aoti_torch_get_sizes(void*, int64_t**);
+int aoti_torch_get_strides(void*, int64_t**);
+int aoti_torch_empty_strided(int64_t, const int64_t*, const int64_t*, int32_t, int32_t, int32_t,
+                             void**);
 }
-static void floor_kernel(uint64_t* stack, uint64_t count, uint64_t) {
-  for (uint64_t i = 1; i < count; ++i)
+static void drop(uint64_t* stack, uint64_t first, uint64_t count) {
+  for (uint64_t i = first; i < count; ++i)
     aoti_torch_delete_tensor_object(reinterpret_cast<void*>(stack[i]));
 }
-extern "C" void define(const char* schema) {
+static void empty(uint64_t* stack, uint64_t count, uint64_t) { drop(stack, 1, count); }
+static void allocates(uint64_t* stack, uint64_t count, uint64_t) {
+  void *first = reinterpret_cast<void*>(stack[0]), *made;
+  int64_t *sizes, *strides;
+  int32_t dtype;
+  aoti_torch_get_sizes(first, &sizes);
+  aoti_torch_get_strides(first, &strides);
+  aoti_torch_get_dtype(first, &dtype);
+  aoti_torch_empty_strided(2, sizes, strides, dtype, 0, 0, &made);  // device 0: the CPU
+  drop(stack, 0, count);
+  stack[0] = reinterpret_cast<uint64_t>(made);
+}
+extern "C" void define(const char* empty_schema, const char* allocates_schema) {
   void *library, *kernels;
   aoti_torch_library_init_fragment("tileproof_bench", "floor", 0, &library);
-  aoti_torch_library_def(library, schema);
+  aoti_torch_library_def(library, empty_schema);
+  aoti_torch_library_def(library, allocates_schema);
   aoti_torch_library_init_impl("tileproof_bench", "CPU", "floor", 0, &kernels);
-  aoti_torch_library_impl(kernels, "floor", floor_kernel);
+  aoti_torch_library_impl(kernels, "empty", empty);
+  aoti_torch_library_impl(kernels, "allocates", allocates);
 }
 """
 
 
-def torch_floor(tensors: int, folder: Path) -> Call:
-    """A torch op of `tensors` inputs that gives back its first: the dispatcher and nothing else."""
+def torch_floors(tensors: int, folder: Path) -> tuple[Call, Call]:
+    """Torch ops of `tensors` inputs on the CPU: one that gives back its first, the dispatcher and
+    nothing else; one that returns a new tensor like its first, a matrix."""
     source, library = folder / "floor.cpp", folder / "floor.so"
     source.write_text(_FLOOR)
     torch_lib = Path(torch.__file__).parent / "lib"
     command = ["g++", "-O2", "-fPIC", "-shared", source, "-o", library, f"-L{torch_lib}"]
     subprocess.run([*map(str, command), "-ltorch_cpu"], check=True)
     arguments = ", ".join(f"Tensor x{i}" for i in range(tensors))
-    ctypes.CDLL(str(library)).define(f"floor({arguments}) -> Tensor".encode())
-    return torch.ops.tileproof_bench.floor  # type: ignore[no-any-return]
+    schemas = [f"{name}({arguments}) -> Tensor".encode() for name in ("empty", "allocates")]
+    ctypes.CDLL(str(library)).define(*schemas)
+    return torch.ops.tileproof_bench.empty, torch.ops.tileproof_bench.allocates
 
 
 def triton_kernel() -> Call:

@@ -58,11 +58,8 @@ Torch torch;
 int32_t cpu_type, cuda_type;
 int (*current_cuda_stream)(int32_t, void**);  // null in a torch without CUDA
 
-struct Element {
-  int32_t torch_type;
-  DLDataType dtype;
-};
-std::vector<Element> elements;
+constexpr int kMaxTypes = 128;
+DLDataType elements[kMaxTypes];  // by torch's number of a type; no bits: none of ours
 
 // Looks torch up, once. False for a torch that lacks something: its ops stay in Python.
 bool find_torch() {
@@ -101,9 +98,9 @@ bool find_torch() {
         {"float64", {kDLFloat, 64, 1}},  {"float8_e4m3fn", {kDLFloat8_e4m3fn, 8, 1}},
     };
     for (const auto& [name, dtype] : names) {
-      Element element{0, dtype};
-      if (number(std::string("aoti_torch_dtype_") + name, &element.torch_type))
-        elements.push_back(element);
+      int32_t type;
+      if (number(std::string("aoti_torch_dtype_") + name, &type) && type >= 0 && type < kMaxTypes)
+        elements[type] = dtype;
     }
     if (void* cuda = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_NOLOAD))
       *reinterpret_cast<void**>(&current_cuda_stream) =
@@ -182,23 +179,20 @@ bool read(Handle handle, DLTensor* out, int32_t* torch_type) {
   int32_t device_type, device_index;
   if (torch.get_dim(handle, &ndim) || torch.get_sizes(handle, &out->shape) ||
       torch.get_strides(handle, &out->strides) || torch.get_data_ptr(handle, &out->data) ||
-      torch.get_dtype(handle, torch_type) || torch.get_device_type(handle, &device_type) ||
-      torch.get_device_index(handle, &device_index))
+      torch.get_dtype(handle, torch_type) || torch.get_device_type(handle, &device_type))
     return false;
   if (device_type == cpu_type)
     out->device = {kDLCPU, 0};
-  else if (device_type == cuda_type && current_cuda_stream)
+  else if (device_type == cuda_type && current_cuda_stream &&
+           !torch.get_device_index(handle, &device_index))
     out->device = {kDLCUDA, device_index};
   else
     return false;
+  if (*torch_type < 0 || *torch_type >= kMaxTypes) return false;
   out->ndim = static_cast<int32_t>(ndim);
   out->byte_offset = 0;
-  for (const Element& element : elements) {
-    if (element.torch_type != *torch_type) continue;
-    out->dtype = element.dtype;
-    return true;
-  }
-  return false;
+  out->dtype = elements[*torch_type];
+  return out->dtype.bits != 0;
 }
 
 // A call: its arguments, and the key that says which entry it needs.
@@ -235,7 +229,7 @@ struct Call {
   // Allocates and launches. False if the Python implementation should say what is wrong; nothing
   // was launched then. Throws what a driver says.
   bool run(const Op& op, const Entry& entry, Handle* results) {
-    TVMFFIAny arguments[kMaxInputs] = {};
+    TVMFFIAny arguments[kMaxInputs];
     int64_t space[kMaxInputs][2 * kMaxAxes];
     size_t made = 0;
     for (const Output& output : entry.outputs) {
@@ -259,6 +253,7 @@ struct Call {
     }
     const int count = op.inputs + static_cast<int>(made);
     for (int i = 0; i < count; ++i) {
+      arguments[i] = {};
       arguments[i].type_index = kTVMFFIDLTensorPtr;
       arguments[i].v_ptr = &tensors[i];
     }
@@ -419,9 +414,8 @@ TILEPROOF_EXPORT int __tvm_ffi_torch_offer(void*, const TVMFFIAny* args, int32_t
     next += 3;
     if (output.ndim > kMaxAxes) return 0;
     for (int i = 0; i < output.ndim; ++i, next += 2) output.axes[i] = {next[0], next[1]};
-    for (const Element& element : elements)
-      if (!memcmp(&element.dtype, &output.dtype, sizeof output.dtype))
-        output.torch_type = element.torch_type;
+    for (int type = 0; type < kMaxTypes; ++type)
+      if (!memcmp(&elements[type], &output.dtype, sizeof output.dtype)) output.torch_type = type;
     if (output.torch_type < 0) return 0;
     entry->outputs.push_back(output);
   }

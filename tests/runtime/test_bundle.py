@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import re
 
 import pytest
 
-from tileproof.runtime import BundleError, load
+from tileproof.runtime import BundleError, load, loader
 from tileproof.runtime.bundle import SCHEMA, Bundle, read_manifest
 
 
@@ -28,6 +29,24 @@ def test_every_listed_file_is_as_built(bundle):
     assert found == {*listed, "manifest.json", "manifest.sha256"}
     for name, facts in listed.items():
         assert len(opened.read(name)) == facts["bytes"]
+
+
+def test_no_garbage_is_collected_while_a_bundle_loads(bundle, copied, monkeypatch):
+    collecting = []
+
+    class Watched(Bundle):
+        def __init__(self, path):
+            collecting.append(gc.isenabled())
+            super().__init__(path)
+
+    monkeypatch.setattr(loader, "Bundle", Watched)
+    load(bundle, backend="null")
+    assert gc.isenabled()
+    (copied / "manifest.json").write_text("{}")
+    with pytest.raises(BundleError):
+        load(copied)
+    assert gc.isenabled()
+    assert collecting == [False, False]
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:-9] + b"x" + b[-8:]])

@@ -107,6 +107,12 @@ def test_one_name_has_one_schema():
         ops.register(Signature(description))
 
 
+def test_an_op_is_looked_up_once(library):
+    assert tileproof.ops.mhc_post is torch.ops.tileproof.mhc_post
+    assert vars(tileproof)["ops"] is ops
+    assert vars(ops)["mhc_post"] is torch.ops.tileproof.mhc_post
+
+
 def test_an_unknown_op_is_named():
     with pytest.raises(AttributeError, match=r"tileproof.ops: got nope, expected"):
         tileproof.ops.nope  # noqa: B018
