@@ -16,7 +16,7 @@ from tileproof.runtime.virtual import signatures
 from .addresses import Address, addresses
 from .device import flags, to_ptx
 from .origins import Origin
-from .resources import FULL, global_width, instructions
+from .sass import FULL, global_width, listed
 from .toolchain import Toolkit, cuda_tool, run
 
 # Bytes of the element types TileLang prints for pointer parameters; fp4 packs two into one.
@@ -157,7 +157,7 @@ _PLACE = re.compile(r'^\s*//## File "([^"]*)", line (\d+)( inlined at)?')
 def _with_lines(text: str) -> Iterator[tuple[str, int, str]]:
     """Kernel, line of the CUDA text and instruction. Of inlined code the outermost line counts."""
     line = 0
-    for kernel, instruction, row in instructions(text):
+    for kernel, instruction, row in listed(text):
         if instruction:
             yield kernel, line, instruction
         elif (place := _PLACE.match(row)) and not place[3]:

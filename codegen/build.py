@@ -20,7 +20,7 @@ from tileproof.runtime.cache import atomic_write, cache_dir
 
 from . import elements, host, ircache
 from .bundle import Unit, arch_order, write_bundle
-from .device import cache_entry, compile_cuda, compile_ptx
+from .device import assemble, cache_entry, compile_cuda, compile_ptx, disassemble
 from .host import PlannedLaunch, plan
 from .resources import Resources, gate
 from .toolchain import ToolchainError, Toolkit, versions
@@ -103,6 +103,7 @@ def build(
     if remote:
         with ThreadPoolExecutor(workers) as pool:
             _Workers(pool, workers, toolkit).fill_cache([work[i] for i in remote], counter)
+            _disassemble([work[i] for i in remote], toolkit, pool)
     for i in left:
         if i in remote:
             units[i] = compile_unit(*work[i], toolkit)
@@ -179,11 +180,25 @@ def _lowered(spec: Specialization, target: str) -> dict[str, Any]:
 
 def _is_cached(spec: Specialization, target: str, toolkit: Toolkit) -> bool:
     path = _plan_path(spec, target)
-    if path is None or not path.exists():
-        return False
-    cuda = json.loads(path.read_text())["cuda"]
-    contract = spec.op.variant(target).contract_fma
-    return cache_entry(cuda, target, contract_fma=contract, toolkit=toolkit).exists()
+    return path is not None and path.exists() and _entry(spec, target, toolkit).exists()
+
+
+def _entry(spec: Specialization, target: str, toolkit: Toolkit) -> Path:
+    cuda, contract = _lowered(spec, target)["cuda"], spec.op.variant(target).contract_fma
+    return cache_entry(cuda, target, contract_fma=contract, toolkit=toolkit)
+
+
+def _disassemble(
+    work: Sequence[tuple[Specialization, str]], toolkit: Toolkit, pool: ThreadPoolExecutor
+) -> None:
+    """What workers leave to do: count instructions, one call for an architecture."""
+    entries: dict[str, list[Path]] = {}
+    for spec, target in work:
+        entry = _entry(spec, target, toolkit)
+        if not entry.exists():
+            entries.setdefault(target, []).append(entry)
+    for done in [pool.submit(disassemble, found, a, toolkit) for a, found in entries.items()]:
+        done.result()
 
 
 def _plan_path(spec: Specialization, target: str) -> Path | None:
@@ -264,8 +279,9 @@ def _serve() -> None:
         job = json.loads(line)
         error = None
         try:
-            spec = get(job["op"]).specialize(**job["sizes"])
-            compile_unit(spec, job["arch"], job["toolkit"])
+            spec, target = get(job["op"]).specialize(**job["sizes"]), job["arch"]
+            cuda, contract = _lowered(spec, target)["cuda"], spec.op.variant(target).contract_fma
+            assemble(cuda, target, contract_fma=contract, toolkit=job["toolkit"])
         except Exception as raised:
             words = str(raised) or type(raised).__name__
             error = {"contract": isinstance(raised, ContractError), "words": words}

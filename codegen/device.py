@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from typing import Any
 from tileproof.dsl import check
 from tileproof.runtime.cache import atomic_write, cache_dir, locked
 
-from . import nvrtc
-from .resources import FAMILIES, from_ptxas, from_sass, widths
+from . import nvrtc, sass
+from .resources import FAMILIES, from_ptxas
 from .toolchain import Toolkit, cuda_includes, cuda_tool, run, versions
 
 _PATH_HASH = re.compile(r"_[0-9a-f]{8}_9_kernel_cu_[0-9a-f]{8}")
@@ -66,15 +67,45 @@ def compile_cuda(
     Raises ToolchainError when nvcc is missing or refuses the text.
     """
     facts = cache_entry(cuda, arch, contract_fma=contract_fma, toolkit=toolkit)
-    cubin = _beside(facts, ".cubin")
     if not facts.exists():
-        with locked(facts):
-            if not facts.exists():
-                ptx = compile_ptx(cuda, arch, contract_fma=contract_fma, toolkit=toolkit)
-                code = _compile(ptx, flags(arch, contract_fma=contract_fma), toolkit)
-                atomic_write(cubin, code.cubin)
-                atomic_write(facts, json.dumps(code.kernels))  # last: its presence means both
-    return DeviceCode(cubin.read_bytes(), json.loads(facts.read_text()))
+        assemble(cuda, arch, contract_fma=contract_fma, toolkit=toolkit)
+        disassemble([facts], arch, toolkit)
+    return DeviceCode(_beside(facts, ".cubin").read_bytes(), json.loads(facts.read_text()))
+
+
+def assemble(cuda: str, arch: str, *, contract_fma: bool, toolkit: Toolkit = "pip") -> None:
+    """The first part of :func:`compile_cuda`: the cubin, and what ptxas said about it."""
+    entry = cache_entry(cuda, arch, contract_fma=contract_fma, toolkit=toolkit)
+    used = _beside(entry, ".ptxas.json")
+    if used.exists():
+        return
+    with locked(used):
+        if not used.exists():
+            ptx = compile_ptx(cuda, arch, contract_fma=contract_fma, toolkit=toolkit)
+            cubin, log = _assemble(ptx, flags(arch, contract_fma=contract_fma), toolkit)
+            atomic_write(_beside(entry, ".cubin"), cubin)
+            atomic_write(used, json.dumps(from_ptxas(log)))  # last: its presence means both
+
+
+def disassemble(entries: Collection[Path], arch: str, toolkit: Toolkit = "pip") -> None:
+    """The second part of :func:`compile_cuda`, for many cubins of one architecture: count their
+    instructions. `entries` are those of :func:`cache_entry`."""
+    cubins = [_beside(entry, ".cubin").read_bytes() for entry in entries]
+    codes = [sass.code(cubin) for cubin in cubins]
+    every = [piece for code in codes for piece in code.values()]
+    found = iter(sass.disassemble(every, arch, toolkit))
+    for entry, cubin, code in zip(entries, cubins, codes, strict=True):
+        kernels = json.loads(_beside(entry, ".ptxas.json").read_text())
+        instructions = {name: next(found) for name in code}
+        for name, used in kernels.items():
+            check(name in code, f"{name}: disassembly", got="no instructions", expected="its code")
+            counts = sass.opcodes(instructions[name])
+            used["instructions"] = sum(counts.values())
+            used["sass"] = {family: counts[family] for family in FAMILIES if counts[family]}
+            used["cubin_bytes"] = len(cubin)
+            used["widths"] = dict(sorted(sass.widths(instructions[name]).items()))
+        check(bool(kernels), "ptxas report", got="no kernel", expected="at least one")
+        atomic_write(entry, json.dumps(kernels))
 
 
 def compile_ptx(cuda: str, arch: str, *, contract_fma: bool, toolkit: Toolkit = "pip") -> str:
@@ -115,27 +146,11 @@ def to_ptx(
         return nvrtc.reachable(ptx)
 
 
-def _compile(ptx: str, options: list[str], toolkit: Toolkit) -> DeviceCode:
-    nvcc = cuda_tool("nvcc", toolkit)
+def _assemble(ptx: str, options: list[str], toolkit: Toolkit) -> tuple[bytes, str]:
+    """The cubin, and ptxas' report."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / "kernel.ptx").write_text(ptx)
+        nvcc = cuda_tool("nvcc", toolkit)
         log = run([nvcc, "-cubin", "-Xptxas=-v", *options, "kernel.ptx"], "ptxas", folder)
-        disassembly = run(
-            [cuda_tool("nvdisasm", toolkit), "-ndf", "-c", "kernel.cubin"], "nvdisasm", folder
-        )
-        cubin = (folder / "kernel.cubin").read_bytes()
-    sass, wide = from_sass(disassembly), widths(disassembly)
-    kernels = {}
-    for name, used in from_ptxas(log).items():
-        check(name in sass, f"{name}: disassembly", got="no instructions", expected="its code")
-        counts = sass[name]
-        kernels[name] = {
-            **used,
-            "instructions": sum(counts.values()),
-            "sass": {family: counts[family] for family in FAMILIES if counts[family]},
-            "cubin_bytes": len(cubin),
-            "widths": dict(sorted(wide.get(name, {}).items())),
-        }
-    check(bool(kernels), "ptxas report", got="no kernel", expected="at least one")
-    return DeviceCode(cubin, kernels)
+        return (folder / "kernel.cubin").read_bytes(), log

@@ -19,12 +19,12 @@ from tileproof.runtime.cache import cache_dir, until_exit
 
 from .toolchain import ToolchainError, cuda_includes, cuda_tool, nvrtc_library
 
-# The headers that take long. The first is TileLang's for NVRTC and has to stand before all others,
-# every kernel takes the second, wgmma.h brings all of CuTe.
-_HEADERS = ("nvrtc_std.h", "common.h")
-_MORE_HEADERS = {"sm_90a": ("instruction/wgmma.h",)}
-# Bytes of memory, and of a file, that what these headers become may take: twice NVRTC's default.
-_HEAP = 1 << 29
+# What every kernel includes, or every second (mma.h). The first is TileLang's for NVRTC and has to
+# stand before all others. wgmma.h, for a few kernels, would triple what all have to read.
+_HEADERS = ("nvrtc_std.h", "common.h", "reduce.h", "debug.h", "instruction/mma.h")
+# How far CCCL unrolls its metaprograms. For NVRTC it takes 16, and its preprocessor then needs a
+# second and 200 MB for one header that no kernel uses.
+_UNROLL = "-D_CCCL_META_UNROLL_LIMIT=1"
 
 
 def to_ptx(cuda: str, arch: str, options: Sequence[str]) -> str:
@@ -33,14 +33,14 @@ def to_ptx(cuda: str, arch: str, options: Sequence[str]) -> str:
     `options` are NVRTC's; the architecture and include folders are added. Raises ToolchainError
     with the compiler's first error, or if NVRTC is not installed.
     """
-    headers = [*_HEADERS, *_MORE_HEADERS.get(arch, ())]
-    lines = [f"#include <tl_templates/cuda/{name}>" for name in headers]
+    lines = [f"#include <tl_templates/cuda/{name}>" for name in _HEADERS]
     lines.append("#include <cuda_device_runtime_api.h>")  # nvcc has it included
     source = "\n".join([*lines, "#pragma nv_hdrstop", '#line 1 "kernel.cu"', cuda])
     nvidia = cuda_tool("nvcc").parents[1] / "include"
     folders = [*cuda_includes(), nvidia, nvidia / "cccl"]
     target = f"--gpu-architecture={arch.replace('sm_', 'compute_')}"
-    every = [target, "-default-device", "-w", *options, *(f"-I{folder}" for folder in folders)]
+    folder_options = [f"-I{folder}" for folder in folders]
+    every = [target, "-default-device", "-w", _UNROLL, *options, *folder_options]
     with _LOCK:
         precompiled = _precompiled.options(tuple(every))
         ptx, log = _compile(source, [*every, *precompiled])
@@ -113,9 +113,7 @@ def _text(program: ctypes.c_void_p, what: str) -> str:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(nvrtc_library()))
-    library.nvrtcSetPCHHeapSize(ctypes.c_size_t(_HEAP))
-    return library
+    return ctypes.CDLL(str(nvrtc_library()))
 
 
 # A statement of PTX on the outermost level starts a line; what follows belongs to it.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tileproof.dsl import Arch, check
+
+from .sass import FULL
 
 # Instructions worth counting, by what they say about a kernel: matrix units, asynchronous copies,
 # barriers, local memory (spills), atomics, and the width of plain global accesses.
@@ -87,57 +88,6 @@ def from_ptxas(log: str) -> dict[str, dict[str, int]]:
             current["registers"] = int(m[1])
             if smem := _SMEM.search(line):
                 current["static_smem"] = int(smem[1])
-    return found
-
-
-_SECTION = re.compile(r"^\s*\.section\s+\.text\.(\w+)")
-_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*(?:\.\w+)*)")
-# Opcodes that reach global memory; LD, ST and ATOM through a pointer of unknown kind.
-_GLOBAL = ("LDG", "STG", "LDGSTS", "ATOMG", "REDG", "RED", "LD", "ST", "ATOM")
-_BULK = ("UTMALDG", "UTMASTG", "UTMAREDG", "UBLKCP", "UBLKRED")
-_WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}
-FULL = 16  # bytes: the widest access of a thread on every architecture
-
-
-def instructions(text: str) -> Iterator[tuple[str, str, str]]:
-    """Kernel, instruction with its modifiers and the line itself for each line of ``nvdisasm``
-    output within a kernel's code. Lines that are no instruction have an empty one."""
-    kernel = ""
-    for line in text.splitlines():
-        if section := _SECTION.match(line):
-            kernel = section[1]
-        elif kernel:
-            found = _INSTRUCTION.match(line)
-            yield kernel, found[1] if found else "", line
-
-
-def from_sass(text: str) -> dict[str, Counter[str]]:
-    """Instructions per kernel by opcode (without modifiers) from ``nvdisasm`` output."""
-    found: dict[str, Counter[str]] = {}
-    for kernel, instruction, _ in instructions(text):
-        if instruction:
-            found.setdefault(kernel, Counter())[instruction.partition(".")[0]] += 1
-    return found
-
-
-def global_width(instruction: str) -> int | None:
-    """Bytes a thread moves to or from global memory, 0 for a bulk copy, None for other
-    instructions: ``LDG.E.128`` → 16."""
-    opcode, *modifiers = instruction.split(".")
-    if opcode in _BULK:
-        return 0
-    if opcode not in _GLOBAL:
-        return None
-    return next((_WIDTHS[m] for m in modifiers if m in _WIDTHS), 4)
-
-
-def widths(text: str) -> dict[str, Counter[str]]:
-    """Global accesses per kernel by opcode and width, ``LDG.16``, from ``nvdisasm`` output."""
-    found: dict[str, Counter[str]] = {}
-    for kernel, instruction, _ in instructions(text):
-        if (width := global_width(instruction)) is not None:
-            name = f"{instruction.partition('.')[0]}.{width or 'bulk'}"
-            found.setdefault(kernel, Counter())[name] += 1
     return found
 
 

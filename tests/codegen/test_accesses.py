@@ -7,7 +7,7 @@ import pytest
 from tileproof.codegen.accesses import accesses
 from tileproof.codegen.addresses import Address, addresses
 from tileproof.codegen.device import compile_cuda
-from tileproof.codegen.resources import global_width, widths
+from tileproof.codegen.sass import global_width, listed, widths
 
 HEAD = 'extern "C" __global__ void f(const float* __restrict__ x, float* __restrict__ y, int P) {'
 # One kernel a reason: what stands in its body, the reason of its read of x, sectors of a warp.
@@ -91,7 +91,8 @@ def test_widths_are_read_from_the_disassembly():
     assert {name: global_width(name) for name in named} == named
     assert global_width("LDS.128") is global_width("LDGDEPBAR") is None
     sass = '\t.section\t.text.k,"ax",@progbits\n        /*0010*/     @!P0 LDG.E.128 R4, [R2.64] ;\n'
-    assert widths(sass * 2) == {"k": {"LDG.16": 2}}
+    names = [name for kernel, name, _ in listed(sass * 2) if kernel == "k"]
+    assert widths(names) == {"LDG.16": 2}
 
 
 def test_an_address_knows_its_side_of_an_assignment_and_its_loops():

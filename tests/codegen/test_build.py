@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tileproof.codegen import build as building
-from tileproof.codegen import device, host, ircache, lower
+from tileproof.codegen import device, host, ircache, lower, sass
 from tileproof.codegen.build import MODELS, build, default_specs, specs_for_model
 from tileproof.codegen.bundle import describe
 from tileproof.codegen.toolchain import ToolchainError
@@ -50,7 +50,7 @@ def test_nothing_runs_when_nothing_changed(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("a compiler ran")
 
-    for module, name in ((device, "run"), (host, "run"), (lower, "lower")):
+    for module, name in ((device, "run"), (sass, "run"), (host, "run"), (lower, "lower")):
         monkeypatch.setattr(module, name, refuse)
     events = []
     second = build(small(), ARCHS, tmp_path / "second", on_event=events.append)

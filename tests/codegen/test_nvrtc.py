@@ -61,6 +61,7 @@ def test_headers_are_parsed_once_where_kernels_follow_each_other(asked, own_cach
     assert [nvrtc.to_ptx(COPY, "sm_80", OPTIONS) for _ in range(3)] == [first] * 3
     assert asked == [[], ["--create-pch"], ["--use-pch"], ["--use-pch"]]
     (file,) = own_cache.rglob(".headers*")
+    assert file.stat().st_size < 1 << 27  # every kernel reads it
     nvrtc.to_ptx(COPY, "sm_89", OPTIONS)
     assert asked[4:] == [[]] and not file.exists()
 

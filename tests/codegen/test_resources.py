@@ -8,7 +8,9 @@ import pytest
 
 from tileproof.codegen.build import build, compile_unit
 from tileproof.codegen.device import compile_cuda
-from tileproof.codegen.resources import MATRIX, Resources, from_ptxas, from_sass, gate
+from tileproof.codegen.resources import MATRIX, Resources, from_ptxas, gate
+from tileproof.codegen.sass import code, disassemble, listed, opcodes
+from tileproof.codegen.toolchain import cuda_tool, run
 from tileproof.dsl import ALL, ContractError, In, Op, Out, arch, dim, registry, static
 
 FINE = Resources("k", 64, 0, 0, 0, 1024, 4096, 128, 100, {"HMMA": 8, "LDG": 4}, 9000)
@@ -198,7 +200,25 @@ def test_tables_are_read_from_compiler_output():
         "        /*0030*/                   HMMA.16816.F32 R4, R8, R10, R4 ;\n"
         "        /*0040*/                   LDG.E R4, [R2.64] ;\n"
     )
-    assert from_sass(sass)["a_kernel"] == {"MOV": 1, "LDG": 2, "UTMALDG": 1, "HMMA": 1}
+    names = [name for kernel, name, _ in listed(sass) if kernel == "a_kernel"]
+    assert opcodes(names) == {"MOV": 1, "LDG": 2, "UTMALDG": 1, "HMMA": 1}
+
+
+@pytest.mark.parametrize("name", ["sm_80", "sm_120a"])
+def test_code_disassembled_in_one_call_is_what_the_cubins_hold(name, tmp_path):
+    printing = """extern "C" __global__ void a(int* p) { printf("%d", p[0]); }
+    extern "C" __global__ void b(float4* p) { p[1] = p[0]; }"""
+    cubins = [compile_cuda(text, name, contract_fma=True).cubin for text in (printing, SPILLING)]
+    expected = []
+    for cubin in cubins:
+        (tmp_path / "cubin").write_bytes(cubin)
+        listing = run([cuda_tool("nvdisasm"), "-c", tmp_path / "cubin"], "nvdisasm")
+        expected += [(kernel, found) for kernel, found, _ in listed(listing) if found]
+    pieces = [piece for cubin in cubins for piece in code(cubin).items()]
+    assert {kernel for kernel, _ in pieces} == {"a", "b", "spilling_kernel"}
+    found = disassemble([data for _, data in pieces], name)
+    pairs = zip(pieces, found, strict=True)
+    assert [(kernel, one) for (kernel, _), names in pairs for one in names] == expected
 
 
 def test_every_architecture_has_its_matrix_instructions():
