@@ -193,7 +193,7 @@ bool interleaved(const Kernel& kernel, int i, int j, const Span* spans, const in
 // Kernels declare their pointers __restrict__, and proofs rely on it.
 int check_separate(const Kernel& kernel, const Span* spans, const int64_t* dims) {
   for (int i = 0; i < kernel.tensor_count; ++i) {
-    if (!kernel.tensors[i].written) continue;
+    if (!kernel.tensors[i].written || spans[i].begin == spans[i].end) continue;
     for (int j = 0; j < kernel.tensor_count; ++j) {
       if (!LIKELY(i == j || spans[i].begin >= spans[j].end || spans[j].begin >= spans[i].end ||
                   spans[j].begin == spans[j].end || interleaved(kernel, i, j, spans, dims)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ import torch
 from tileproof.codegen.build import build
 from tileproof.codegen.host import HostKernel, PlannedLaunch, generate, plan
 from tileproof.codegen.lower import lower
+from tileproof.codegen.target import Target
+from tileproof.codegen.user import specialize
 from tileproof.dsl import ContractError, In, Op, Out, dim, registry, static
 from tileproof.runtime import load
 from tileproof.runtime.bundle import read_manifest
@@ -122,3 +125,25 @@ def test_more_tensors_than_launchers_hold_are_refused():
     del registry._OPS[many.name]
     with pytest.raises(ContractError, match="test/many: tensors: got 25, expected at most 24"):
         generate([HostKernel(many.specialize(), ())])
+
+
+SCRATCH = """
+    import tilelang.language as T
+
+    @T.prim_func
+    def scratch(x: T.Tensor((64,), "float32"), y: T.Tensor((64,), "float32")):
+        w = T.alloc_global((64,), "float32")
+        with T.Kernel(1, threads=64):
+            for d in T.Parallel(64):
+                w[d] = x[d]
+        with T.Kernel(1, threads=64):
+            for d in T.Parallel(64):
+                y[d] = w[d]
+"""
+
+
+def test_a_kernel_with_a_workspace_is_refused(tmp_path):
+    (tmp_path / "mine.py").write_text(textwrap.dedent(SCRATCH))
+    spec = specialize(Target(f"{tmp_path}/mine.py:scratch"), None, "sm_80")
+    with pytest.raises(ContractError, match="pointer: got w, expected one of the op's tensors"):
+        plan(lower(spec, "sm_80"))

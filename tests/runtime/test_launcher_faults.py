@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
@@ -18,60 +19,52 @@ from tileproof.codegen.host import HostKernel, generate, plan
 from tileproof.codegen.lower import lower
 from tileproof.codegen.target import Target
 from tileproof.codegen.user import specialize
-from tileproof.runtime import load
-from tileproof.runtime.bundle import read_manifest
-from tileproof.runtime.signature import TORCH
+from tileproof.dsl import load_library
+from tileproof.runtime import load, virtual
 
-from .fuzz import attack
+from .fuzz import argument_list, attack, hosted, null_launchers
 
+LISTS = 200  # for the launcher of every op; `python -m tests.runtime.fuzz` draws 10,000
 CSRC = Path(runtime.__file__).parent / "csrc"
-OPS = ("mhc/post", "mhc/sinkhorn", "norm/rmsnorm_unweighted")
 
 
 @pytest.fixture(scope="module")
-def launchers(bundle):
-    """By op: a launcher on the null driver and tensors it takes."""
-    library, manifest = load(bundle, backend="null"), read_manifest(bundle)
-    found = {}
-    for symbol, known in manifest["specializations"].items():
-        facts = manifest["ops"][known["op"]]
-        dims = {k: d["lo"] if d["multiple"] > 3 else 3 for k, d in facts["dims"].items()}
-        dims |= {"P": 64, **known["dims"]}
-        made = []
-        for argument in facts["args"]:
-            shape = [int(x) if x.isdigit() else dims[x] for x in argument["shape"]]
-            name = known["types"].get(argument["dtype"], argument["dtype"])
-            made.append(torch.zeros(shape, dtype=TORCH[name]))
-        found[known["op"]] = library[known["op"]].kernel(symbol), made
-    return found
+def launchers(tmp_path_factory):
+    """By op of the library: its launcher on the null driver, its specialization, and arrays."""
+    hosts = {name: hosted(op, None) for name, op in load_library().items()}
+    folder = tmp_path_factory.mktemp("launchers")
+    functions = null_launchers([host for host, _ in hosts.values()], folder)
+    return {name: (functions[name], h.spec, right) for name, (h, right) in hosts.items()}
 
 
-@pytest.mark.parametrize("op", OPS)
-def test_ten_thousand_argument_lists_and_never_a_crash(launchers, op):
-    launcher, right = launchers[op]
+@pytest.mark.parametrize("op", sorted(load_library()))
+def test_any_argument_list_gets_the_error_it_deserves_or_none(launchers, op):
+    launcher, spec, right = launchers[op]
     launcher(*right)
+    taken = []
 
-    @settings(max_examples=100)
-    @given(st.randoms(use_true_random=False))
-    def hundred_lists(random):
-        for _ in range(100):
-            attack(random, op, launcher, right)
+    @settings(max_examples=LISTS // 20)
+    @given(st.randoms(use_true_random=True))
+    def twenty_lists(draw):
+        taken.extend(attack(spec, launcher, argument_list(draw, right)) for _ in range(20))
 
-    hundred_lists()
+    twenty_lists()
+    assert LISTS / 10 < sum(taken) < len(taken) == LISTS
     launcher(*right)
 
 
-def test_32_threads_launch_ten_thousand_times_each(launchers):
-    launcher, right = launchers["mhc/post"]
+def test_32_threads_launch_ten_thousand_times_each(bundle, post_inputs):
+    launcher = load(bundle, backend="null").mhc_post.kernel("mhc_post__bf16_N4_D64")
 
     def work(_):
-        mine = [x.clone() for x in right]
+        mine = post_inputs(3)
+        mine.append(mine[0].clone())
         bad = [mine[0], mine[1][:2], *mine[2:]]
         for i in range(10_000):
             launcher(*mine)
             if i % 1000 == 0:
                 with pytest.raises(
-                    ValueError, match=r"^mhc/post: y.shape\[0\]: got 2, expected M="
+                    ValueError, match=r"^mhc/post: y.shape\[0\]: got 2, expected M=3"
                 ):
                     launcher(*bad)
         return True
@@ -111,62 +104,120 @@ KERNEL = """
         return kernel
 """
 MAIN = """
+    #include <dlfcn.h>
     #include <cstdio>
+    #include <cstdlib>
+    #include <cstring>
     #include <thread>
     #include <vector>
     #include "launcher.h"
     extern "C" int __tvm_ffi_bind_load(void*, const TVMFFIAny*, int32_t, TVMFFIAny*);
     extern "C" int __tvm_ffi_null_driver(void*, const TVMFFIAny*, int32_t, TVMFFIAny*);
-    int main() {
-      TVMFFIAny driver = {}, bind[7] = {}, bound = {};
-      __tvm_ffi_null_driver(nullptr, nullptr, 0, &driver);
-      bind[1] = driver;
-      bind[2].v_int64 = kDLCPU;
-      if (__tvm_ffi_bind_load(nullptr, bind, 7, &bound)) return 1;
-      alignas(128) static float x[64 * 64], y[8][64 * 64];
-      std::vector<std::thread> threads;
-      int failed[8] = {};
-      for (int t = 0; t < 8; ++t)
-        threads.emplace_back([&, t] {
-          for (int i = 0; i < 2000; ++i) {
-            int64_t shape[2] = {1 + i % 64, 64}, wrong[2] = {1 + i % 64, 63};
-            DLTensor in = {x, {kDLCPU, 0}, 2, {kDLFloat, 32, 1}, shape, nullptr, 0};
-            DLTensor out = in;
-            out.data = y[t];
-            if (i % 100 == 99) out.shape = wrong;
-            TVMFFIAny args[2] = {}, result = {};
-            args[0].type_index = args[1].type_index = kTVMFFIDLTensorPtr;
-            args[0].v_ptr = &in;
-            args[1].v_ptr = &out;
-            failed[t] += TVMFFIFunctionCall(bound.v_obj, args, 2, &result) != 0;
-          }
-        });
-      for (auto& thread : threads) thread.join();
-      for (int count : failed)
-        if (count != 20) return 2;
+    extern "C" int __tvm_ffi_cuda_driver(void*, const TVMFFIAny*, int32_t, TVMFFIAny*);
+    constexpr int kRows = 64, kWidth = 64, kThreads = 8;
+
+    // The table of a driver: null, cuda, or of the library at a path.
+    int64_t driver(const char* name) {
+      TVMFFIAny table = {};
+      if (!strcmp(name, "null")) __tvm_ffi_null_driver(nullptr, nullptr, 0, &table);
+      else if (!strcmp(name, "cuda")) __tvm_ffi_cuda_driver(nullptr, nullptr, 0, &table);
+      else
+        table.v_int64 = reinterpret_cast<int64_t (*)()>(
+            dlsym(dlopen(name, RTLD_NOW | RTLD_GLOBAL), "vgpu_driver"))();
+      return table.v_int64;
+    }
+
+    // race DRIVER IMAGE LAUNCHES COMPARE
+    int main(int, char** argv) {
+      const int count = atoi(argv[3]);
+      const auto bind = [&](TVMFFIAny* bound) {
+        TVMFFIAny args[7] = {};
+        args[1].v_int64 = driver(argv[1]);
+        args[2].v_int64 = kDLCPU;
+        args[4].v_int64 = reinterpret_cast<int64_t>(argv[2]);
+        args[5].v_int64 = static_cast<int64_t>(strlen(argv[2])) + 1;
+        return __tvm_ffi_bind_load(nullptr, args, 7, bound);
+      };
+      TVMFFIAny shared = {}, own[kThreads] = {};
+      alignas(128) static float x[kRows * kWidth], y[kThreads][kRows * kWidth];
+      for (int i = 0; i < kRows * kWidth; ++i) x[i] = static_cast<float>(i + 1);
+      int failed[kThreads] = {};
+      const auto in_threads = [](const auto& work) {
+        std::vector<std::thread> threads;
+        for (int t = 0; t < kThreads; ++t) threads.emplace_back(work, t);
+        for (auto& thread : threads) thread.join();
+      };
+      in_threads([&](int t) { failed[t] += bind(&own[t]); });
+      if (bind(&shared)) return 1;
+      in_threads([&](int t) {
+        for (int i = 0; i < count; ++i) {
+          int64_t shape[2] = {1 + i % kRows, kWidth}, wrong[2] = {1 + i % kRows, kWidth - 1};
+          DLTensor in = {x, {kDLCPU, 0}, 2, {kDLFloat, 32, 1}, shape, nullptr, 0};
+          DLTensor out = in;
+          out.data = y[t];
+          if (i % 10 == 9) out.shape = wrong;
+          TVMFFIAny args[2] = {}, result = {};
+          args[0].type_index = args[1].type_index = kTVMFFIDLTensorPtr;
+          args[0].v_ptr = &in;
+          args[1].v_ptr = &out;
+          memset(y[t], 0, sizeof y[t]);
+          failed[t] += TVMFFIFunctionCall((i % 2 ? own[t] : shared).v_obj, args, 2, &result) != 0;
+          const size_t made = i % 10 == 9 ? 0 : static_cast<size_t>(shape[0] * kWidth);
+          if (*argv[4] == '1' &&
+              (memcmp(x, y[t], made * sizeof(float)) || (made < kRows * kWidth && y[t][made])))
+            failed[t] += 1000;
+        }
+        TVMFFIObjectDecRef(own[t].v_obj);
+      });
+      for (int fails : failed)
+        if (fails != count / 10) return printf("%d failed\\n", fails), 2;
+      TVMFFIObjectDecRef(shared.v_obj);
       puts("done");
     }
 """
 
 
-def test_the_launcher_has_no_race_under_the_thread_sanitizer(tmp_path):
-    """Eight threads share one function and its kept tensor maps; one call in a hundred fails."""
-    (tmp_path / "mine.py").write_text(textwrap.dedent(KERNEL))
-    spec = specialize(Target(f"{tmp_path}/mine.py:load"), None, "sm_90a")
-    launches = plan(lower(spec, "sm_90a"))
+@pytest.fixture(scope="module")
+def race(tmp_path_factory):
+    """A program built with the thread sanitizer, and the CUDA text of its kernel: eight threads
+    bind, call one shared function and one of their own, every tenth time wrongly, and unload."""
+    folder = tmp_path_factory.mktemp("race")
+    (folder / "mine.py").write_text(textwrap.dedent(KERNEL))
+    spec = specialize(Target(f"{folder}/mine.py:load"), None, "sm_90a")
+    lowered = lower(spec, "sm_90a")
+    launches = plan(lowered)
     assert len(launches[0].maps) == 2
-    (tmp_path / "kernels.cpp").write_text(generate([HostKernel(spec, (launches,))]))
-    (tmp_path / "main.cpp").write_text(textwrap.dedent(MAIN))
+    (folder / "kernels.cpp").write_text(generate([HostKernel(spec, (launches,))]))
+    (folder / "main.cpp").write_text(textwrap.dedent(MAIN))
     library = Path(libinfo.find_libtvm_ffi())
-    sources = ["kernels.cpp", "main.cpp", CSRC / "launcher.cpp", CSRC / "null_driver.cpp"]
+    sources = ["kernels.cpp", "main.cpp"]
+    sources += [CSRC / f"{name}.cpp" for name in ("launcher", "null_driver", "cuda_driver")]
     includes = [f"-I{path}" for path in (CSRC, *libinfo.include_paths())]
     flags = ["-std=c++17", "-O1", "-g", "-fsanitize=thread", *includes]
-    command = ["g++", *flags, *sources, library, f"-Wl,-rpath,{library.parent}", "-o", "race"]
-    done = subprocess.run([*map(str, command)], cwd=tmp_path, capture_output=True, text=True)
+    command = ["g++", *flags, *sources, library, f"-Wl,-rpath,{library.parent}", "-ldl"]
+    command += ["-o", "race"]
+    done = subprocess.run([*map(str, command)], cwd=folder, capture_output=True, text=True)
     if "tsan" in done.stderr and "cannot find" in done.stderr:
         pytest.skip("this compiler came without its thread sanitizer")
     assert done.returncode == 0, done.stderr
+    return folder / "race", lowered.cuda, launches[0].kernel
+
+
+@pytest.mark.parametrize(("driver", "launches"), [("null", 2000), ("cuda", 500), ("virtual", 30)])
+def test_the_launcher_has_no_race_under_the_thread_sanitizer(race, tmp_path, driver, launches):
+    """The launcher is instrumented, and so are the null driver and the CUDA driver before a
+    stand-in for libcuda. The virtual GPU, whose threads change stacks, is not: it is called."""
+    program, cuda, kernel = race
+    image, environment = "", os.environ | {"TSAN_OPTIONS": "ignore_noninstrumented_modules=1"}
+    if driver == "virtual":
+        image = str(virtual.build(cuda, [kernel], checked=False, arch="sm_90a"))
+        driver = str(virtual.build_library())
+    if driver == "cuda":
+        source = Path(__file__).with_name("mock_libcuda.c")
+        command = ["gcc", "-shared", "-fPIC", "-o", str(tmp_path / "libcuda.so.1"), str(source)]
+        subprocess.run(command, check=True)
+        environment |= {"LD_LIBRARY_PATH": str(tmp_path), "MOCK_CUDA_LOG": os.devnull}
     # The sanitizer wants the address space where it was before randomisation grew.
-    run = ["setarch", "-R", "./race"]
-    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
+    command = ["setarch", "-R", program, driver, image, launches, int(image != "")]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr[:2000]
