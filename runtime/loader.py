@@ -146,6 +146,7 @@ class Operation:
         self._backend = backend
         self._kernels: list[tuple[Code, str, dict[str, Any]]] = []
         self._ready: dict[tuple[Any, ...], Run] = {}
+        self._functions: dict[tuple[str, int], Callable[..., None]] = {}  # by symbol and device
         self._lock = threading.Lock()
         self._axes = [(i, axis) for _, i, axis in signature.static_axes]
         self._typed = [i for _, i in signature.type_axes]
@@ -155,6 +156,7 @@ class Operation:
         sizes = {**facts["dims"], **facts["types"], **facts["params"]}
         self._kernels.insert(0, (code, symbol, sizes))
         self._ready.clear()
+        self._functions.clear()
 
     def __call__(self, *tensors: torch.Tensor, **options: Any) -> Any:
         try:
@@ -185,7 +187,9 @@ class Operation:
         if self._backend is None:
             return lambda *inputs: signature.run_reference(inputs, options)
         symbol, sizes = self.select(tensors, options)
-        function = self.kernel(symbol, tensors[0].get_device())
+        where = symbol, tensors[0].get_device()
+        if where not in self._functions:  # sizes that each call chooses share one module
+            self._functions[where] = self.kernel(*where)
         types = {variable: sizes[variable] for variable in signature.description["types"]}
         dims = {letter: sizes[letter] for letter, d in signature.dims.items() if d["static"]}
         outputs = []
@@ -193,7 +197,7 @@ class Operation:
             known = {**signature.dynamic_axes, **signature.chosen(options), **dims}
             shape = tuple(int(x) if x.isdigit() else known[x] for x in argument.shape)
             outputs.append(Result(shape, signature.torch_dtype(argument, types)))
-        return Prepared(function, outputs)
+        return Prepared(self._functions[where], outputs)
 
     def native(
         self, tensors: Sequence[torch.Tensor], options: Mapping[str, Any]
