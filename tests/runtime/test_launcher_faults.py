@@ -6,6 +6,8 @@ import os
 import subprocess
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ from tileproof.codegen.user import specialize
 from tileproof.dsl import load_library
 from tileproof.runtime import load, virtual
 
-from .fuzz import argument_list, attack, hosted, null_launchers
+from .fuzz import argument_list, attack, hosted, null_launchers, right_arrays
 
 LISTS = 200  # for the launcher of every op; `python -m tests.runtime.fuzz` draws 10,000
 CSRC = Path(runtime.__file__).parent / "csrc"
@@ -51,6 +53,25 @@ def test_any_argument_list_gets_the_error_it_deserves_or_none(launchers, op):
     twenty_lists()
     assert LISTS / 10 < sum(taken) < len(taken) == LISTS
     launcher(*right)
+
+
+@pytest.mark.parametrize("op", ["compressor/pool_fp4", "compressor/pool_fp8", "norm/kv_fp8"])
+def test_parts_of_pages_are_taken_where_they_have_no_byte_in_common(launchers, op):
+    """Each written tensor with another one of its pages at every place of it."""
+    launcher, spec, _ = launchers[op]
+    point = spec.op.shape_set("tiny")[1][0]
+    least = spec.sizes(**point)
+    right = right_arrays(spec, point | {pitch: 2 * least[pitch] for pitch in spec.op.pitches})
+    launcher(*right)
+    parts = [i for i, a in enumerate(spec.args) if a.strides and a.role == "inout"]
+    taken = []
+    for i, j in permutations(parts, 2):
+        page = right[i].strides[0] * right[i].itemsize
+        for place in range(0, page, 16):
+            arguments = list(right)
+            arguments[j] = replace(right[j], data=right[i].data + place)
+            taken.append(attack(spec, launcher, arguments))
+    assert 0 < sum(taken) < len(taken)
 
 
 def test_32_threads_launch_ten_thousand_times_each(bundle, post_inputs):
