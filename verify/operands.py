@@ -140,7 +140,7 @@ class Operands:
         self._begins(walker, data, start, line, node)
 
     def _place(self, walker: DeviceWalker, pointer: Any) -> tuple[Any, Term]:
-        if _moved(pointer):
+        if moved(pointer):
             data, start = self._place(walker, pointer.args[0])
             return data, add(start, walker.expr(pointer.args[1]))
         data, dtype, offset = walker.pointer(pointer)
@@ -242,7 +242,7 @@ class Replayed:
         return True
 
     def _place(self, machine: Machine, pointer: Any) -> tuple[Any, int]:
-        if _moved(pointer):
+        if moved(pointer):
             data, start = self._place(machine, pointer.args[0])
             return data, start + machine.number(pointer.args[1])
         return pointer.args[1], machine.number(pointer.args[2]) * _bytes(pointer.args[0].dtype)
@@ -256,7 +256,7 @@ class Replayed:
         machine.notes(data, "read", start - rest - begin, found, node)
 
 
-def _moved(pointer: Any) -> bool:
+def moved(pointer: Any) -> bool:
     """Whether a pointer is another one some bytes further on, e.g. in the slot of a pipeline."""
     return type(pointer).__name__ == "Call" and (
         str(pointer.op.name) == "tirx.handle_add_byte_offset"

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from . import rows
+from . import matrices, rows
 from .facts import Access, scalar_bits
 from .flow import (
-    MIXED,
     NONE,
     Flow,
     Memory,
@@ -32,12 +31,13 @@ from .replay import _ARITHMETIC, _BITWISE
 from .rows import Place
 from .terms import Symbol
 
-_WARP = 32
 _ALL_REDUCE = re.compile(r"tl::AllReduce<tl::(\w+), (\d+), (\d+), .*")
 # Calls that mean nothing to threads in step.
 _IN_STEP = {
     *("tirx.tvm_storage_sync", "tl.sync_warp", "tirx.ptx_commit_group", "tirx.ptx_wait_group"),
     *("tl.device_assert", "tl.device_assert_with_msg"),
+    *("tl.fence_proxy_async", "tl.warpgroup_arrive", "tl.warpgroup_fence_operand"),
+    *("tl.warpgroup_commit_batch", "tl.warpgroup_wait"),
 }
 _LANES = re.compile(r"x(\d+)$")
 _MOST_STEPS = 1 << 20
@@ -77,6 +77,7 @@ class Tile:
         self.data: dict[Any, Flow] = {}
         self.memory: dict[Any, Memory] = {}
         self.views: dict[Any, tuple[Any, int]] = {}
+        self.descriptors: dict[Any, tuple[Any, Any, tuple[int, int, int]]] = {}
         self.steps = 0
         self.most: dict[Any, int] = {}  # bytes, scope and smallest access of each buffer
         self.scope: dict[Any, str] = {}
@@ -373,11 +374,8 @@ class Tile:
         if name == "tl.ptx_cp_async":
             self.copy(args)
             return nothing
-        if name == "tl.ptx_ldmatrix":
-            self.load_matrix(args)
-            return nothing
-        if name == "tirx.ptx_mma":
-            self.multiply(args)
+        if name in matrices.CALLS:
+            matrices.CALLS[name](self, args, e)
             return nothing
         if name == "tirx.call_extern":
             match = _ALL_REDUCE.match(str(args[0].value))
@@ -418,63 +416,6 @@ class Tile:
         )
         self.put(to, kind, target[:, None] + steps, flow)
 
-    def load_matrix(self, args: list[Any]) -> None:
-        transposed, count = bool(args[0].value), int(args[1].value)
-        source, kind, row = self.pointer(args[2])
-        target, _, start = self.pointer(args[3])
-        lane = (self.lanes % _WARP)[:, None]
-        matrix, half = np.divmod(np.arange(2 * count), 2)
-        across, down = lane % 4 * 2 + half, lane // 4
-        r, c = (across, down) if transposed else (down, across)
-        index = row[(self.lanes // _WARP * _WARP)[:, None] + 8 * matrix + r] + c
-        to = start[:, None] + np.arange(2 * count)
-        self.put(target, kind, to, self.get(source, kind, index))
-
-    def multiply(self, args: list[Any]) -> None:
-        """C[i, j] ← C[i, j], and A[i, k] with B[k, j] for each k in a hardware order of its own."""
-        from .intrinsics import _MMA
-
-        m, n, k = _MMA[str(args[0].value)]
-        width = {"fp16": 2, "bf16": 2, "tf32": 4, "fp32": 4, "float16": 2, "bfloat16": 2}.get(
-            str(args[3].value), 0
-        )
-        if str(args[1].value) != "row" or str(args[2].value) != "col" or not width:
-            raise UnfollowedError(f"mma {args[3].value}")
-        types = {2: "bfloat16", 4: "float32"}
-        group, place = (v[:, None] for v in np.divmod(self.lanes % _WARP, 4))
-        warp = (self.lanes // _WARP)[:, None]
-        per = 4 // width
-        warps = int(warp.max()) + 1
-        sides = []
-        for data, base, count, extent in (
-            (args[6], args[7], m * k // _WARP, m),
-            (args[8], args[9], k * n // _WARP, n),
-        ):
-            label = np.full((warps, extent, k), NONE, np.int64)
-            word = np.zeros((warps, extent, k), np.uint64)
-            register, part = np.divmod(np.arange(count), per)
-            halves = extent // 8  # registers alternate between rows g and g + 8
-            i = group + 8 * (register % halves)
-            at = place * per + part + 4 * per * (register // halves)
-            flow = self.get(data, types[width], self.registers(base, count))
-            label[warp, i, at], word[warp, i, at] = flow
-            sides.append((label, word))
-        (la, wa), (lb, wb) = sides
-        pairs = mix(wa[:, :, None, :], wb[:, None, :, :])
-        with np.errstate(over="ignore"):
-            words = pairs.sum(axis=3, dtype=np.uint64)
-        labels = join(all_of(la)[:, :, None], all_of(lb)[:, None, :])
-        e = np.arange(m * n // _WARP)
-        i, j = group + 8 * (e // 2), place * 2 + e % 2
-        index = self.registers(args[11], len(e))
-        before = self.get(args[10], "float32", index)
-        flow = Flow(join(before.label, labels[warp, i, j]), mix(before.word, words[warp, i, j]))
-        self.put(args[10], "float32", index, flow)
-
-    def registers(self, base: Any, count: int) -> Any:
-        """Indices of `count` elements from `base` on, a row per thread."""
-        return self.per_lane(self.number(base))[:, None] + np.arange(count)
-
     def reduce(self, flow: Flow, match: Any) -> Flow:
         operation, threads, scale = match.group(1), int(match.group(2)), int(match.group(3))
         label, word = (np.broadcast_to(v, self.mask.shape) for v in flow)
@@ -486,13 +427,6 @@ class Tile:
             label = join(label, label[partner])
             half //= 2
         return Flow(label, word)
-
-
-def all_of(label: Any) -> Any:
-    """The label of what all along the last axis flows into."""
-    one = np.max(label, axis=-1, initial=NONE)
-    several = ((label != NONE) & (label != one[..., None])).any(axis=-1)
-    return np.where(several, np.minimum(np.min(label, axis=-1), MIXED), one)
 
 
 def _bits(buffer: Any) -> int:

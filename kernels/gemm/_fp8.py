@@ -5,16 +5,17 @@ block are summed in float32 by one warp, 16 columns at a time from left to right
 its scales is added to the element, block after block. Neither the tile nor the number of tokens
 changes that order, so a row's bits are its own.
 
-Codes go to the tensor cores as float16. It holds every e4m3 and e2m1, subnormals and NaN included,
-and float32 holds their products, so on every architecture nothing is rounded but the sums and, out
-of float32's range, what the scales do.
+float32 holds the products of codes, so nothing is rounded but the sums and, out of float32's range,
+what the scales do. Where there are instructions that multiply e4m3, e4m3 × e4m3 goes to the tensor
+cores as it is; docs/gemm.md says how they sum. Everything else goes as float16, which holds every
+e4m3 and e2m1, subnormals and NaN included.
 """
 
 from types import SimpleNamespace
 
 from tileproof.dsl import ALL, check, derived, static
 from tileproof.kernels.quant._blocks import FP4_GROUP, load_code
-from tileproof.kernels.row_stream import ceildiv
+from tileproof.kernels.row_stream import VECTOR_BYTES, ceildiv
 
 from ._tiles import ROWS
 
@@ -71,8 +72,8 @@ def e2m1_half(T, code):
 
 
 def _widen(T, rows, columns, threads, instruction):
-    """Macro ``(codes, tile)``: e4m3 [rows, 128] as float16, blocks of `columns` one above the
-    other, by the architecture's `instruction` or by integers."""
+    """Macro ``(codes, tile)``: e4m3 ``codes(m, k)`` of [rows, 128] as float16, blocks of `columns`
+    one above the other, by the architecture's `instruction` or by integers."""
     vector = 16
     across = DEPTH // vector
 
@@ -80,7 +81,7 @@ def _widen(T, rows, columns, threads, instruction):
     def device(codes, tile):
         if instruction:
             for m, k in T.Parallel(rows, DEPTH):
-                tile[k // columns * rows + m, k % columns] = T.cast(codes[m, k], "float16")
+                tile[k // columns * rows + m, k % columns] = T.cast(codes(m, k), "float16")
         else:
             thread = T.get_thread_binding()
             held = T.alloc_local((vector,), "float8_e4m3fn")
@@ -89,7 +90,7 @@ def _widen(T, rows, columns, threads, instruction):
                 m = (step * threads + thread) // across
                 k = thread % across * vector
                 for v in T.vectorized(vector):
-                    held[v] = codes[m, k + v]
+                    held[v] = codes(m, k + v)
                 for v in T.unroll(vector):
                     values[v] = e4m3_half(T, load_code(T, held[v]))
                 for c in T.unroll(vector // 8):
@@ -99,37 +100,88 @@ def _widen(T, rows, columns, threads, instruction):
     return device
 
 
-def fp8_device(T, K, tokens, width, threads, stages, instruction):
+def _fetch(T, K, rows, threads, ring):
+    """Macro ``(source, first, exists, g, codes)``: starts the copies of block g of columns of rows
+    `first` on into slot ``g % ring``; zeros from column K on, and where no row ``exists(m)``."""
+    across = DEPTH // VECTOR_BYTES
+
+    @T.macro
+    def device(source, first, exists, g, codes):
+        thread = T.get_thread_binding()
+        for step in T.unroll(rows * across // threads):
+            m = (step * threads + thread) // across
+            k = (step * threads + thread) % across * VECTOR_BYTES
+            T.ptx_cp_async(
+                T.access_ptr(codes[g % ring, m, k], "w", VECTOR_BYTES),
+                T.access_ptr(source[first + m, g * DEPTH + k], "r", VECTOR_BYTES),
+                VECTOR_BYTES,
+                exists(m) & (g * DEPTH + k < K),
+            )
+
+    return device
+
+
+def _multiply(T, tokens, width, threads, native):
+    """Macro ``(x_codes, w_codes, slot, part)``: part = the products of a slot, summed from zero; of
+    the codes themselves where tensor cores are `native` to them, else of float16."""
+    widen_x = _widen(T, tokens, DEPTH, threads, instruction=False)
+    widen_w = _widen(T, width, DEPTH, threads, instruction=False)
+
+    @T.macro
+    def codes(x_codes, w_codes, slot, part):
+        T.gemm(
+            x_codes[slot, :, :], w_codes[slot, :, :], part, transpose_B=True, clear_accum=True
+        )
+
+    @T.macro
+    def halves(x_codes, w_codes, slot, part):
+        x_tile = T.alloc_shared((tokens, DEPTH), "float16")
+        w_tile = T.alloc_shared((width, DEPTH), "float16")
+        widen_x(lambda m, k: x_codes[slot, m, k], x_tile)
+        widen_w(lambda n, k: w_codes[slot, n, k], w_tile)
+        T.gemm(x_tile, w_tile, part, transpose_B=True, clear_accum=True)
+
+    return codes if native else halves
+
+
+def fp8_device(T, K, tokens, width, threads, ring, native):
     """Device code of one tile of e4m3 × e4m3, as a namespace of macros.
 
-    ``product(bring, scales, result)`` is the whole tile. ``bring(k, x_codes, w_codes)`` loads the
-    columns from k on of both operands, zeros beyond their ends; ``scales(x_scales, w_scales)`` the
-    codes of all scales, [tokens, groups] and [groups].
+    ``product(bring, scales, result)`` is the whole tile. ``bring(g, x_codes, w_codes)`` starts the
+    copies of block g of columns, ``fetch_x`` and ``fetch_w`` of rows of either operand;
+    ``scales(x_scales, w_scales)`` loads the codes of all scales, [tokens, groups] and [groups].
+
+    The copies are our own: TileLang's pipeline does not fence them from what wgmma reads.
     """
-    widen_x = _widen(T, tokens, DEPTH, threads, instruction)
-    widen_w = _widen(T, width, DEPTH, threads, instruction)
+    check(ring >= 2, "slots for blocks of columns", got=ring, expected="2 or more")
+    ahead = ring - 1  # blocks that are on their way while one is multiplied
+    multiply = _multiply(T, tokens, width, threads, native)
 
     @T.macro
     def product(bring, scales, result):
-        x_codes = T.alloc_shared((tokens, DEPTH), "float8_e4m3fn")
-        w_codes = T.alloc_shared((width, DEPTH), "float8_e4m3fn")
-        x_tile = T.alloc_shared((tokens, DEPTH), "float16")
-        w_tile = T.alloc_shared((width, DEPTH), "float16")
-        x_scales = T.alloc_shared((tokens, groups(K)), "float8_e8m0fnu")
+        x_codes = T.alloc_shared((ring, tokens, DEPTH), "float8_e4m3fn")
+        w_codes = T.alloc_shared((ring, width, DEPTH), "float8_e4m3fn")
+        # wider than it need be, so that what eight rows hold at g lies in as many banks
+        x_scales = T.alloc_shared((tokens, groups(K) + VECTOR_BYTES), "float8_e8m0fnu")
         w_scales = T.alloc_shared((groups(K),), "float8_e8m0fnu")
-        row = T.alloc_shared((tokens,), "float32")
+        row = T.alloc_fragment((tokens,), "float32")
         part = T.alloc_fragment((tokens, width), "float32")
         acc = T.alloc_fragment((tokens, width), "float32")
         T.clear(acc)
         scales(x_scales, w_scales)
-        for g in T.Pipelined(groups(K), num_stages=stages):
-            bring(g * DEPTH, x_codes, w_codes)
-            widen_x(x_codes, x_tile)
-            widen_w(w_codes, w_tile)
+        for g in T.unroll(ahead):
+            if g < groups(K):
+                bring(g, x_codes, w_codes)
+            T.ptx_commit_group()
+        for g in T.serial(groups(K)):
+            T.ptx_wait_group(ahead - 1)
+            T.sync_threads()
+            if g + ahead < groups(K):
+                bring(g + ahead, x_codes, w_codes)
+            T.ptx_commit_group()
             for m in T.Parallel(tokens):
                 row[m] = rate(T, x_scales[m, g]) * rate(T, w_scales[g])
-            T.clear(part)
-            T.gemm(x_tile, w_tile, part, transpose_B=True)
+            multiply(x_codes, w_codes, g % ring, part)
             # a product of its own, so that no compiler makes one rounding of both
             for m, n in T.Parallel(tokens, width):
                 part[m, n] *= row[m]
@@ -138,7 +190,11 @@ def fp8_device(T, K, tokens, width, threads, stages, instruction):
         for m, n in T.Parallel(tokens, width):
             result[m, n] = acc[m, n]
 
-    return SimpleNamespace(product=product)
+    return SimpleNamespace(
+        fetch_x=_fetch(T, K, tokens, threads, ring),
+        fetch_w=_fetch(T, K, width, threads, ring),
+        product=product,
+    )
 
 
 def fp4_device(T, K, B, tokens, width, threads, stages, instruction=True):
@@ -187,7 +243,7 @@ def fp4_device(T, K, B, tokens, width, threads, stages, instruction=True):
         T.clear(acc)
         for g in T.Pipelined(groups(K), num_stages=stages):
             bring(g * DEPTH, x_codes, x_scales, w_codes, w_scales)
-            widen_x(x_codes, x_tile)
+            widen_x(lambda m, k: x_codes[m, k], x_tile)
             widen_w(w_codes, w_tile)
             for i, m in T.Parallel(own, tokens):
                 row[i, m] = rate(T, x_scales[m, i])
