@@ -22,8 +22,14 @@ if TYPE_CHECKING:
 _WARP, _GROUP = 32, 128
 _UNIT = 16  # bytes of a chunk
 _BYTES = {
-    **{"e4m3": 1, "e5m2": 1, "fp16": 2, "bf16": 2, "float16": 2, "bfloat16": 2},
-    **{"tf32": 4, "fp32": 4},
+    "e4m3": 1,
+    "e5m2": 1,
+    "fp16": 2,
+    "bf16": 2,
+    "float16": 2,
+    "bfloat16": 2,
+    "tf32": 4,
+    "fp32": 4,
 }
 _NAMES = {1: "uint8", 2: "bfloat16", 4: "float32"}  # one of each width: data have no value
 

@@ -129,9 +129,7 @@ def _multiply(T, tokens, width, threads, native):
 
     @T.macro
     def codes(x_codes, w_codes, slot, part):
-        T.gemm(
-            x_codes[slot, :, :], w_codes[slot, :, :], part, transpose_B=True, clear_accum=True
-        )
+        T.gemm(x_codes[slot, :, :], w_codes[slot, :, :], part, transpose_B=True, clear_accum=True)
 
     @T.macro
     def halves(x_codes, w_codes, slot, part):

@@ -7,7 +7,6 @@ from . import reference
 from ._fp8 import COLUMNS, DEPTH, OUT, fp8_device, groups
 from ._tiles import ROWS, TOKENS, writer
 
-
 TILE = {"tokens": 64, "width": 64, "threads": 128}
 
 

@@ -94,7 +94,7 @@ def test_reference_errs_as_float32_sums_may(seed):
 
 
 def test_bound_where_tensor_cores_cut_sums_off(seed):
-    """The bound that docs/gemm.md states for sm_89 and sm_90a, which the virtual GPU does not model:
+    """The bound that docs/gemm.md states for sm_89 and sm_90a; the virtual GPU does not model it:
     33 terms lose less than 2^-13 of the largest each, in each of the four instructions of a block.
     """
     operands = inputs(33, 64, 1024, seed, lo=127, hi=127)
