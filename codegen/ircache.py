@@ -37,7 +37,7 @@ def key(spec: Specialization, arch: str) -> str:
     """Hash of all that the lowering of a library op depends on; one for architectures alike."""
     params = json.dumps(sorted(spec.params.items()))
     arch = spec.op.variant(arch).lowered_for(arch)
-    parts = [_sources(), importlib.metadata.version("tilelang"), spec.symbol, params, arch]
+    parts = [_sources(), _tilelang(), spec.symbol, params, arch]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -50,6 +50,12 @@ def _sources() -> str:
     for path in sorted(files):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+@functools.cache
+def _tilelang() -> str:
+    """Its version; looking it up takes milliseconds."""
+    return importlib.metadata.version("tilelang")
 
 
 def lowered(spec: Specialization, arch: str) -> Lowered:
