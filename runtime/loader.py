@@ -17,6 +17,8 @@ from .bundle import Bundle
 from .errors import MissingKernel, check
 from .signature import Signature, returned
 
+_MOST_READY = 64  # calls of an op that are known; each may choose sizes that none had before
+
 Run = Callable[..., Any]
 
 
@@ -171,7 +173,10 @@ class Operation:
             with self._lock:  # two threads shall not load one module twice
                 run = self._ready.get(key)
                 if run is None:
-                    run = self._ready[key] = self._prepare(tensors, options)
+                    run = self._prepare(tensors, options)
+                    if len(self._ready) == _MOST_READY:
+                        del self._ready[next(iter(self._ready))]
+                    self._ready[key] = run
         return run(*tensors)
 
     def _key(self, tensors: Sequence[torch.Tensor], options: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -36,6 +36,7 @@ using StableIValue = uint64_t;  // a handle, the bits of an int or a double, or 
 using BoxedKernel = void (*)(StableIValue*, uint64_t, uint64_t);
 
 constexpr int kMaxOps = 256, kMaxInputs = tileproof::kMaxTensors, kMaxAxes = 8, kMaxKey = 64;
+constexpr size_t kMaxEntries = 64;  // of an op; a call may choose sizes that none had before
 constexpr int64_t kNone = INT64_MIN;
 
 struct Torch {
@@ -338,8 +339,14 @@ void run_op(Op& op, StableIValue* stack) {
   }
   if (!entry || !call.length) return;
   entry->key.assign(call.key, call.key + call.length);
+  Shared forgotten;  // let go of without the lock
   const std::lock_guard<std::shared_mutex> lock(mutex);
-  if (seen == generation && !call.find(op)) op.entries.push_back(std::move(entry));
+  if (seen != generation || call.find(op)) return;
+  if (op.entries.size() == kMaxEntries) {
+    forgotten = std::move(op.entries.front());
+    op.entries.erase(op.entries.begin());
+  }
+  op.entries.push_back(std::move(entry));
 }
 
 // Torch passes a kernel no closure, so every op has a function of its own.

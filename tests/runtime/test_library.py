@@ -11,7 +11,7 @@ from tileproof.codegen.build import build
 from tileproof.codegen.bundle import describe
 from tileproof.dsl import get
 from tileproof.kernels.mhc import reference
-from tileproof.runtime import BundleError, Library, MissingKernel, load, virtual
+from tileproof.runtime import BundleError, Library, MissingKernel, load, loader, virtual
 from tileproof.runtime.backends import Code
 
 ULP = 2.0**-8  # of bf16
@@ -175,11 +175,12 @@ def test_a_type_and_a_size_only_outputs_have_are_keywords(tmp_path):
     inputs = torch.ones(2, 4, 16).bfloat16(), torch.ones(2, 16).bfloat16(), torch.ones(2, 4)
     with patch.object(Code, "bind", autospec=True, side_effect=Code.bind) as bind:
         for call in (library.indexer_score, torch.ops.tileproof.indexer_score):
-            for S in (4, 8):
+            for S in (*range(4, 4 * 80, 4), 4):
                 scores = call(*inputs, 0 * counts, counts, S=S)
                 assert scores.shape == (2, S)
                 assert (scores > -torch.inf).sum(1).tolist() == [1, 2]
     assert bind.call_count == 1  # one module whatever the sizes
+    assert len(library["indexer/score"]._ready) == loader._MOST_READY
     with pytest.raises(TypeError, match="got no S, expected the sizes of outputs"):
         library.indexer_score(*inputs, 0 * counts, counts)
 
