@@ -112,7 +112,8 @@ def covering_sizes(lowered: Lowered, facts: Facts) -> Iterator[dict[str, int]]:
     """Sizes around every tile a size is divided into, else a few blocks or lanes of a warp."""
     tiles = _tiles(lowered)
     symbols: dict[str, set[int]] = {}
-    for name in _names(n for p in lowered.parameters for n in (p.shape or (p.name,))):
+    shapes = ((p.name,) if p.shape is None else p.shape for p in lowered.parameters)
+    for name in _names(n for shape in shapes for n in shape):
         low, high = facts.dims.get(name, (0, 1 << 20))
         step = facts.multiples.get(name, 1)
         sizes = symbols[name] = set()
@@ -122,7 +123,7 @@ def covering_sizes(lowered: Lowered, facts: Facts) -> Iterator[dict[str, int]]:
                 sizes.add(size + step if size < low else size)
         sizes.add(-(-(low + 1) // step) * step)  # of a dim of few values, more than one
         sizes &= {size for size in sizes if low <= size <= high}
-    # Together they run through their sizes, each from another place; each is empty once.
+    # Together they run through their sizes, each from another place; each has its least once.
     turns = max((len(sizes) for sizes in symbols.values()), default=0) + len(symbols) - 1
     for number in range(min(max(1, turns), MOST_SIZES)):
         yield {
