@@ -23,7 +23,7 @@ from tileproof.kernels.kv_cache import MODEL_ENTRIES
 from . import weights as checkpoints
 from .cache import Chunk, Pages
 from .library import Ops, opened
-from .official import Numbers, PagedBatch, Run, State, block, cast, collapsed, linear
+from .official import Numbers, PagedBatch, Run, State, block, collapsed, linear, normed
 from .official_weights import Head, Reader
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ OPS = (
     "gemm/fp8",
     "gemm/grouped",
     "indexer/score_fp4",
+    "indexer/slots",
     "indexer/topk",
     "mhc/collapse",
     "mhc/head",
@@ -60,6 +61,7 @@ OPS = (
     "moe/topk_gate",
     "norm/kv_fp8",
     "norm/rmsnorm",
+    "norm/rmsnorm_fp8",
     "quant/fp8_cast",
     "rope/rotate_fp4",
 )
@@ -73,9 +75,11 @@ def specializations(config: DeepseekV4Config, ops: Iterable[str] = OPS) -> list[
     def used(s: Specialization) -> bool:
         if s.op.name == "gemm/dense":  # the other matrices are FP8
             return s.dims["K"] == config.hidden_size
-        if s.op.name == "norm/rmsnorm":  # other norms are part of other ops
-            widths = (config.hidden_size, config.q_lora_rank)
-            return s.types["weight"] == "bf16" and s.dims["D"] in widths
+        if s.op.name == "norm/rmsnorm":  # of the head; others are part of other ops
+            return s.types["weight"] == "bf16" and s.dims["D"] == config.hidden_size
+        if s.op.name == "quant/fp8_cast":  # other linears' inputs come out of norms
+            merged = config.o_groups * config.o_lora_rank
+            return s.dims["K"] in (merged, config.moe_intermediate_size)
         return s.types.get("weight", "bf16") == "bf16"
 
     return [s for s in needed if used(s)]
@@ -289,8 +293,8 @@ class DeepseekV4:
         got = tuple(streams.shape)
         check(got == wide, "streams", got=[*got], expected=[*wide])
         run, eps, flat = self.run, self.numbers.eps, streams.flatten(0, 1)
-        e = cast(run, run("norm_rmsnorm", self.embed[ids], weights.e_norm, eps=eps))
-        h = cast(run, run("norm_rmsnorm", flat, weights.h_norm, eps=eps))
+        _, e = normed(run, self.embed[ids], weights.e_norm, eps)
+        _, h = normed(run, flat, weights.h_norm, eps)
         x = linear(run, h, weights.h_proj).view(wide) + linear(run, e, weights.e_proj)[:, None]
         if not chunks:
             return self.logits(self._normed(weights.head, x))

@@ -143,6 +143,14 @@ def cast(run: Run, x: torch.Tensor) -> Codes:
     return Codes(*run("quant_fp8_cast", x, B=GROUP))
 
 
+def normed(
+    run: Run, x: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, Codes]:
+    """RMSNorm [M, K] bf16 of x, and the same per 1×128."""
+    y, *codes = run("norm_rmsnorm_fp8", x, weight, eps=eps)
+    return y, Codes(*codes)
+
+
 def linear(run: Run, x: Codes, w: Codes) -> torch.Tensor:
     """x W^T [M, N] bf16 for FP8 x and W."""
     y: torch.Tensor = run("gemm_fp8", *x, *w, out="bf16")
@@ -161,12 +169,12 @@ def block(
     """Residual streams [M, N, D] of tokens `ids` [M] through one layer, which moves `state` on."""
     for mixing, norm, sublayer in (
         (weights.attn_mixing, weights.attn_norm,
-         lambda y: attention(run, weights.attention, state, batch, y, numbers)),
+         lambda y, low: attention(run, weights.attention, state, batch, y, low, numbers)),
         (weights.ffn_mixing, weights.ffn_norm,
-         lambda y: experts(run, weights.experts, y, ids, numbers)),
+         lambda y, low: experts(run, weights.experts, y, low, ids, numbers)),
     ):  # fmt: skip
         post, comb, y = before(run, mixing, x, numbers)
-        y = sublayer(run("norm_rmsnorm", y, norm, eps=numbers.eps))
+        y = sublayer(*normed(run, y, norm, numbers.eps))
         x = run("mhc_post", x, y, post, comb)
     return x
 
@@ -195,20 +203,25 @@ def collapsed(run: Run, mixing: Mixing, x: torch.Tensor, numbers: Numbers) -> to
 
 
 def attention(
-    run: Run, weights: Attention, state: State, batch: PagedBatch, x: torch.Tensor, numbers: Numbers
+    run: Run,
+    weights: Attention,
+    state: State,
+    batch: PagedBatch,
+    x: torch.Tensor,
+    low: Codes,
+    numbers: Numbers,
 ) -> torch.Tensor:
-    """Attention of normed hidden states [M, D] bf16; entries of the batch are made on the way."""
+    """Attention of normed hidden states [M, D], in bf16 and as codes; entries of the batch are made
+    on the way."""
     M, H, eps = len(x), len(weights.sink), numbers.eps
     cos, sin = batch.turned(weights.rope)
-    low = cast(run, x)
-    latent = run("norm_rmsnorm", linear(run, low, weights.wq_a), weights.q_norm, eps=eps)
-    low_latent = cast(run, latent)
-    q = linear(run, low_latent, weights.wq_b).view(M, H, -1)
+    _, latent = normed(run, linear(run, low, weights.wq_a), weights.q_norm, eps)
+    q = linear(run, latent, weights.wq_b).view(M, H, -1)
     q = run("attention_q_prologue", q, cos, sin, eps=eps)
     kv = linear(run, low, weights.wkv)
     turned = (kv, weights.kv_norm, cos, sin, batch.number)
     run("norm_kv_fp8", *turned, batch.written, *state.window, eps=eps)
-    pool, chosen = _compressed(run, weights, state, batch, x, low_latent, eps)
+    pool, chosen = _compressed(run, weights, state, batch, x, latent, eps)
     lists = (*state.window, batch.near, *pool, chosen)
     out = run("attention_paged", q, *lists, weights.sink)
     if not batch.alone:  # the rings still held what this batch's first tokens saw
@@ -247,9 +260,9 @@ def _compressed(
         columns = -(-most // 4) * 4
         score = run("indexer_score_fp4", q[at], scale[at], *state.index.pool, *lists, S=columns)
         entry = run("indexer_topk", score, seen[at], K=indexer.top_k)
-        slot = batch.slot[at, None].expand_as(entry)
-        chosen.append(batch.places.rows(slot, entry.long(), ratio))
-    return state.main.pool, torch.cat(chosen)
+        E = batch.places.page // ratio
+        chosen.append(run("indexer_slots", entry, batch.table, batch.request[at], E=E))
+    return state.main.pool, chosen[0] if len(chosen) == 1 else torch.cat(chosen)
 
 
 def _compress(
@@ -272,16 +285,16 @@ def _compress(
 
 
 def experts(
-    run: Run, weights: Experts, x: torch.Tensor, ids: torch.Tensor, numbers: Numbers
+    run: Run, weights: Experts, x: torch.Tensor, low: Codes, ids: torch.Tensor, numbers: Numbers
 ) -> torch.Tensor:
-    """The experts of normed hidden states [M, D] bf16 of tokens `ids` [M], summed (spec §5)."""
+    """The experts of normed hidden states [M, D], in bf16 and as codes, of tokens `ids` [M], summed
+    (spec §5)."""
     logits = run("gemm_dense", x, weights.gate, out="f32")
     if weights.table is not None:
         index, weight = run("moe_hash_gate", logits, ids, weights.table, scale=numbers.scale)
     else:
         choice = {"K": numbers.top_k, "scale": numbers.scale}
         index, weight = run("moe_topk_gate", logits, weights.bias, **choice)
-    low = cast(run, x)
     hidden = run("moe_swiglu", linear(run, low, weights.shared_w13), limit=numbers.limit)
     shared = linear(run, cast(run, hidden), weights.shared_w2)
     place, expert, source = by_expert(run, index, len(weights.w2.codes))
