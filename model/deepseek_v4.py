@@ -54,6 +54,7 @@ OPS = (
     "moe/combine",
     "moe/dispatch_fp8",
     "moe/hash_gate",
+    "moe/mega",
     "moe/permute",
     "moe/source",
     "moe/swiglu",

@@ -20,12 +20,12 @@ from tileproof.kernels.kv_cache import key_pages, kv_pages
 
 from .attention import Batch, Compressor, Rope
 from .cache import Rows
-from .moe import by_expert
+from .moe import Sorted, by_expert
 from .official_weights import Attention, Block, Codes, Experts, Mixing
 
 Run = Callable[..., Any]  # run("gemm_dense", x, w, out="f32")
 Views = tuple[torch.Tensor, ...]
-FUSED_TOKENS = 32  # up to which mHC is one launch, see `dispatch`
+FUSED_TOKENS = 32  # up to which mHC is one launch, and routed experts are, see `dispatch`
 GROUP = 128  # channels of an activation's scale
 
 
@@ -297,11 +297,47 @@ def experts(
         index, weight = run("moe_topk_gate", logits, weights.bias, **choice)
     hidden = run("moe_swiglu", linear(run, low, weights.shared_w13), limit=numbers.limit)
     shared = linear(run, cast(run, hidden), weights.shared_w2)
-    place, expert, source = by_expert(run, index, len(weights.w2.codes))
-    rows = run("moe_dispatch_fp8", x, source, K=numbers.top_k)
-    hidden = run("gemm_fp4_experts", *rows, expert, *weights.w13, B=GROUP, out="bf16")
-    rows = run("moe_swiglu_fp8", hidden, weight, source, limit=numbers.limit)
-    y = run("gemm_fp4_experts", *rows, expert, *weights.w2, B=GROUP, out="bf16")
+    rows = by_expert(run, index, len(weights.w2.codes))
+    if len(x) <= FUSED_TOKENS:
+        return at_once(run, weights, low, rows, weight, shared, numbers.limit)
+    made = run("moe_dispatch_fp8", x, rows.source, K=numbers.top_k)
+    hidden = run("gemm_fp4_experts", *made, rows.expert, *weights.w13, B=GROUP, out="bf16")
+    made = run("moe_swiglu_fp8", hidden, weight, rows.source, limit=numbers.limit)
+    y = run("gemm_fp4_experts", *made, rows.expert, *weights.w2, B=GROUP, out="bf16")
     # the rows have their weights in them (spec §0.1 item 6)
-    total: torch.Tensor = run("moe_combine", y, place, torch.ones_like(weight), shared)
+    total: torch.Tensor = run("moe_combine", y, rows.place, torch.ones_like(weight), shared)
+    return total
+
+
+def at_once(
+    run: Run,
+    weights: Experts,
+    x: Codes,
+    rows: Sorted,
+    weight: torch.Tensor,
+    shared: torch.Tensor,
+    limit: float,
+) -> torch.Tensor:
+    """Routed experts of hidden states x [M, D] in one launch, with the bits of the ops in a row.
+
+    Args:
+        run: runs an op by stem.
+        weights: of the layer.
+        x: normed hidden states.
+        rows: where those of each expert lie.
+        weight: [M, K] f32 of a token's slots.
+        shared: [M, D] bf16, added last.
+        limit: of SwiGLU.
+    """
+    tiles, hidden = rows.source.shape, 2 * weights.w2.codes.shape[2]
+
+    def room(wide: int, kind: torch.dtype) -> torch.Tensor:
+        return torch.empty(*tiles, wide, dtype=kind, device=shared.device)
+
+    groups = -(-hidden // GROUP)
+    between = (room(hidden, x.codes.dtype), room(groups, x.scale.dtype))
+    lists = (rows.source, rows.expert, rows.place, weight)
+    matrices = (*weights.w13, *weights.w2, shared)
+    made = room(shared.shape[1], shared.dtype)
+    total: torch.Tensor = run("moe_mega", *x, *lists, *matrices, *between, made, limit=limit)
     return total

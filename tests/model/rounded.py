@@ -7,12 +7,26 @@ import torch
 from tileproof.kernels import kv_cache
 from tileproof.kernels.indexer.reference import slots
 from tileproof.kernels.mhc import reference as mhc
+from tileproof.kernels.moe.reference import dispatch
 from tileproof.kernels.quant import reference as quant
 from tileproof.model.library import References
 
 from . import official
 
 KINDS = {"bf16": torch.bfloat16, "f32": torch.float32}
+
+
+def experts_in_steps(
+    run, x, xs, source, expert, place, weight, w13, s13, w2, s2, shared, *_, limit
+):
+    """What `moe/mega` makes, by one op after the other."""
+    rows = [dispatch(t.view(torch.uint8), source, place.shape[1]) for t in (x, xs)]
+    rows = [row.view(t.dtype) for row, t in zip(rows, (x, xs), strict=True)]
+    product = {"B": quant.TILE, "out": "bf16"}
+    h = run("gemm_fp4_experts", *rows, expert, w13, s13, **product)
+    rows = run("moe_swiglu_fp8", h, weight, source, limit=limit)
+    y = run("gemm_fp4_experts", *rows, expert, w2, s2, **product)
+    return run("moe_combine", y, place, torch.ones_like(weight), shared)
 
 
 class Rounded(References):
@@ -70,3 +84,6 @@ class Rounded(References):
                 )
                 y[q] = official.product(rows, matrix).to(KINDS[out])
         return y
+
+    def moe_mega(self, *tensors, limit):
+        return experts_in_steps(self, *tensors, limit=limit)

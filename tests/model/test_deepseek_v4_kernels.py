@@ -28,6 +28,9 @@ DISTINCT = {
     "swiglu_limit": 7.0,
 }
 
+# Of routed experts, where many tokens take them.
+STEPS = {"moe/dispatch_fp8", "gemm/fp4_experts", "moe/swiglu_fp8", "moe/combine"}
+
 
 class Recorder:
     """Runs references and remembers which kernels could have served each call."""
@@ -61,5 +64,8 @@ def test_the_kernels_of_a_config_are_those_the_network_calls(tokens):
     ids = torch.arange(tokens)
     streams = model.forward(chunks, ids, held).streams
     model.predict(chunks, streams, ids, held)
-    if tokens > 32:  # for few tokens, mHC is one kernel
-        assert {s.symbol for s in run.needed} - run.called == {"mhc_pre__bf16_N4_D256"}
+    spare = {s.op.name for s in run.needed if s.symbol not in run.called}
+    if tokens > 32:  # for few tokens, mHC is one kernel, and routed experts are
+        assert spare == {"mhc/pre", "moe/mega"}
+    else:
+        assert spare >= {"mhc/sinkhorn", "mhc/collapse", *STEPS}
