@@ -81,4 +81,5 @@ class Twins:
 
 
 def _bytes(tensor: Any) -> torch.Tensor:
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
+    # A single element may have any stride and is contiguous; a clone has that of its shape.
+    return tensor.clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8)

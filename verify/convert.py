@@ -13,6 +13,7 @@ from typing import Any
 
 from .facts import Check, Context, Decision, Facts, integer_range, text
 from .intrinsics import Mode, UnmodelledError
+from .selects import is_lazy
 from .terms import Ranges, Symbol, Term, add, apply, const, mul, var
 
 BINARY = {"Add": "add", "Sub": "sub", "Mul": "mul", "FloorDiv": "div", "FloorMod": "mod",
@@ -92,6 +93,8 @@ class Converter:
             indices = self.access(e, e.buffer, list(e.indices), "read")
             return self.load(e, indices)
         if kind == "Select":
+            if is_lazy(e):
+                return self.either(e.condition, e.true_value, e.false_value)
             return apply(
                 "ite", self.expr(e.condition), self.expr(e.true_value), self.expr(e.false_value)
             )
@@ -151,10 +154,7 @@ class Converter:
     def integer_call(self, e: Any) -> Term:
         name, args = str(e.op.name), list(e.args)
         if name == "tirx.if_then_else":
-            condition = self.expr(args[0])
-            yes = self.under(condition, lambda: self.expr(args[1]))
-            no = self.under(apply("not", condition), lambda: self.expr(args[2]))
-            return apply("ite", condition, yes, no)
+            return self.either(*args)
         if name == "tirx.likely":
             return self.expr(args[0])
         if name in ("tirx.bitwise_and", "tirx.bitwise_or", "tirx.bitwise_xor", "tirx.shift_right",
@@ -162,6 +162,13 @@ class Converter:
             return self.bitwise(name.split(".")[1], e, self.expr(args[0]), self.expr(args[1]))
         self.call(e)
         return self.opaque(e)
+
+    def either(self, condition: Any, true: Any, false: Any) -> Term:
+        """One of two integers, the other not evaluated."""
+        taken = self.expr(condition)
+        yes = self.under(taken, lambda: self.expr(true))
+        no = self.under(apply("not", taken), lambda: self.expr(false))
+        return apply("ite", taken, yes, no)
 
     def bitwise(self, name: str, e: Any, a: Term, b: Term) -> Term:
         if str(e.dtype) == "bool" and name != "bitwise_xor":
@@ -221,9 +228,12 @@ class Converter:
                 self.value(part)
         elif kind == "Select":
             self.value(e.condition)
-            self.chosen(e)
-            for part in (e.true_value, e.false_value):
-                self.value(part)
+            condition = self.chosen(e)
+            if condition is None or not is_lazy(e):
+                self.value(e.true_value)
+                self.value(e.false_value)
+            else:
+                self.values(condition, e.true_value, e.false_value)
         elif kind == "Not":
             self.value(e.a)
         elif kind in BINARY or kind in _COMPARE:
@@ -242,12 +252,20 @@ class Converter:
             self.value(e.b)
         del self.facts.checks[checks:]
 
-    def chosen(self, e: Any) -> None:
-        """The condition of a choice between data."""
+    def chosen(self, e: Any) -> Term | None:
+        """The condition of a choice between data; None if it is of data itself."""
         accesses = len(self.facts.accesses)
+        condition = None
         with contextlib.suppress(UnmodelledError):
-            self.decide("condition", (self.expr(e.condition),), e)
+            condition = self.expr(e.condition)
+            self.decide("condition", (condition,), e)
         del self.facts.accesses[accesses:]  # they are recorded as parts of the value
+        return condition
+
+    def values(self, condition: Term, true: Any, false: Any) -> None:
+        """One of two values, the other not evaluated."""
+        self.under(condition, lambda: self.value(true))
+        self.under(apply("not", condition), lambda: self.value(false))
 
     def value_call(self, e: Any) -> None:
         name, args = str(e.op.name), list(e.args)
@@ -258,8 +276,7 @@ class Converter:
             raise UnmodelledError("if_then_else with a vector condition")
         condition = self.expr(args[0])
         self.decide("condition", (condition,), e)
-        self.under(condition, lambda: self.value(args[1]))
-        self.under(apply("not", condition), lambda: self.value(args[2]))
+        self.values(condition, *args[1:])
 
     # -- accesses ----------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from .calls import effect
 from .intrinsics import GROUPS, Columns, Tile, Touch, UnmodelledError, group_size
 from .operands import Replayed
 from .returns import returns
+from .selects import is_lazy
 from .tma import clip, tile_bytes
 
 
@@ -311,9 +312,11 @@ class Machine:
         elif kind == "Call":
             self.call(e)
         elif kind == "Select":
-            self.decide(e.condition, e)
-            for part in (e.condition, e.true_value, e.false_value):
-                self.visit(part)
+            taken = self.decide(e.condition, e)
+            self.visit(e.condition)
+            for part, wanted in ((e.true_value, True), (e.false_value, False)):
+                if taken in (None, wanted) or not is_lazy(e):
+                    self.visit(part)
         elif kind == "Shuffle":
             for part in e.vectors:
                 self.visit(part)

@@ -77,13 +77,46 @@ def beyond(x: T.Tensor((M, 64), "float32"), y: T.Tensor((M, 64), "float32")):
             T.barrier_arrive(full)
 
 
-@pytest.mark.parametrize("kernel", [handed_over, met])
+@T.prim_func
+def by_block(x: T.Tensor((M, 64), "float16"), y: T.Tensor((M, 64), "float16")):
+    """As many threads copy as the block's number says."""
+    with T.Kernel(T.ceildiv(M, 64), threads=256) as row:
+        tile = T.alloc_shared((64, 64), "float16")
+        if T.get_thread_binding() < 128 + row % 2 * 64:
+            T.copy(x[row * 64, 0], y[row * 64, 0])
+        else:
+            T.clear(tile)
+
+
+@T.prim_func
+def of_one_thread(x: T.Tensor((M, 64), "float16"), y: T.Tensor((M, 64), "float16")):
+    """Threads fill variables of their own, where data says so: no roles."""
+    with T.Kernel(M, threads=64) as row:
+        thread = T.get_thread_binding()
+        own = T.alloc_local((4,), "float16")
+        own[0] = x[row, thread]
+        if own[0] < 0:
+            T.clear(own)
+        y[row, thread] = own[0]
+
+
+@pytest.mark.parametrize("kernel", [handed_over, met, of_one_thread])
 def test_roles_wait_for_each_other(kernel):
     lowered = lower(kernel, "sm_90a", pass_configs=NO_TMA, keep_stages=True)
     reference = Reference(lowered, Facts(), of_source=True)
     assert reference.anywhere(lowered) is None
     (wrong,) = mutants(lowered, ["load+1"], 1)
     assert reference.difference(wrong.lowered) is not None
+
+
+def test_roles_that_differ_between_blocks_are_named():
+    lowered = lower(by_block, "sm_90a", pass_configs=NO_TMA, keep_stages=True)
+    why = "roles that differ between blocks"
+    with pytest.raises(UnmodelledError, match=why):
+        Reference(lowered, Facts(), of_source=True).difference(lowered)
+    unknown = compare_values(lowered, use_cache=False)
+    assert unknown.verdict is Verdict.UNKNOWN
+    assert [why in name for name in unknown.unmodelled] == [True]
 
 
 def test_a_tile_of_another_role_is_stored_by_tma_without_a_fence():

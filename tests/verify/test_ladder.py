@@ -424,6 +424,44 @@ def test_index_contract_decides_a_gather(values, guarded, verdict):
     assert bounds.verdict is verdict, bounds
 
 
+def picked(element):
+    """Elements that indices choose, zero where there is none."""
+    M, R = T.dynamic("M"), T.dynamic("R")
+
+    @T.prim_func
+    def kernel(
+        rows: T.Tensor((M,), "int32"), x: T.Tensor((R,), "float32"), y: T.Tensor((M,), "float32")
+    ):
+        with T.Kernel(M, threads=32) as m:
+            if T.get_thread_binding() == 0:
+                y[m] = T.Select(rows[m] >= 0, element(x, rows[m]), T.float32(0))
+
+    return kernel
+
+
+@pytest.mark.parametrize(
+    ("element", "text", "verdict"),
+    [
+        (lambda x, r: x[r], "? x[rows[", Verdict.PROVED),
+        (lambda x, r: x[r + 1], "? x[", Verdict.ALARM),
+        # printed before the selection as a branch, which knows the condition of the innermost one
+        (lambda x, r: T.if_then_else(r < 5, x[r], 0), "? condval", Verdict.PROVED),
+        (
+            lambda x, r: T.Select(r > 3, 0.0, T.if_then_else(r < 5, x[r], 0)),
+            ": condval",
+            Verdict.ALARM,
+        ),
+    ],
+)
+def test_a_selection_reads_the_side_that_its_text_reads(element, text, verdict):
+    lowered = lower(picked(element), "sm_80", pass_configs=CONFIGS)
+    (line,) = [line for line in lowered.cuda.splitlines() if "y[" in line and " = " in line]
+    assert text in line
+    facts = {"values": {"rows": ["-1", "R-1"]}, **dims(M=100, R=100)}
+    bounds = prove_lowered(lowered, facts=facts, use_cache=False).properties["bounds"]
+    assert bounds.verdict is verdict, (line, bounds)
+
+
 def test_store_that_depends_on_data_is_not_called_covered():
     facts = {"values": {"rows": ["-1", "R-1"]}}
     report = run(gather(guarded=True), **dims(M=100, R=100), **facts)

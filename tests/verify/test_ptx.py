@@ -127,30 +127,11 @@ def test_changed_cuda_of_a_library_kernel_is_refuted():
         assert prove_ptx(changed, use_cache=False).verdict is Verdict.REFUTED, name
 
 
-# Op → obligations the solver gives up on: stores of keys at places that a slot chooses, and the
-# scatter of a selection. They stay UNKNOWN here; the first route proves both.
-GIVEN_UP = {
-    "compressor/pool_fp4": 2,
-    "indexer/score_fp4": 147,
-    "indexer/score_fp8": 163,
-    "indexer/slots": 1,
-    "indexer/topk": 55,
-}
-
-
-@pytest.mark.parametrize(("name", "most"), GIVEN_UP.items())
-def test_what_is_given_up_stays_unknown(name, most):
-    spec = load_library()[name].shape_set("flash")[0][0]
-    (report,) = prove(spec, "sm_90a", route="ptx").kernels
-    assert report.verdict is Verdict.UNKNOWN and not report.unmodelled
-    assert 0 < sum(p.obligations - p.proved for p in report.properties.values()) <= most
-
-
 # After two minutes it is UNKNOWN by name: its loops within loops take more than a million steps.
 LONG = {"moe/mega"}
 
 
-@pytest.mark.parametrize("name", sorted({*load_library()} - {*GIVEN_UP} - LONG))
+@pytest.mark.parametrize("name", sorted({*load_library()} - LONG))
 def test_library_is_proved(name):
     spec = load_library()[name].shape_set("flash")[0][0]
     (report,) = prove(spec, "sm_90a", route="ptx").kernels

@@ -4,6 +4,8 @@ import random
 
 import pytest
 import tilelang.language as T
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.verify.ptx_cuda import compiled, run
 from tileproof.codegen.lower import lower
@@ -37,6 +39,101 @@ def test_a_multiplication_that_divides_is_a_division(divisor, most):
             assert bits.number(walk.substitute(term, at)) == value, (divisor, n)
     if most == 1 << 10:
         assert any(t.op == "udiv" for t in walk.closure(plain))
+
+
+def _word(n):
+    return st.builds(lambda: (bits.const(n, 32), lambda x, y: n & _MASK))
+
+
+def _both(make, do):
+    """A term and what it means, of two of them."""
+    return lambda one, two: (make(one[0], two[0]), lambda x, y: do(one[1](x, y), two[1](x, y)))
+
+
+_MASK = (1 << 32) - 1
+_WORDS = st.recursive(
+    st.one_of(
+        st.builds(lambda: (bits.var("any x", 32), lambda x, y: x)),
+        st.builds(lambda: (bits.var("any y", 32), lambda x, y: y)),
+        *map(_word, (0, 1, 2, -1, 1 << 31)),
+    ),
+    lambda inner: st.one_of(
+        st.builds(_both(bits.add, lambda a, b: a + b & _MASK), inner, inner),
+        st.builds(_both(bits.sub, lambda a, b: a - b & _MASK), inner, inner),
+        st.builds(_both(bits.and_, int.__and__), inner, inner),
+        st.builds(_both(bits.or_, int.__or__), inner, inner),
+        st.builds(_both(bits.xor, int.__xor__), inner, inner),
+        st.builds(lambda a: (bits.shr(a[0], 31, False), lambda x, y: a[1](x, y) >> 31), inner),
+        st.builds(
+            lambda a: (
+                bits.and_(bits.not_(bits.shr(a[0], 31, False)), bits.const(1, 32)),
+                lambda x, y: 1 - (a[1](x, y) >> 31),
+            ),
+            inner,
+        ),
+        st.builds(
+            lambda a, b, one, two: (
+                bits.ite(bits.less(a[0], b[0]), one[0], two[0]),
+                lambda x, y: (one if _signed(a, x, y) < _signed(b, x, y) else two)[1](x, y),
+            ),
+            *[inner] * 4,
+        ),
+    ),
+    max_leaves=12,
+)
+_PREDICATES = st.recursive(
+    st.one_of(
+        st.builds(_both(bits.eq, int.__eq__), _WORDS, _WORDS),
+        st.builds(
+            lambda a, b: (
+                bits.less(a[0], b[0]),
+                lambda x, y: _signed(a, x, y) < _signed(b, x, y),
+            ),
+            _WORDS,
+            _WORDS,
+        ),
+        st.builds(
+            _both(lambda a, b: bits.less(a, b, sign=False), int.__lt__),
+            _WORDS,
+            _WORDS,
+        ),
+    ),
+    lambda inner: st.one_of(
+        st.builds(_both(lambda a, b: bits.all_((a, b)), lambda a, b: a and b), inner, inner),
+        st.builds(_both(lambda a, b: bits.any_((a, b)), lambda a, b: a or b), inner, inner),
+        st.builds(lambda p: (bits.negate(p[0]), lambda x, y: not p[1](x, y)), inner),
+        st.builds(
+            _both(lambda a, b: bits.any_((a, bits.all_((a, b)))), lambda a, b: a), inner, inner
+        ),
+        st.builds(
+            _both(
+                lambda a, b: bits.all_((bits.negate(a), bits.any_((a, b)))),
+                lambda a, b: b and not a,
+            ),
+            inner,
+            inner,
+        ),
+    ),
+    max_leaves=8,
+)
+
+
+def _signed(of, x, y):
+    return bits.signed(of[1](x, y), 32)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    _PREDICATES,
+    st.lists(st.integers(0, _MASK) | st.sampled_from([0, 1, 2, _MASK, 1 << 31]), min_size=6),
+)
+def test_predicates_that_went_through_registers_mean_what_they_meant(predicate, words):
+    """Selections of constants, sign bits and junctions are taken apart; against Python's words."""
+    term, meaning = predicate
+    x, y = (bits.var(f"any {n}", 32) for n in "xy")
+    for a, b in zip(words, words[1:], strict=False):
+        got = walk.substitute(term, {x: bits.const(a, 32), y: bits.const(b, 32)})
+        assert got.op == "const" and bool(got.value) is bool(meaning(a, b)), term
 
 
 def test_rows_of_an_unknown_pitch():

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .tiles import Source
 
 _PARALLEL = 1  # tvm.tirx.ForKind
+_OWN = ("local", "local.var")
 _GROUP = ("tl.tileop.", "tl.mbarrier_wait", "tirx.tvm_storage_sync")
 
 
@@ -97,14 +98,25 @@ def _reads(condition: Any) -> bool:
 
 
 def _for_many(branch: Any) -> bool:
-    """Whether it holds what threads do together: tile operations, parallel loops, waits."""
+    """Whether it holds what threads do together: tile operations, parallel loops, waits.
+
+    A thread fills and copies what is in its own variables by itself.
+    """
 
     def is_group(n: Any) -> bool:
         if type(n).__name__ == "For":
             return int(n.kind) == _PARALLEL
-        return type(n).__name__ == "Call" and str(n.op.name).startswith(_GROUP)
+        if type(n).__name__ != "Call" or not str(n.op.name).startswith(_GROUP):
+            return False
+        return not any(scope in _OWN for scope in _scopes(n))
 
     return bool(_nodes(branch, is_group))
+
+
+def _scopes(call: Any) -> list[str]:
+    """Of the memory that the tiles of an operation lie in."""
+    tiles = [a for a in call.args if type(a).__name__ == "Call" and str(a.op.name) == "tl.region"]
+    return [str(tile.args[0].buffer.scope()) for tile in tiles]
 
 
 def _nodes(of: Any, wanted: Any) -> list[Any]:

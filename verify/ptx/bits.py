@@ -9,7 +9,7 @@ before a solver is asked. Predicates are terms of width 1.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import gcd
 from typing import Any
 
@@ -314,6 +314,8 @@ def shr(a: Term, by: int, sign: bool) -> Term:
         by = a.width - 1
     if a.op == "const":
         return const((signed(a.value, a.width) if sign else a.value) >> by, a.width)
+    if by == a.width - 1 and not sign:
+        return ite(less(a, const(0, a.width)), const(1, a.width), const(0, a.width))
     if sign and a.op == "sar":
         return shr(a.args[0], min(by + a.value, a.width - 1), True)
     if (quotient := _division(a, by)) is not None:
@@ -384,6 +386,8 @@ def and_(a: Term, b: Term) -> Term:
             return and_(a.args[0], const(mask & int(a.args[1].value), a.width))
         if mask & (mask + 1) == 0 and a.op == "sum":  # x mod 2^k: whole multiples drop out
             constant, parts = linear(a)
+            if mask == 1 and (flipped := _flipped(constant, parts)) is not None:
+                return sub(b, flipped)
             kept = {t: signed(c & mask, a.width) for t, c in parts.items()}
             kept = {t: c for t, c in kept.items() if c and (c << t.zeros) & mask}
             reduced = combine(a.width, constant & mask, kept)
@@ -392,7 +396,24 @@ def and_(a: Term, b: Term) -> Term:
         return _node("and", a.width, (a, b))
     if a is b:
         return a
+    if (chosen := _of_predicates(and_, a, b)) is not None:
+        return chosen
     return _node("and", a.width, tuple(sorted((a, b), key=lambda t: t.serial)))
+
+
+def _of_predicates(do: Callable[[Term, Term], Term], a: Term, b: Term) -> Term | None:
+    """An operation on a predicate that went through a register."""
+    for choice, other in ((a, b), (b, a)):
+        if choice.op == "ite" and choice.args[1].op == choice.args[2].op == "const":
+            p, yes, no = choice.args
+            return ite(p, do(other, yes), do(other, no))
+    return None
+
+
+def _flipped(constant: int, parts: Mapping[Term, int]) -> Term | None:
+    """The bit of which a sum's last bit is the opposite, if there is one."""
+    odd = [t for t, c in parts.items() if c << t.zeros & 1]
+    return odd[0] if constant & 1 and len(odd) == 1 and odd[0].range == (0, 1) else None
 
 
 def or_(a: Term, b: Term) -> Term:
@@ -414,6 +435,8 @@ def xor(a: Term, b: Term) -> Term:
         return const(int(a.value) ^ int(b.value), a.width)
     if -1 in (number(a), number(b)):
         return not_(b if number(a) == -1 else a)
+    if (chosen := _of_predicates(xor, a, b)) is not None:
+        return chosen
     return _node("xor", a.width, tuple(sorted((a, b), key=lambda t: t.serial)))
 
 
@@ -457,12 +480,14 @@ def eq(a: Term, b: Term) -> Term:
     difference = sub(a, b)
     if difference.op == "const" and a.width > 1:
         return const(difference.value == 0, 1)
-    for choice, n in ((a, b), (b, a)):  # a predicate that went through a register
-        if choice.op != "ite" or n.op != "const":
-            continue
-        p, yes, no = choice.args
-        if yes.op == no.op == "const":
-            return any_((all_((p, eq(yes, n))), all_((negate(p), eq(no, n)))))
+    constant, parts = linear(difference)
+    (atom, c), *others = parts.items()
+    if not others and abs(c) == 1:
+        a, b = atom, const(-constant * c, a.width)
+        if atom.op == "ite":  # a predicate that went through a register
+            p, yes, no = atom.args
+            if "const" in (yes.op, no.op):
+                return any_((all_((p, eq(yes, b))), all_((negate(p), eq(no, b)))))
     if a.range[1] < b.range[0] or b.range[1] < a.range[0]:
         return false()
     return _node("eq", 1, tuple(sorted((a, b), key=lambda t: t.serial)))
@@ -482,6 +507,11 @@ def less(a: Term, b: Term, sign: bool = True) -> Term:
             return true()
         if a.range[0] >= b.range[1]:
             return false()
+        for choice, n in ((a, b), (b, a)):
+            if choice.op == "ite" and n.op == "const" and "const" in [c.op for c in choice.args]:
+                p, *values = choice.args
+                yes, no = (less(v, b) if choice is a else less(a, v) for v in values)
+                return any_((all_((p, yes)), all_((negate(p), no))))
         difference = sub(a, b)
         if fits(a) and fits(b) and fits(difference):
             if difference.range[1] < 0:
@@ -492,8 +522,11 @@ def less(a: Term, b: Term, sign: bool = True) -> Term:
 
 
 def negate(p: Term) -> Term:
+    """The opposite; of a junction, that of its parts, so that only atoms are under a ``not``."""
     if p.op == "const":
         return const(1 - int(p.value), 1)
+    if p.op in ("all", "any"):
+        return (any_ if p.op == "all" else all_)(map(negate, p.args))
     return p.args[0] if p.op == "not" else _node("not", 1, (p,))
 
 
@@ -516,6 +549,11 @@ def _junction(op: str, parts: Iterable[Term], unit: int) -> Term:
             kept[q] = None
     if any(negate(q) in kept for q in kept):
         return const(1 - unit, 1)
+    for q in kept:  # a or (not a and b) is a or b
+        left = [r for r in q.args if negate(r) not in kept]
+        if q.op in ("all", "any") and len(left) < len(q.args):
+            rest = (all_ if q.op == "all" else any_)(left)
+            return _junction(op, [rest, *(r for r in kept if r is not q)], unit)
     if len(kept) < 2:
         return next(iter(kept), const(unit, 1))
     return _node(op, 1, tuple(sorted(kept, key=lambda t: t.serial)))

@@ -183,7 +183,9 @@ class Thread:
 
     def under(self, condition: Term) -> Path:
         """The path further restricted."""
-        return self.now.path if bits.number(condition) == 1 else (*self.now.path, condition)
+        if bits.number(condition) == 1:
+            return self.now.path
+        return (*self.now.path, *(condition.args if condition.op == "all" else (condition,)))
 
     def guard(self, i: Instruction) -> Term:
         if i.guard is None:
