@@ -1,5 +1,6 @@
 """The PTX route's terms and solver: what they rewrite, against arithmetic; what they give up."""
 
+import itertools
 import random
 
 import pytest
@@ -131,7 +132,7 @@ def test_predicates_that_went_through_registers_mean_what_they_meant(predicate, 
     """Selections of constants, sign bits and junctions are taken apart; against Python's words."""
     term, meaning = predicate
     x, y = (bits.var(f"any {n}", 32) for n in "xy")
-    for a, b in zip(words, words[1:], strict=False):
+    for a, b in itertools.pairwise(words):
         got = walk.substitute(term, {x: bits.const(a, 32), y: bits.const(b, 32)})
         assert got.op == "const" and bool(got.value) is bool(meaning(a, b)), term
 
