@@ -103,10 +103,10 @@ def test_counterexample_names_the_smallest_launch(module):
 
 
 def test_what_is_not_modelled_is_named():
-    text = HEAD + 'KERNEL(k) { NAMES asm volatile("wgmma.fence.sync.aligned;"); y[0] = tile[0]; }'
-    ptx = compile_ptx(text, "sm_90a", contract_fma=True)
+    text = HEAD + 'KERNEL(k) { NAMES asm volatile("tcgen05.wait::ld.sync.aligned;"); y[0] = tile[0]; }'
+    ptx = compile_ptx(text, "sm_100a", contract_fma=True)
     report = run(ptx, "k")
-    assert report.unmodelled == ["wgmma.fence.sync (1 times)"]
+    assert report.unmodelled == ["tcgen05.wait::ld.sync (1 times)"]
     # y[0] exists wherever a block runs, so the accesses themselves are proved.
     assert {p.verdict for p in report.properties.values()} == {Verdict.UNKNOWN}
 
@@ -135,11 +135,9 @@ LONG = {"moe/mega"}
 def test_library_is_proved(name):
     spec = load_library()[name].shape_set("flash")[0][0]
     (report,) = prove(spec, "sm_90a", route="ptx").kernels
-    # wgmma reads shared memory through descriptors, which this route does not take apart.
-    assert [n for n in report.unmodelled if not n.startswith("wgmma.")] == []
-    expected = Verdict.UNKNOWN if report.unmodelled else Verdict.PROVED
+    assert report.unmodelled == []
     for p in report.properties.values():
-        assert p.verdict is expected and p.proved == p.obligations > 0, report
+        assert p.verdict is Verdict.PROVED and p.proved == p.obligations > 0, report
 
 
 def test_a_verdict_does_not_depend_on_what_was_proved_before():

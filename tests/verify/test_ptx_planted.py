@@ -41,19 +41,33 @@ PLANTED = {
         r"\1+8]",
         "alignment",
     ),
+    "a matrix's stride": (
+        "gemm/fp8",
+        r"(mov\.u32 \s*%r\d+), 1073741888;",
+        r"\1, 1073745920;",  # 4096 units of 16 bytes from eight rows to the next, and not 64
+        "bounds",
+    ),
+    "a matrix's place": (
+        "gemm/fp8",
+        r"(add\.s32 \s*%r\d+, %r\d+), 2;(\s+mov\.b64 )",
+        r"\1, 3072;\2",
+        "bounds",
+    ),
 }
 OPS = {op for op, *_ in PLANTED.values()}
+SHAPES = {"gemm/fp8": ("tiny", "sm_90a")}
 
 
 @pytest.fixture(scope="module")
 def kernels():
-    """Lowered op and its PTX by name, at the smallest sizes the op is shown for."""
+    """Lowered op and its PTX by name."""
     out = {}
     for name in sorted(OPS):
-        spec = load_library()[name].shape_set("flash")[0][0]
-        kernel = lower(spec, "sm_80")
-        fma = spec.op.variant("sm_80").contract_fma
-        out[name] = kernel, compile_ptx(kernel.cuda, "sm_80", contract_fma=fma)
+        shape, arch = SHAPES.get(name, ("flash", "sm_80"))
+        spec = load_library()[name].shape_set(shape)[0][0]
+        kernel = lower(spec, arch)
+        fma = spec.op.variant(arch).contract_fma
+        out[name] = kernel, compile_ptx(kernel.cuda, arch, contract_fma=fma)
     return out
 
 

@@ -15,10 +15,13 @@ from dataclasses import dataclass, field
 from . import bits, loops, walk
 from .bits import Term
 from .cfg import Graph, names
-from .memory import TOUCHES, Touch, UnmodelledError, lanes
+from .memory import TOUCHES as PLAIN_TOUCHES
+from .memory import Touch, UnmodelledError, lanes
 from .parse import Entry, Instruction, PtxError, bits_of
+from .multiply import SHARED_WINDOW, multiply
 from .semantics import RESULTS, destinations, is_float, kind
 
+TOUCHES = {**PLAIN_TOUCHES, "wgmma": multiply}
 MOST_TRIPS = 1024
 _MOST_WORK = 60_000  # instructions of one loop that are executed trip by trip
 _MOST_STEPS = 1_000_000
@@ -350,8 +353,10 @@ class Thread:
         width = 32 if space in ("shared", "local") else 64
         zeros = (align & -align).bit_length() - 1
         top = (1 << 24) if width == 32 else (1 << 47)
-        base = bits.var(f"&{name}", width, (0, top - align), zeros)
         extent = self.inputs.shared_bytes if size is None else bits.const(size, 64)
+        if space == "shared":  # of a block, all of it
+            top = max(align, SHARED_WINDOW - max(0, extent.range[1]))
+        base = bits.var(f"&{name}", width, (0, top - align), zeros)
         self.inputs.regions[base] = Region(name, extent, align)
         self.bases[name] = base
         return base
@@ -373,6 +378,9 @@ class Thread:
         if box is None:
             raise UnmodelledError("a copy by a tensor map that is no parameter of the launch")
         return box
+
+    def is_base(self, t: Term) -> bool:
+        return t in self.inputs.regions
 
     def lane(self) -> Term:
         return self.inputs.special["%laneid"]

@@ -1,7 +1,7 @@
 """Which memory an instruction touches: the bytes, their alignment, and under which condition.
 
-What is not in the table is :class:`UnmodelledError`, by name: wgmma, tcgen05 and multimem reach
-memory through descriptors. Of a tiled TMA copy the side in shared memory is seen; the other is the
+What is not in the table is :class:`UnmodelledError`, by name: tcgen05 and multimem reach memory
+through descriptors (of wgmma: ``multiply.py``). Of a tiled TMA copy the side in shared memory is seen; the other is the
 tensor map's, which the hardware keeps to.
 """
 
@@ -33,6 +33,10 @@ class Memory(Reader, Protocol):
 
         Raises UnmodelledError where the launch passes no such map.
         """
+        ...
+
+    def is_base(self, t: Term) -> bool:
+        """Whether `t` is the variable that stands for the address of some memory."""
         ...
 
     def lane(self) -> Term:
