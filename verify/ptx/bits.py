@@ -314,6 +314,8 @@ def shr(a: Term, by: int, sign: bool) -> Term:
         by = a.width - 1
     if a.op == "const":
         return const((signed(a.value, a.width) if sign else a.value) >> by, a.width)
+    if not sign and a.range[1] < 0:  # floor((a + 2^w) / 2^by)
+        return add(shr(a, by, True), const(1 << a.width - by, a.width))
     if by == a.width - 1 and not sign:
         return ite(less(a, const(0, a.width)), const(1, a.width), const(0, a.width))
     if sign and a.op == "sar":
