@@ -103,7 +103,8 @@ def test_counterexample_names_the_smallest_launch(module):
 
 
 def test_what_is_not_modelled_is_named():
-    text = HEAD + 'KERNEL(k) { NAMES asm volatile("tcgen05.wait::ld.sync.aligned;"); y[0] = tile[0]; }'
+    wait = 'asm volatile("tcgen05.wait::ld.sync.aligned;");'
+    text = HEAD + f"KERNEL(k) {{ NAMES {wait} y[0] = tile[0]; }}"
     ptx = compile_ptx(text, "sm_100a", contract_fma=True)
     report = run(ptx, "k")
     assert report.unmodelled == ["tcgen05.wait::ld.sync (1 times)"]

@@ -17,8 +17,8 @@ from .bits import Term
 from .cfg import Graph, names
 from .memory import TOUCHES as PLAIN_TOUCHES
 from .memory import Touch, UnmodelledError, lanes
-from .parse import Entry, Instruction, PtxError, bits_of
 from .multiply import SHARED_WINDOW, multiply
+from .parse import Entry, Instruction, PtxError, bits_of
 from .semantics import RESULTS, destinations, is_float, kind
 
 TOUCHES = {**PLAIN_TOUCHES, "wgmma": multiply}

@@ -1,8 +1,8 @@
 """Which memory an instruction touches: the bytes, their alignment, and under which condition.
 
 What is not in the table is :class:`UnmodelledError`, by name: tcgen05 and multimem reach memory
-through descriptors (of wgmma: ``multiply.py``). Of a tiled TMA copy the side in shared memory is seen; the other is the
-tensor map's, which the hardware keeps to.
+through descriptors (of wgmma: ``multiply.py``). Of a tiled TMA copy the side in shared memory is
+seen; the other is the tensor map's, which the hardware keeps to.
 """
 
 from __future__ import annotations
