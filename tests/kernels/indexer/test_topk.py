@@ -11,7 +11,8 @@ from tileproof.kernels.indexer.topk import op
 from ..support import assert_archs_agree, assert_schedules_agree, run
 
 K = 7
-CHUNK = 4096  # columns that a block takes at once
+CHUNK = 16384  # columns that a block takes at once
+SLOTS = 2048  # of candidates, for K up to 512
 
 
 def by_sorting(score, count, K):
@@ -53,8 +54,9 @@ def test_every_row_of_few_values():
 
 def test_lengths_around_k_and_a_chunk(seed):
     torch.manual_seed(seed)
-    counts = [0, 1, K - 1, K, K + 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3, -5, 1 << 30]
-    check(torch.randn(len(counts), 8200), lengths(*counts), checked=True)
+    around = [n + d for n in (K, SLOTS, CHUNK, 2 * CHUNK) for d in (-1, 0, 1)]
+    counts = [0, 1, *around, -5, 1 << 30]
+    check(torch.randn(len(counts), 2 * CHUNK + 4), lengths(*counts), checked=True)
 
 
 @pytest.mark.parametrize("S", [0, 4])
@@ -81,10 +83,37 @@ def adversaries(n):
     return torch.stack([up, -up, two, -two, tiny, -tiny, zeros, ends, special, negative_nan])
 
 
-@pytest.mark.parametrize("K", [K, 512])
+@pytest.mark.parametrize("K", [1, K, 512, 2048])
 def test_ties_order_and_special_values(K):
-    score = adversaries(3 * CHUNK + 4)
+    score = adversaries(CHUNK + SLOTS + 4)
     check(score, lengths(*[score.shape[1] - 1] * len(score)), K=K)
+
+
+@pytest.mark.parametrize("K", [256, 257, 1024, 1025])
+def test_any_number_of_groups_and_slots(K, seed):
+    torch.manual_seed(seed)
+    slots = 2048 * -(-4 * K // 2048)
+    counts = [K, slots - 1, slots, slots + 1, CHUNK + 5]
+    score = torch.randn(2 * len(counts), CHUNK + 8)
+    score[::2] = score[::2].round()  # ties
+    check(score, lengths(*counts, *counts), K=K)
+
+
+def test_the_first_floor_keeps_its_equals():
+    """Keys of two zero bytes: the first floor is exact, and every score is equal to it."""
+    score = torch.full((2, CHUNK), 1.0)
+    score[1, :: CHUNK // 8] = 2.0
+    index = check(score, lengths(CHUNK, CHUNK), K=512)
+    assert index[0].tolist() == list(range(512))
+
+
+def test_scores_that_find_no_slot_come_later(seed):
+    """Slots are full again and again within a chunk; the best, and ties of it, come at its end."""
+    torch.manual_seed(seed)
+    up = torch.arange(float(2 * CHUNK)) // 3
+    steps = up.repeat(2, 1)
+    steps[1] += torch.randint(0, 700, (2 * CHUNK,))
+    check(steps, lengths(2 * CHUNK, 2 * CHUNK), K=512)
 
 
 @pytest.mark.parametrize("n", [2047, 2048, 2049])
@@ -102,8 +131,8 @@ def test_the_longest_row(seed):
 
 def test_more_candidates_than_positive_scores_keep_the_lowest_zeros():
     score = torch.zeros(1, 2 * CHUNK)
-    score[0, [5000, 8000]] = 1.0
-    assert check(score, lengths(2 * CHUNK)).tolist() == [[0, 1, 2, 3, 4, 5000, 8000]]
+    score[0, [5000, 18000]] = 1.0
+    assert check(score, lengths(2 * CHUNK)).tolist() == [[0, 1, 2, 3, 4, 5000, 18000]]
 
 
 def test_a_row_does_not_see_its_neighbours(seed):
@@ -118,8 +147,8 @@ def test_a_row_does_not_see_its_neighbours(seed):
 
 def test_schedules_agree(seed):
     torch.manual_seed(seed)
-    score = torch.randn(3, 2 * CHUNK).round()
-    assert_schedules_agree(op, [score, lengths(2 * CHUNK, CHUNK + 1, 99)], K=K)
+    score = torch.randn(3, CHUNK + 4).round()
+    assert_schedules_agree(op, [score, lengths(CHUNK + 4, SLOTS + 1, 99)], K=K)
 
 
 def test_architectures_agree(seed):
