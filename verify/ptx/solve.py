@@ -15,7 +15,7 @@ from . import bits, integers, products, walk, words
 from .bits import Term
 from .integers import Answer
 
-_MOST_STEPS = 10_000_000  # of one kernel: half a minute or so
+_MOST_STEPS = 20_000_000  # of one kernel: half a minute or so
 
 
 @dataclass
