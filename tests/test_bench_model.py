@@ -141,3 +141,8 @@ def test_an_op_that_streams_asks_for_the_least():
     assert row["case"] == "norm/rmsnorm_unweighted tiny"
     assert row["asked"] == row["touched"] == 1
     assert row["spilled"] == 0 < row["registers"]
+
+
+def test_rows_of_experts_are_cast_by_whole_sectors():
+    (row,) = minimum.measure(["flash"], ["moe/swiglu_fp8"])
+    assert row["asked"] < 1.1

@@ -47,7 +47,7 @@ def fp8_rows(T, D):
         group = T.alloc_fragment((across, TILE), "bfloat16")
         codes = T.alloc_fragment((across, TILE), "float8_e4m3fn")
         exponent = T.alloc_fragment((across,), "int32")
-        T.annotate_layout({group: owned(T, (across, TILE), threads)})
+        T.annotate_layout({group: owned(T, (across, TILE), threads, vector("bfloat16"))})
         fill(group, step * across * TILE)
         code.encode(group, exponent, codes)
         for i, k in T.Parallel(across, TILE):

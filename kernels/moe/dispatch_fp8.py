@@ -26,7 +26,7 @@ op = Op(
 
 @op.kernel(**OPTIONS)
 def dispatch_fp8(T, M, K, Q, R, D, G):
-    """Eight neighbouring threads have a group of a row."""
+    """Sixteen neighbouring threads have a group of a row, and another one."""
     code = fp8_rows(T, D)
 
     @T.macro

@@ -55,7 +55,7 @@ op = Op(
 
 @op.kernel(**OPTIONS)
 def swiglu_fp8(T, Q, R, M, K, I, N, G, limit):  # noqa: E741
-    """Eight neighbouring threads have a group of a row."""
+    """Sixteen neighbouring threads have a group of a row, and another one."""
     code = fp8_rows(T, I)
 
     @T.macro
