@@ -116,8 +116,11 @@ def _multicast(args: list[Any]) -> Effect:
 
 def _store_to_peer(args: list[Any]) -> Effect:
     # (pointer, value, rank, index).
-    touch = Touch(args[0], "write", offset=args[3], peer=args[2])
-    return Effect((touch,), values=(args[1],), unordered=_PEERS)
+    pointer = args[0]
+    if type(pointer).__name__ == "Call" and str(pointer.op.name) == "tirx.address_of":
+        pointer = pointer.args[0]
+    touch = Touch(pointer, "write", offset=args[3], peer=args[2])
+    return Effect((touch,), values=(args[1],))
 
 
 def _copy_to_peer(args: list[Any]) -> Effect:

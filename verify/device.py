@@ -234,6 +234,7 @@ class DeviceWalker(Converter):
         node: Any,
         asynchronous: bool = False,
         atomic: str = "",
+        peer: Term | None = None,
     ) -> None:
         if buffer.tensor and mode == "write":
             self.written.add(buffer.tensor)
@@ -252,6 +253,7 @@ class DeviceWalker(Converter):
                 asynchronous,
                 self.value_of_store if mode == "write" else None,
                 atomic,
+                peer,
             )
         )
 
@@ -355,15 +357,16 @@ class DeviceWalker(Converter):
             context = context.given(apply("lt", lane, const(touch.lane_below)))
         if buffer.bits < 8:
             raise UnmodelledError("a pointer to elements of less than a byte")
+        peer = None
         if touch.peer is not None:
-            self.peer(self.expr(touch.peer), node)
-            buffer = replace(buffer, name=f"{buffer.name} of another block", arena="")
+            peer = self.expr(touch.peer)
+            self.peer(peer, node)
+            buffer = replace(buffer, name=f"{buffer.name} of another block")
         width = buffer.bits // 8
         align = touch.align or vector_alignment(width * touch.count, width)
         outer, self.context = self.context, context
-        self.record(
-            buffer, touch.mode, index, touch.count, align, node, touch.asynchronous, touch.atomic
-        )
+        how = touch.asynchronous, touch.atomic, peer
+        self.record(buffer, touch.mode, index, touch.count, align, node, *how)
         self.context = outer
 
     def columns(self, touched: Columns, node: Any) -> None:

@@ -105,7 +105,8 @@ class Access:
 
     `stored` are the terms that, with the statement's text, determine the value a store writes; None
     if registers or shared memory do too.
-    `atomic` names the operation of an atomic access, "" for any other.
+    `atomic` names the operation of an atomic access, "" for any other. `peer` is the rank of the
+    block of the cluster whose shared memory it is, None for the block's own.
     """
 
     buffer: Buffer
@@ -119,6 +120,7 @@ class Access:
     asynchronous: bool = False
     stored: tuple[Term, ...] | None = None
     atomic: str = ""
+    peer: Term | None = None
 
     @cached_property
     def digits(self) -> list[Digit]:

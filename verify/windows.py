@@ -107,7 +107,7 @@ def synchronising(facts: Facts) -> set[Symbol]:
 
 def tree(facts: Facts) -> list[Item]:
     """Shared accesses and synchronisation as a tree of the loops that synchronise."""
-    events: list[Access | Sync] = [a for a in facts.accesses if a.buffer.arena]
+    events: list[Access | Sync] = [a for a in facts.accesses if a.buffer.arena and a.peer is None]
     events += [s for s in facts.syncs if s.effect.sync is not None]
     followed = synchronising(facts)
     root: list[Item] = []

@@ -57,23 +57,12 @@ def _parts(act: str) -> int:
     return 3 if act == "float32" else 1
 
 
-def device(T, H, D, act, heads, spread, ring, wgmma):
-    """Device code of a block that takes one token and some heads, as a namespace.
-
-    `attend` does everything, given two macros that bring chunks into shared memory:
-    ``fetch(c, kv, valid)`` starts what is asynchronous, while chunk c - 1 is worked on, and
-    ``settle(c, kv, valid)`` does the rest. Chunk c lies in ``kv[:, c % ring]``, the indices of its
-    slots in ``valid[c % 2]``. A block takes one `spread`-th of the heads it could.
-    A block whose products `wgmma` makes has 64 rows however few heads it takes.
-    """
+def pieces(T, H, D, act, heads, spread, wgmma):
+    """Sizes and macros of the order above, as a namespace; see :func:`device`."""
     check(spread in (1, 2, 4), "spread of a token's heads", got=spread, expected="1, 2 or 4")
     rows, threads, chunk = geometry(H, D, act, heads // spread, wgmma)
     taken = min(rows, max(heads // spread, _ROWS))
     parts = _parts(act)
-    # smallest products first: the rounding of large sums then happens once for every entry
-    pairs = sorted(
-        ((a, b) for a in range(parts) for b in range(parts) if a + b < parts), key=sum, reverse=True
-    )
     scale = D**-0.5
     lowest = -T.infinity("float32")
 
@@ -97,8 +86,68 @@ def device(T, H, D, act, heads, spread, ring, wgmma):
         return (i < taken) & (h * taken + i < H) if taken < rows else h * taken + i < H
 
     @T.macro
-    def attend(q, sink, out, m, h, chunks, fetch, settle):
-        # out[m, heads of block h], over so many chunks
+    def weigh(s, valid, c, peak, before, added):
+        """Sums s of chunk c to p; `before` becomes the factor of what came before."""
+        for i, j in T.Parallel(rows, chunk):
+            s[i, j] = T.if_then_else(valid[c % 2, j] >= 0, s[i, j] * scale, lowest)
+        T.copy(peak, before)
+        T.reduce_max(s, peak, dim=1, clear=False)
+        for i, j in T.Parallel(rows, chunk):
+            s[i, j] = T.exp(s[i, j] - T.if_then_else(peak[i] == lowest, 0, peak[i]))
+        for i in T.Parallel(rows):
+            before[i] = T.if_then_else(peak[i] == lowest, 1, T.exp(before[i] - peak[i]))
+        for i, j in T.Parallel(rows, chunk):
+            added[i, j] *= before[i]
+        for i, j in T.Parallel(rows, chunk):
+            added[i, j] += s[i, j]
+
+    @T.macro
+    def divisor(added, sink, h, peak, before, total):
+        """total = l + exp(sink - m); where nothing was seen and the sink is -inf, 1."""
+        T.reduce_sum(added, total, dim=1)
+        for i in T.Parallel(rows):
+            peak[i] = T.if_then_else(peak[i] == lowest, 0, peak[i])
+            before[i] = T.if_then_else(own(h, i), sink[h * taken + i], 0)
+        for i in T.Parallel(rows):
+            total[i] += T.exp(before[i] - peak[i])
+        for i in T.Parallel(rows):
+            total[i] = T.if_then_else(total[i] == 0, 1, total[i])
+
+    return SimpleNamespace(
+        blocks=ceildiv(H, taken),
+        rows=rows,
+        threads=threads,
+        chunk=chunk,
+        taken=taken,
+        parts=parts,
+        lowest=lowest,
+        split=split,
+        row=row,
+        own=own,
+        weigh=weigh,
+        divisor=divisor,
+    )
+
+
+def device(T, H, D, act, heads, spread, ring, wgmma):
+    """Device code of a block that takes one token and some heads, as a namespace.
+
+    `attend` does everything, given two macros that bring chunks into shared memory:
+    ``fetch(c, kv, valid)`` starts what is asynchronous, while chunk c - 1 is worked on, and
+    ``settle(c, kv, valid)`` does the rest. Chunk c lies in ``kv[:, c % ring]``, at ``slot(c)``, the
+    indices of its slots in ``valid[c % 2]``. A block takes one `spread`-th of the heads it could.
+    A block whose products `wgmma` makes has 64 rows however few heads it takes.
+    """
+    code = pieces(T, H, D, act, heads, spread, wgmma)
+    rows, chunk, taken, parts, own = code.rows, code.chunk, code.taken, code.parts, code.own
+    # smallest products first: the rounding of large sums then happens once for every entry
+    pairs = sorted(
+        ((a, b) for a in range(parts) for b in range(parts) if a + b < parts), key=sum, reverse=True
+    )
+
+    @T.macro
+    def attend(q, sink, out, m, h, rank, chunks, fetch, settle):
+        # out[m, heads of block h], over so many chunks; `rank` is that of a cluster's block
         qs = T.alloc_shared((parts, rows, D), "bfloat16")
         kv = T.alloc_shared((parts, ring, chunk, D), "bfloat16")
         ps = T.alloc_shared((parts, rows, chunk), "bfloat16")
@@ -112,10 +161,10 @@ def device(T, H, D, act, heads, spread, ring, wgmma):
         added = T.alloc_fragment((rows, chunk), "float32")
         held = T.alloc_fragment((rows,), "float32")  # `factor`, by the threads that hold `o`
         for i, d in T.Parallel(rows, D):
-            split(T.if_then_else(own(h, i), q[m, h * taken + i, d], 0), qs, i, d)
+            code.split(T.if_then_else(own(h, i), q[m, h * taken + i, d], 0), qs, i, d)
         T.clear(o)
         T.clear(added)
-        T.fill(peak, lowest)
+        T.fill(peak, code.lowest)
         if chunks > 0:
             fetch(0, kv, valid)
         T.ptx_commit_group()
@@ -135,35 +184,16 @@ def device(T, H, D, act, heads, spread, ring, wgmma):
                     transpose_B=True,
                     policy=T.GemmWarpPolicy.FullRow,
                 )
-            for i, j in T.Parallel(rows, chunk):
-                s[i, j] = T.if_then_else(valid[c % 2, j] >= 0, s[i, j] * scale, lowest)
-            T.copy(peak, before)
-            T.reduce_max(s, peak, dim=1, clear=False)
-            for i, j in T.Parallel(rows, chunk):
-                s[i, j] = T.exp(s[i, j] - T.if_then_else(peak[i] == lowest, 0, peak[i]))
-            for i in T.Parallel(rows):
-                before[i] = T.if_then_else(peak[i] == lowest, 1, T.exp(before[i] - peak[i]))
-            for i, j in T.Parallel(rows, chunk):
-                added[i, j] *= before[i]
-            for i, j in T.Parallel(rows, chunk):
-                added[i, j] += s[i, j]
+            code.weigh(s, valid, c, peak, before, added)
             T.copy(before, factor)
             for i, j in T.Parallel(rows, chunk):
-                split(s[i, j], ps, i, j)
+                code.split(s[i, j], ps, i, j)
             T.copy(factor, held)
             for i, d in T.Parallel(rows, D):
                 o[i, d] *= held[i]
             for a, b in pairs:
                 T.gemm(ps[a, :, :], kv[b, c % ring, :, :], o, policy=T.GemmWarpPolicy.FullCol)
-        # o / (l + exp(sink - m)); where nothing was seen and the sink is -inf, 0 / 1
-        T.reduce_sum(added, total, dim=1)
-        for i in T.Parallel(rows):
-            peak[i] = T.if_then_else(peak[i] == lowest, 0, peak[i])
-            before[i] = T.if_then_else(own(h, i), sink[h * taken + i], 0)
-        for i in T.Parallel(rows):
-            total[i] += T.exp(before[i] - peak[i])
-        for i in T.Parallel(rows):
-            total[i] = T.if_then_else(total[i] == 0, 1, total[i])
+        code.divisor(added, sink, h, peak, before, total)
         T.copy(total, factor)
         T.copy(factor, held)
         for i, d in T.Parallel(rows, D):
@@ -180,12 +210,6 @@ def device(T, H, D, act, heads, spread, ring, wgmma):
                 if own(h, i):
                     out[m, h * taken + i, d] = o[i, d]
 
-    return SimpleNamespace(
-        blocks=ceildiv(H, taken),
-        threads=threads,
-        chunk=chunk,
-        ring=ring,
-        row=row,
-        split=split,
-        attend=attend,
-    )
+    code.ring, code.width, code.ways = ring, D, 1
+    code.attend, code.slot = attend, lambda c: (0, c % ring)
+    return code

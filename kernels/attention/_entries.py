@@ -53,43 +53,69 @@ def f32_rows(T, code, D, length):
     return settle
 
 
-def fp8_pages(T, code, V, R, E, length):
-    """Macro ``(*views, index, m, c, skip, valid, *raw)``: chunk c of the entries `index[m]`.
+def _slices(T, V, R, width):
+    """What of a part of an entry lies among `width` channels from `first` on, as three functions.
+
+    ``(columns of FP8, columns of bf16)`` at most, ``code(first, k)`` and ``turned(first, k)``: the
+    channel of a column and whether it is there. Those of a whole entry always are.
+    """
+    whole = width == V + R
+
+    def code(first, k):
+        return (k, True) if whole else (first + k, first + k < V)
+
+    def turned(first, k):
+        if whole:
+            return V + k, True
+        d = T.max(first, V) + k
+        return d, d < first + width
+
+    return min(width, V), min(width, R), code, turned
+
+
+def fp8_pages(T, code, V, R, E, length, width):
+    """Macro ``(*views, index, m, c, skip, first, valid, *raw)``: chunk c of the entries `index[m]`,
+    `width` channels of them from `first` on.
 
     `views` are the three of a pool with E entries a page, `raw` the tiles that take their parts.
     """
     chunk, threads = code.chunk, code.threads
-    wide, narrow = V // FP8_VECTOR, R // _VECTOR
+    codes_of, turned_of, coded, bare = _slices(T, V, R, width)
+    wide, narrow = codes_of // FP8_VECTOR, turned_of // _VECTOR
 
     @T.macro
-    def fetch(nope, rope, scale, index, m, c, skip, valid, codes, turned, scales):
+    def fetch(nope, rope, scale, index, m, c, skip, first, valid, codes, turned, scales):
         thread = T.get_thread_binding()
         for i in T.Parallel(chunk):
             valid[c % 2, i] = code.row(index, m, c - skip, i, length)
         for n in T.serial(ceildiv(chunk * wide, threads)):
             i = (n * threads + thread) // wide
-            d = (n * threads + thread) % wide * FP8_VECTOR
+            k = (n * threads + thread) % wide * FP8_VECTOR
+            d, there = coded(first, k)
             if n * threads + thread < chunk * wide:
-                row = code.row(index, m, c - skip, i, length)
-                page, entry = place(T.max(row, 0), E)
-                T.ptx_cp_async(
-                    T.access_ptr(codes[i, d], "w", FP8_VECTOR),
-                    T.access_ptr(nope[page, entry, d], "r", FP8_VECTOR),
-                    FP8_VECTOR,
-                    row >= 0,
-                )
+                if there:
+                    row = code.row(index, m, c - skip, i, length)
+                    page, entry = place(T.max(row, 0), E)
+                    T.ptx_cp_async(
+                        T.access_ptr(codes[i, k], "w", FP8_VECTOR),
+                        T.access_ptr(nope[page, entry, d], "r", FP8_VECTOR),
+                        FP8_VECTOR,
+                        row >= 0,
+                    )
         for n in T.serial(ceildiv(chunk * narrow, threads)):
             i = (n * threads + thread) // narrow
-            d = (n * threads + thread) % narrow * _VECTOR
+            k = (n * threads + thread) % narrow * _VECTOR
+            d, there = bare(first, k)
             if n * threads + thread < chunk * narrow:
-                row = code.row(index, m, c - skip, i, length)
-                page, entry = place(T.max(row, 0), E)
-                T.ptx_cp_async(
-                    T.access_ptr(turned[i, d], "w", _VECTOR),
-                    T.access_ptr(rope[page, entry, d], "r", _VECTOR),
-                    _VECTOR,
-                    row >= 0,
-                )
+                if there:
+                    row = code.row(index, m, c - skip, i, length)
+                    page, entry = place(T.max(row, 0), E)
+                    T.ptx_cp_async(
+                        T.access_ptr(turned[i, k], "w", _VECTOR),
+                        T.access_ptr(rope[page, entry, d - V], "r", _VECTOR),
+                        _VECTOR,
+                        row >= 0,
+                    )
         for i, g in T.Parallel(chunk, V // GROUP):
             row = code.row(index, m, c - skip, i, length)
             page, entry = place(row, E)
@@ -98,29 +124,34 @@ def fp8_pages(T, code, V, R, E, length):
     return fetch
 
 
-def fp8_settle(T, code, V, R):
-    """Macro ``(codes, turned, scales, kv)``: a chunk as stored to bf16."""
+def fp8_settle(T, code, V, R, width):
+    """Macro ``(codes, turned, scales, first, tile)``: a chunk as stored to the bf16 of `tile`."""
     chunk, threads = code.chunk, code.threads
-    wide = V // FP8_VECTOR
+    codes_of, turned_of, coded, bare = _slices(T, V, R, width)
+    wide = codes_of // FP8_VECTOR
     convert = dequantised(T)
 
     @T.macro
-    def settle(codes, turned, scales, kv):
+    def settle(codes, turned, scales, first, tile, *at):
         thread = T.get_thread_binding()
         stored = T.alloc_local((FP8_VECTOR,), "float8_e4m3fn")
         values = T.alloc_local((FP8_VECTOR,), "bfloat16")
         for n in T.serial(ceildiv(chunk * wide, threads)):
             i = (n * threads + thread) // wide
-            d = (n * threads + thread) % wide * FP8_VECTOR
+            k = (n * threads + thread) % wide * FP8_VECTOR
+            d, there = coded(first, k)
             if n * threads + thread < chunk * wide:
-                for v in T.vectorized(FP8_VECTOR):
-                    stored[v] = codes[i, d + v]
-                convert(stored, scales[i, d // GROUP], values)
-                for v in T.vectorized(_VECTOR):
-                    kv[0, 0, i, d + v] = values[v]
-                for v in T.vectorized(_VECTOR):
-                    kv[0, 0, i, d + _VECTOR + v] = values[_VECTOR + v]
-        for i, d in T.Parallel(chunk, R):
-            kv[0, 0, i, V + d] = turned[i, d]
+                if there:
+                    for v in T.vectorized(FP8_VECTOR):
+                        stored[v] = codes[i, k + v]
+                    convert(stored, scales[i, d // GROUP], values)
+                    for v in T.vectorized(_VECTOR):
+                        tile[(*at, i, k + v)] = values[v]
+                    for v in T.vectorized(_VECTOR):
+                        tile[(*at, i, k + _VECTOR + v)] = values[_VECTOR + v]
+        for i, k in T.Parallel(chunk, turned_of):
+            d, there = bare(first, k)
+            if there:
+                tile[(*at, i, d - first)] = turned[i, k]
 
     return settle

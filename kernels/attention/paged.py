@@ -4,7 +4,7 @@ from tileproof.dsl import In, Op, Out, Values, derived
 from tileproof.kernels import kv_cache
 from tileproof.kernels.row_stream import MATRIX_OPTIONS, WGMMA_OPTIONS
 
-from . import reference
+from . import _cluster, reference
 from ._core import HEADS, LARGE, SLOTS, SMALL, TOKENS, device
 from ._entries import fp8_pages, fp8_settle
 
@@ -69,24 +69,32 @@ op = Op(
 )
 
 
-@op.kernel(**WGMMA_OPTIONS, archs=("sm_90a",), heads=64, wgmma=True)
-@op.kernel(**MATRIX_OPTIONS, archs=LARGE, heads=64, wgmma=False)
-@op.kernel(**MATRIX_OPTIONS, archs=SMALL, heads=32, wgmma=False)
-def paged(T, M, H, V, R, G, VS, RS, GS, D, Z, E, P, Q, W, Y, F, X, U, K, spread, heads, wgmma):
-    """As attention/sparse. While a chunk is worked on, the next one's bytes come in."""
-    code = device(T, H, D, "bfloat16", heads, spread, ring=1, wgmma=wgmma)
-    from_window = fp8_pages(T, code, V, R, E, W)
-    from_pool = fp8_pages(T, code, V, R, F, K)
-    settle = fp8_settle(T, code, V, R)
+@op.kernel(**WGMMA_OPTIONS, archs=("sm_90a",), heads=64, wgmma=True, cluster=False)
+@op.kernel(**MATRIX_OPTIONS, archs=LARGE, heads=64, wgmma=False, cluster=False)
+@op.kernel(**MATRIX_OPTIONS, archs=SMALL, heads=32, wgmma=False, cluster=False)
+def paged(
+    T, M, H, V, R, G, VS, RS, GS, D, Z, E, P, Q, W, Y, F, X, U, K, spread, heads, wgmma, cluster
+):
+    """As attention/sparse. While a chunk is worked on, the next one's bytes come in.
+
+    With `cluster` a token's channels are spread over blocks, otherwise its heads.
+    """
+    if cluster:
+        code = _cluster.device(T, H, D, heads, spread, wgmma)
+    else:
+        code = device(T, H, D, "bfloat16", heads, spread, ring=1, wgmma=wgmma)
+    ways, width = code.ways, code.width
+    from_window = fp8_pages(T, code, V, R, E, W, width)
+    from_pool = fp8_pages(T, code, V, R, F, K, width)
+    settle = fp8_settle(T, code, V, R, width)
 
     @T.macro
-    def fetch(n, r, s, near, pn, pr, ps, chosen, m, codes, turned, scales, c, kv, valid):
+    def fetch(n, r, s, near, pn, pr, ps, chosen, m, first, codes, turned, scales, c, kv, valid):
         if c < T.ceildiv(W, code.chunk):
-            from_window(n, r, s, near, m, c, 0, valid, codes, turned, scales)
+            from_window(n, r, s, near, m, c, 0, first, valid, codes, turned, scales)
         else:
-            from_pool(
-                pn, pr, ps, chosen, m, c, T.ceildiv(W, code.chunk), valid, codes, turned, scales
-            )
+            skip = T.ceildiv(W, code.chunk)
+            from_pool(pn, pr, ps, chosen, m, c, skip, first, valid, codes, turned, scales)
 
     @T.prim_func
     def kernel(
@@ -102,27 +110,35 @@ def paged(T, M, H, V, R, G, VS, RS, GS, D, Z, E, P, Q, W, Y, F, X, U, K, spread,
         sink: T.Tensor((H,), "float32"),
         out: T.Tensor((M, H, D), "bfloat16"),
     ):
-        with T.Kernel(M, code.blocks, threads=code.threads) as (m, h):
+        with T.Kernel(
+            M,
+            code.blocks * ways,
+            threads=code.threads,
+            cluster_dims=(1, ways, 1) if cluster else None,
+        ) as (m, b):
             T.assume(P % 16 == 0)
             T.assume(Q % 8 == 0)
             T.assume(X % 16 == 0)
             T.assume(U % 8 == 0)
-            codes = T.alloc_shared((code.chunk, V), "float8_e4m3fn")
-            turned = T.alloc_shared((code.chunk, R), "bfloat16")
+            codes = T.alloc_shared((code.chunk, min(width, V)), "float8_e4m3fn")
+            turned = T.alloc_shared((code.chunk, min(width, R)), "bfloat16")
             scales = T.alloc_shared((code.chunk, G), "int32")
             code.attend(
                 q,
                 sink,
                 out,
                 m,
-                h,
+                b // ways,
+                b % ways,
                 T.ceildiv(W, code.chunk) + T.ceildiv(K, code.chunk),
                 lambda *at: fetch(
                     *(window_nope, window_rope, window_scale, near),
                     *(pool_nope, pool_rope, pool_scale, chosen),
-                    *(m, codes, turned, scales, *at),
+                    *(m, b % ways * width, codes, turned, scales, *at),
                 ),
-                lambda c, kv, valid: settle(codes, turned, scales, kv),
+                lambda c, kv, valid: settle(
+                    codes, turned, scales, b % ways * width, kv, *code.slot(c)
+                ),
             )
 
     return kernel

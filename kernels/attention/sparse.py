@@ -88,6 +88,7 @@ def sparse(T, M, H, D, S, W, T_, K, act, spread, heads, wgmma):
                 out,
                 m,
                 h,
+                0,
                 T.ceildiv(W, code.chunk) + T.ceildiv(K, code.chunk),
                 lambda *at: fetch(window, near, pool, chosen, m, *at),
                 lambda *at: settle(window, near, pool, chosen, m, *at),

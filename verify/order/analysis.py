@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # What orders things here; anything else that does is named and left unknown.
 MODELLED = frozenset(("mbarriers", "TMA stores", "wgmma", "named barriers"))
 _MOST_THREADS = 1024
+_MOST_BLOCKS = 32  # along an axis of a cluster
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,34 @@ def analyse(launch: Launch) -> Order:
     threads = _threads(launch)
     if threads is None:
         return Order("order not modelled: a block of several dimensions or of unknown size")
+    assumed: list[str] = []
+    for block in _blocks(launch):
+        order = _of_block(launch, threads, block)
+        if order.why or order.findings:
+            return order
+        assumed += [a for a in order.assumptions if a not in assumed]
+    return Order(assumptions=tuple(assumed))
+
+
+def _blocks(launch: Launch) -> list[dict[str, int]]:
+    """The blocks that stand for all: any one, but of a cluster each along its axes, if those are
+    short, since what a block does there hangs on its rank."""
+    found: list[dict[str, int]] = [{}]
+    for axis, n in zip("xyz", launch.clusters, strict=True):
+        symbol = launch.facts.symbols.get(f"blockIdx.{axis}")
+        if n > 1 and symbol is not None and symbol.hi.is_const and symbol.hi.value < _MOST_BLOCKS:
+            numbers = range(symbol.hi.value + 1)
+            found = [{**block, symbol.name: i} for block in found for i in numbers]
+    return found
+
+
+def _of_block(launch: Launch, threads: int, block: dict[str, int]) -> Order:
+    """The same, of blocks with these indices."""
     tracer = Tracer(*launch.machine.source)
-    sizes = Sizes(launch, tracer.loops)
+    sizes = Sizes(launch, tracer.loops, block)
     try:
         known = {"threads.x": threads, "threads.y": 1, "threads.z": 1}
-        found = _follow(tracer, Setting(known, {}, {}), threads, sizes)
+        found = _follow(tracer, Setting(known, block, {}), threads, sizes)
     except UnmodelledError as what:
         return Order(f"order not modelled: {what}")
     except UndeterminedError as what:

@@ -22,10 +22,13 @@ _PERIODS = 3
 
 
 class Sizes:
-    """What a launch's sizes say about the lengths of its loops; `loops` by their words."""
+    """What a launch's sizes say about the lengths of its loops; `loops` by their words, `block` are
+    the indices of the block that is followed where they are numbers, 0 in examples elsewhere."""
 
-    def __init__(self, launch: Launch, loops: Mapping[str, tuple[Any, int]]) -> None:
-        self.launch, self.loops = launch, loops
+    def __init__(
+        self, launch: Launch, loops: Mapping[str, tuple[Any, int]], block: Mapping[str, int]
+    ) -> None:
+        self.launch, self.loops, self.block = launch, loops, block
 
     @cached_property
     def extents(self) -> dict[str, Term]:
@@ -71,7 +74,10 @@ class Sizes:
     def _setting(self, wanted: list[Term]) -> Iterator[Setting]:
         condition = const(1)
         blocks = [s for s in self.launch.facts.symbols.values() if s.kind == "block"]
-        for term in (*wanted, *(apply("eq", var(s), const(0)) for s in blocks)):
+        for term in (
+            *wanted,
+            *(apply("eq", var(s), const(self.block.get(s.name, 0))) for s in blocks),
+        ):
             condition = apply("and", condition, term)
         point = self._point(condition)
         if isinstance(point, dict):

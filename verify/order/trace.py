@@ -182,7 +182,8 @@ class Tracer(Control):
                 self.event(Event("barrier", ("AllReduce", 0), found.threads or self.threads), e)
             self.touch(touch, e)
         for a in args:
-            if hasattr(a, "dtype") and str(a.dtype) != "handle":
+            peer = any(a is touch.peer for touch in found.touches)  # a rank orders nothing here
+            if not peer and hasattr(a, "dtype") and str(a.dtype) != "handle":
                 self.visit(a)
 
     def visit(self, e: Any) -> None:
@@ -251,7 +252,7 @@ class Tracer(Control):
 
     def touch(self, touch: Touch, node: Any) -> None:
         if touch.peer is not None:
-            raise UnmodelledError("shared memory of another block")
+            return  # stores into other blocks are ordered by barriers of the cluster: props/peers
         if touch.when is not None and self.condition(touch.when) is False:
             return
         if touch.lane_below is not None and self.lane() % _WARP >= touch.lane_below:
@@ -331,11 +332,19 @@ class Tracer(Control):
 
 
 def _storage_sync(t: Tracer, args: list[Any], node: Any) -> None:
+    if str(args[0].value) == "cluster" and len(args) == 1:
+        _cluster_sync(t, args, node)
+        return
     if str(args[0].value) not in ("shared", "shared.dyn"):
         raise UnmodelledError(f"tvm_storage_sync({args[0].value})")
     named = len(args) == 3
     number, threads = (t.whole(a) for a in args[1:]) if named else (0, t.threads)
     t.event(Event("barrier", ("", number), threads), node)
+
+
+def _cluster_sync(t: Tracer, args: list[Any], node: Any) -> None:
+    """A barrier of the cluster is one of the block, whose threads all come to it."""
+    t.event(Event("barrier", ("cluster", 0), t.threads), node)
 
 
 def _noinc(t: Tracer, args: list[Any], node: Any) -> None:
@@ -384,6 +393,7 @@ _CALLS: dict[str, Callable[[Tracer, list[Any], Any], None]] = {
     "tl.mbarrier_wait_parity": _on("wait"),
     "tl.ptx_cp_async_barrier_noinc": _noinc,
     "tirx.tvm_storage_sync": _storage_sync,
+    "tl.cluster_sync": _cluster_sync,
     "tl.fence_proxy_async": _fence,
     "tl.warpgroup_arrive": lambda t, args, node: None,
     "tl.warpgroup_fence_operand": lambda t, args, node: None,

@@ -11,6 +11,7 @@ from . import (
     limits,
     maps,
     overflow,
+    peers,
     races,
 )
 from ._run import Goal, Launch, Property
@@ -25,9 +26,9 @@ PROPERTIES: tuple[Property, ...] = (
     Property("alignment", alignment.goals),
     Property("blocks", blocks.goals),
     Property("coverage", coverage.goals),
-    Property("barriers", barriers.goals, ordered="itself"),
+    Property("barriers", barriers.goals, ordered="itself", beside=barriers.of_clusters),
     # A race is judged between two barriers, which must be the same two for every thread.
-    Property("races", races.races, ("overflow", "barriers"), ordered="itself"),
+    Property("races", races.races, ("overflow", "barriers"), ordered="itself", beside=peers.goals),
     Property("async", races.copies, ("overflow", "barriers"), ordered="itself"),
     Property(
         "determinism",

@@ -161,16 +161,21 @@ class Property:
     """A name, the function that yields its obligations for one launch, and the properties that its
     proof relies on. `ordered` says that it is about who comes first: ``"itself"`` where it is a
     question of :mod:`tileproof.verify.order`, ``"rests"`` where its own obligations need the
-    answer."""
+    answer. `beside` are obligations between the blocks of a cluster, which that module, of one
+    block, leaves open."""
 
     name: str
     obligations: Callable[[Launch], Iterator[Goal]]
     relies_on: tuple[str, ...] = ("overflow",)
     ordered: Literal["", "itself", "rests"] = ""
+    beside: Callable[[Launch], Iterator[Goal]] | None = None
 
     def goals(self, launch: Launch) -> Iterator[Goal]:
         """Its obligations for one launch, decided."""
         order = launch.order if self.ordered else None
         if order is not None and (self.ordered == "itself" or order.why):
-            return order.goals(self.name)
-        return self.obligations(launch)
+            yield from order.goals(self.name)
+            if self.beside is not None:
+                yield from self.beside(launch)
+        else:
+            yield from self.obligations(launch)

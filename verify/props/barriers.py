@@ -36,6 +36,13 @@ def goals(launch: Launch) -> Iterator[Goal]:
         yield decided[key]
 
 
+def of_clusters(launch: Launch) -> Iterator[Goal]:
+    """One obligation per barrier of a cluster: its blocks come to it alike."""
+    for sync in launch.facts.syncs:
+        if sync.effect.collective == "cluster":
+            yield _uniform(launch, sync)
+
+
 def of_grid(launch: Launch) -> list[Sync]:
     """The barriers of the grid that every thread of it is shown to come to."""
     return [s for s in grid.barriers(launch.facts) if _uniform(launch, s) is PROVED]

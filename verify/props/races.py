@@ -23,6 +23,7 @@ from tileproof.verify.terms import Symbol, Term, apply, const, var
 from tileproof.verify.timeline import clashes
 from tileproof.verify.windows import Meeting, Walk, synchronising
 
+from . import peers
 from ._run import PROVED, Goal, Launch, found, undecided
 
 _MOST_REFUTED = 2
@@ -30,8 +31,10 @@ _WARP = 32
 
 
 def races(launch: Launch) -> Iterator[Goal]:
-    """One obligation per access of shared memory that is over when it is made."""
-    return _goals(launch, "races")
+    """One obligation per access of shared memory that is over when it is made, then those of stores
+    into other blocks'."""
+    yield from _goals(launch, "races")
+    yield from peers.goals(launch)
 
 
 def copies(launch: Launch) -> Iterator[Goal]:
@@ -40,7 +43,7 @@ def copies(launch: Launch) -> Iterator[Goal]:
 
 
 def _goals(launch: Launch, name: str) -> Iterator[Goal]:
-    sites = [a for a in launch.facts.accesses if a.buffer.arena]
+    sites = [a for a in launch.facts.accesses if a.buffer.arena and a.peer is None]
     chosen = [a for a in sites if a.asynchronous == (name == "async")]
     if not chosen:
         return

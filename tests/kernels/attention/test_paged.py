@@ -15,25 +15,27 @@ SIZES = {"H": 17, "V": 64, "R": 32, "E": 4, "F": 2}
 EXACT = {"H": 17, "D": 96, "act": "bf16"}
 
 
-def pool(pages, entries, apart, generator):
+def pool(pages, entries, apart, generator, sizes):
     """Views of a pool of random entries, its pages `apart` bytes further apart than they need."""
-    layout = kv_pages(entries, SIZES["V"], SIZES["R"])
+    layout = kv_pages(entries, sizes["V"], sizes["R"])
     memory = torch.full((pages, layout.page + apart), 0x7F, dtype=torch.uint8)
     views = layout.views(memory[:, : layout.page])
-    rows = torch.randn(pages * entries, 96, generator=generator).bfloat16()
+    D = sizes["V"] + sizes["R"]
+    rows = torch.randn(pages * entries, D, generator=generator).bfloat16()
     rows[::3] *= 1000
     write_kv(rows, torch.arange(pages * entries), *views)
     return views
 
 
-def draw(M, W=8, K=4, Z=5, Y=3, apart=48, seed=0):
+def draw(M, W=8, K=4, Z=5, Y=3, apart=48, seed=0, sizes=SIZES):
     """[q, three views, near, three views, chosen, sink]."""
     generator = torch.Generator().manual_seed(seed)
-    q = torch.randn(M, SIZES["H"], 96, generator=generator).bfloat16()
-    window, rest = pool(Z, SIZES["E"], apart, generator), pool(Y, SIZES["F"], 0, generator)
-    near = lists(M, W, Z * SIZES["E"], generator)
-    chosen = lists(M, K, Y * SIZES["F"], generator)
-    sink = torch.randn(SIZES["H"], generator=generator)
+    H, D, E, F = sizes["H"], sizes["V"] + sizes["R"], sizes["E"], sizes["F"]
+    q = torch.randn(M, H, D, generator=generator).bfloat16()
+    window = pool(Z, E, apart, generator, sizes)
+    rest = pool(Y, F, 0, generator, sizes)
+    near, chosen = lists(M, W, Z * E, generator), lists(M, K, Y * F, generator)
+    sink = torch.randn(H, generator=generator)
     return [q, *window, near, *rest, chosen, sink]
 
 
