@@ -23,7 +23,17 @@ from tileproof.kernels.kv_cache import MODEL_ENTRIES
 from . import weights as checkpoints
 from .cache import Chunk, Pages
 from .library import Ops, opened
-from .official import Numbers, PagedBatch, Run, State, block, collapsed, linear, normed
+from .official import (
+    Numbers,
+    PagedBatch,
+    Run,
+    State,
+    block,
+    collapsed,
+    linear,
+    multiprocessors,
+    normed,
+)
 from .official_weights import Head, Reader
 
 if TYPE_CHECKING:
@@ -34,6 +44,7 @@ if TYPE_CHECKING:
 OPS = (
     "attention/out_rope",
     "attention/paged",
+    "attention/paged_cluster",
     "attention/q_prologue",
     "compressor/keep",
     "compressor/pool_fp4",
@@ -156,6 +167,7 @@ class DeepseekV4:
             config.num_experts_per_tok,
             config.routed_scaling_factor,
             config.swiglu_limit,
+            multiprocessors(torch.device(device)),
         )
         read = Reader(config, checkpoints.official(config, state), device)
         self.embed, self.vocabulary = read["embed.weight"], read["head.weight"]

@@ -8,7 +8,7 @@ where, and no token's bits hang on what else is in the batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from tileproof.dsl import check
+from tileproof.kernels.attention.load import clustered
 from tileproof.kernels.kv_cache import key_pages, kv_pages
 
 from .attention import Batch, Compressor, Rope
@@ -38,6 +39,7 @@ class Numbers(NamedTuple):
     top_k: int
     scale: float
     limit: float
+    multiprocessors: int = 0  # of the device; without them decoding has one form
 
 
 @dataclass(frozen=True)
@@ -223,13 +225,41 @@ def attention(
     run("norm_kv_fp8", *turned, batch.written, *state.window, eps=eps)
     pool, chosen = _compressed(run, weights, state, batch, x, latent, eps)
     lists = (*state.window, batch.near, *pool, chosen)
-    out = run("attention_paged", q, *lists, weights.sink)
+    out = core(run, q, lists, weights.sink, numbers.multiprocessors)
     if not batch.alone:  # the rings still held what this batch's first tokens saw
         run("norm_kv_fp8", *turned, batch.kept, *state.window, eps=eps)
     out = run("attention_out_rope", out, cos, sin)
     grouped = out.view(M, len(weights.wo_a), -1)
     merged = run("gemm_grouped", grouped, weights.wo_a, out="bf16")
     return linear(run, cast(run, merged.flatten(1)), weights.wo_b)
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Those of a GPU, 0 elsewhere."""
+    if device.type != "cuda":
+        return 0
+    count: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return count
+
+
+def core(
+    run: Run, q: torch.Tensor, lists: Sequence[torch.Tensor], sink: torch.Tensor, processors: int
+) -> torch.Tensor:
+    """Attention of q [M, H, D] over its lists, the last tokens by clusters of blocks where `load`
+    says so; the bits are the same. `lists` are those of `attention/paged`."""
+    slots = lists[3].shape[1] + lists[7].shape[1]
+    few = clustered(len(q), q.shape[1], q.shape[2], slots, processors)
+    if not few:
+        out: torch.Tensor = run("attention_paged", q, *lists, sink)
+        return out
+    alone = len(q) - few
+    # copies, as rows of a list may lie where no kernel takes a pointer
+    theirs = [t[alone:].clone() if i in (3, 7) else t for i, t in enumerate(lists)]
+    last: torch.Tensor = run("attention_paged_cluster", q[alone:], *theirs, sink)
+    if not alone:
+        return last
+    ours = [t[:alone] if i in (3, 7) else t for i, t in enumerate(lists)]
+    return torch.cat([run("attention_paged", q[:alone], *ours, sink), last])
 
 
 def _compressed(

@@ -200,6 +200,10 @@ def test_doctor_says_what_mends_a_problem_and_fails_where_it_is_needed(tmp_path:
             "--dim of norm/rmsnorm: got ['Q'], expected among ['D', 'M', 'P']",
         ),
         (("inspect", "norm/rmsnorm", "--dim", "M=1"), "got given, expected --counters"),
+        (
+            ("inspect", "attention/paged", "--counters", "--arg", "spread=3", "--arch", "sm_80"),
+            "spread of a token's heads: got 3, expected 1, 2 or 4",
+        ),
         (("inspect",), "inspect: got nothing, expected a bundle, an OP or FILE.py:NAME"),
         (("inspect", "norm/rmsnorm", "--plot", "x"), "--plot: got x, expected .svg or .png"),
         (("inspect", "docs", "--counters"), "--counters, --plot: got the bundle docs"),

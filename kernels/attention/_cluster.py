@@ -1,10 +1,10 @@
 """One token's attention by a cluster of blocks that share its channels (spec §3.2, §8).
 
-Block `rank` of `ways` takes channels ``[rank S, rank S + S)`` of q, of every entry and of the output,
-S = D / ways. A chunk's logits are summed along the blocks: each goes on with the sum that the one
-before it stores into its shared memory, so channels are added in the order of one block. The last
-block makes the weights p and stores them into all; each block then adds its own channels of the
-values. A step does this for as many chunks as there are blocks:
+Block `rank` of `ways` takes channels ``[rank S, rank S + S)`` of q, of every entry and of the
+output, S = D / ways. A chunk's logits are summed along the blocks: each goes on with the sum that
+the one before it stores into its shared memory, so channels are added in the order of one block.
+The last block makes the weights p and stores them into all; each block then adds its own channels
+of the values. A step does this for as many chunks as there are blocks:
 
     step t, block rank     logits of chunk t - rank; the last block its weights
                            outputs of chunk t - ways
@@ -39,13 +39,17 @@ def device(T, H, D, heads, ways, wgmma):
     # TileLang's T.copy_cluster takes shared memory alone, and lowers to this, an element at a time
     store = tvm.ir.Op.get("tl.ptx_cluster_store")
 
-    def push(value, rank, buffer, half, *at):
-        """buffer[half, ...at] of block `rank` = value."""
-        place = half
-        for index, extent in zip(at, buffer.shape[1:], strict=True):
-            place = place * extent + index
-        first = T.address_of(buffer[(0,) * len(buffer.shape)])
+    def push(value, rank, buffer, half, at):
+        """buffer[half, at] of block `rank` = value."""
+        first, place = T.address_of(buffer[0, 0]), half * buffer.shape[1] + at
         return T.call_intrin("handle", store, first, value, rank, place)
+
+    def place(i, j, pair):
+        """Where element (i, j) of a chunk's sums lies: what the lanes of a warp hold of one 8 x 8
+        tile of a product comes together, so they meet in no bank. Elements of a lane's pair are
+        next to each other or a warp apart."""
+        tile, lane = i // 8 * (chunk // 8) + j // 8, i % 8 * 4 + j % 8 // 2
+        return (tile * 32 + lane) * 2 + j % 2 if pair else (tile * 2 + j % 2) * 32 + lane
 
     @T.macro
     def attend(q, sink, out, m, h, rank, chunks, fetch, settle):
@@ -55,8 +59,8 @@ def device(T, H, D, heads, ways, wgmma):
         valid = T.alloc_shared((2, chunk), "int32")
         factor = T.alloc_shared((rows,), "float32")
         # what other blocks store here, two steps each
-        sums = T.alloc_shared((2, rows, chunk), "float32")
-        weights = T.alloc_shared((2, rows, chunk), "bfloat16")
+        sums = T.alloc_shared((2, rows * chunk), "float32")
+        weights = T.alloc_shared((2, rows * chunk), "bfloat16")
         factors = T.alloc_shared((2, rows), "float32")
         s = T.alloc_fragment((rows, chunk), "float32")
         o = T.alloc_fragment((rows, width), "float32")
@@ -86,7 +90,7 @@ def device(T, H, D, heads, ways, wgmma):
                     T.clear(s)
                 else:
                     for i, j in T.Parallel(rows, chunk):
-                        s[i, j] = sums[t % 2, i, j]
+                        s[i, j] = sums[t % 2, place(i, j, False)]
                 T.gemm(
                     qs,
                     kv[(t - rank + ring) % ring, :, :],
@@ -96,19 +100,22 @@ def device(T, H, D, heads, ways, wgmma):
                 )
                 if rank < last:
                     for i, j in T.Parallel(rows, chunk):
-                        push(s[i, j], rank + 1, sums, (t + 1) % 2, i, j)
+                        push(s[i, j], rank + 1, sums, (t + 1) % 2, place(i, j, False))
                 else:
                     code.weigh(s, valid, t - rank, peak, before, added)
                     T.copy(before, factor)
                     T.sync_threads()
                     for block in T.unroll(ways):
                         for i, j in T.Parallel(rows, chunk):
-                            push(T.cast(s[i, j], "bfloat16"), block, weights, t % 2, i, j)
+                            p = T.cast(s[i, j], "bfloat16")
+                            push(p, block, weights, t % 2, place(i, j, True))
                         if thread < rows:
                             push(factor[thread], block, factors, t % 2, thread)
             if t >= ways:
                 for i, j in T.Parallel(rows, chunk):
-                    ps[i, j] = weights[(t + 1) % 2, i, j]
+                    s[i, j] = weights[(t + 1) % 2, place(i, j, True)]
+                for i, j in T.Parallel(rows, chunk):
+                    ps[i, j] = s[i, j]
                 for i in T.Parallel(rows):
                     held[i] = factors[(t + 1) % 2, i]
                 for i, d in T.Parallel(rows, width):

@@ -54,10 +54,10 @@ def f32_rows(T, code, D, length):
 
 
 def _slices(T, V, R, width):
-    """What of a part of an entry lies among `width` channels from `first` on, as three functions.
+    """Which channels of an entry's two parts lie among `width` from `first` on.
 
-    ``(columns of FP8, columns of bf16)`` at most, ``code(first, k)`` and ``turned(first, k)``: the
-    channel of a column and whether it is there. Those of a whole entry always are.
+    The most columns of FP8 and of bf16, and two functions ``(first, k)``: the channel of column k
+    of either part, and whether it is among them. Those of a whole entry always are.
     """
     whole = width == V + R
 
@@ -92,30 +92,28 @@ def fp8_pages(T, code, V, R, E, length, width):
             i = (n * threads + thread) // wide
             k = (n * threads + thread) % wide * FP8_VECTOR
             d, there = coded(first, k)
-            if n * threads + thread < chunk * wide:
-                if there:
-                    row = code.row(index, m, c - skip, i, length)
-                    page, entry = place(T.max(row, 0), E)
-                    T.ptx_cp_async(
-                        T.access_ptr(codes[i, k], "w", FP8_VECTOR),
-                        T.access_ptr(nope[page, entry, d], "r", FP8_VECTOR),
-                        FP8_VECTOR,
-                        row >= 0,
-                    )
+            if n * threads + thread < chunk * wide and there:
+                row = code.row(index, m, c - skip, i, length)
+                page, entry = place(T.max(row, 0), E)
+                T.ptx_cp_async(
+                    T.access_ptr(codes[i, k], "w", FP8_VECTOR),
+                    T.access_ptr(nope[page, entry, d], "r", FP8_VECTOR),
+                    FP8_VECTOR,
+                    row >= 0,
+                )
         for n in T.serial(ceildiv(chunk * narrow, threads)):
             i = (n * threads + thread) // narrow
             k = (n * threads + thread) % narrow * _VECTOR
             d, there = bare(first, k)
-            if n * threads + thread < chunk * narrow:
-                if there:
-                    row = code.row(index, m, c - skip, i, length)
-                    page, entry = place(T.max(row, 0), E)
-                    T.ptx_cp_async(
-                        T.access_ptr(turned[i, k], "w", _VECTOR),
-                        T.access_ptr(rope[page, entry, d - V], "r", _VECTOR),
-                        _VECTOR,
-                        row >= 0,
-                    )
+            if n * threads + thread < chunk * narrow and there:
+                row = code.row(index, m, c - skip, i, length)
+                page, entry = place(T.max(row, 0), E)
+                T.ptx_cp_async(
+                    T.access_ptr(turned[i, k], "w", _VECTOR),
+                    T.access_ptr(rope[page, entry, d - V], "r", _VECTOR),
+                    _VECTOR,
+                    row >= 0,
+                )
         for i, g in T.Parallel(chunk, V // GROUP):
             row = code.row(index, m, c - skip, i, length)
             page, entry = place(row, E)
@@ -140,15 +138,14 @@ def fp8_settle(T, code, V, R, width):
             i = (n * threads + thread) // wide
             k = (n * threads + thread) % wide * FP8_VECTOR
             d, there = coded(first, k)
-            if n * threads + thread < chunk * wide:
-                if there:
-                    for v in T.vectorized(FP8_VECTOR):
-                        stored[v] = codes[i, k + v]
-                    convert(stored, scales[i, d // GROUP], values)
-                    for v in T.vectorized(_VECTOR):
-                        tile[(*at, i, k + v)] = values[v]
-                    for v in T.vectorized(_VECTOR):
-                        tile[(*at, i, k + _VECTOR + v)] = values[_VECTOR + v]
+            if n * threads + thread < chunk * wide and there:
+                for v in T.vectorized(FP8_VECTOR):
+                    stored[v] = codes[i, k + v]
+                convert(stored, scales[i, d // GROUP], values)
+                for v in T.vectorized(_VECTOR):
+                    tile[(*at, i, k + v)] = values[v]
+                for v in T.vectorized(_VECTOR):
+                    tile[(*at, i, k + _VECTOR + v)] = values[_VECTOR + v]
         for i, k in T.Parallel(chunk, turned_of):
             d, there = bare(first, k)
             if there:

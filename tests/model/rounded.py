@@ -63,6 +63,8 @@ class Rounded(References):
         ]
         return official.attend(q, scopes, sink)
 
+    attention_paged_cluster = attention_paged
+
     @staticmethod
     def indexer_score_fp4(q, scale, codes, key_scale, table, request, count, weight, S):
         M, H = q.shape[:2]

@@ -92,7 +92,7 @@ def _count(
     if is_target(what):
         lowered = lower(resolve_target(what, parse_args(args), arch), arch)
     else:
-        spec = _specialization(what, known.dims)
+        spec = _specialization(what, known.dims, parse_args(args))
         lowered = lower(spec, arch)
         own = Facts.of(spec)
         known = dataclasses.replace(own, dims={**own.dims, **known.dims})
@@ -114,12 +114,14 @@ def _count(
     return rows
 
 
-def _specialization(name: str, dims: Mapping[str, tuple[int, int]]) -> Specialization:
-    """The op at its tiny sizes but those of `dims` that are static."""
+def _specialization(
+    name: str, dims: Mapping[str, tuple[int, int]], params: Mapping[str, Any]
+) -> Specialization:
+    """The op at its tiny sizes but those of `dims` that are static, and `params` or types."""
     op = get(name)
     unknown = sorted(set(dims) - set(op.dims))
     check(not unknown, f"--dim of {op.name}", got=unknown, expected=f"among {sorted(op.dims)}")
     tiny = op.shape_set("tiny")[0][0]
     own = {k: v for k, v in tiny.dims.items() if op.dims[k].derived is None}
     fixed = {k: low for k, (low, _) in dims.items() if op.dims[k].static}
-    return op.specialize(**{**own, **tiny.types, **tiny.params, **fixed})
+    return op.specialize(**{**own, **tiny.types, **tiny.params, **fixed, **params})

@@ -3,8 +3,8 @@
 Such a store is over, and seen, behind the next barrier of the cluster, and by nothing less: neither
 by a barrier of one block nor because the same thread comes later. So its window is walked as those
 of :mod:`.races` are, with barriers of the cluster alone, and any two blocks of a cluster at its
-ends. A copy or matrix instruction that is under way beside the thread must not touch its bytes at
-all. A barrier must lie before it, since a block may not have begun, and one behind it, since it may
+ends. What a copy or matrix instruction touches, which is under way beside the thread, must be other
+bytes, else the answer is unknown. A barrier must lie before it, since a block may not have begun, and one behind it, since it may
 have ended. That every thread of a cluster comes to its barriers alike is shown by ``barriers``.
 """
 
@@ -122,9 +122,9 @@ class _Peers:
                 continue
             if last[1] <= start[0] or stop[1] <= first[0]:
                 continue
-            goal = self._apart(store, other, {}, None)
-            if goal is not PROVED:
-                return goal
+            if self._apart(store, other, {}, None) is not PROVED:
+                what = f"{other.site}, a copy or product under way, touches what other blocks store"
+                return Goal(Verdict.UNKNOWN, f"not modelled: {what}")
         return PROVED
 
     def _interval(self, term: Term) -> tuple[float, float]:
