@@ -33,7 +33,9 @@ def run(
     ] = False,
     count: Annotated[bool, typer.Option("--counters", help="Run it, count what it moves.")] = False,
     dim: Annotated[list[str] | None, typer.Option(help="With --counters: NAME=N.")] = None,
-    arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for a factory or an op.")] = None,
+    arg: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE for a factory or an op.")
+    ] = None,
     facts: Annotated[Path | None, typer.Option(help="Facts about a user's kernel, JSON.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write all of it as a page.")] = None,
     plot: Annotated[

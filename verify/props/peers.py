@@ -4,8 +4,9 @@ Such a store is over, and seen, behind the next barrier of the cluster, and by n
 by a barrier of one block nor because the same thread comes later. So its window is walked as those
 of :mod:`.races` are, with barriers of the cluster alone, and any two blocks of a cluster at its
 ends. What a copy or matrix instruction touches, which is under way beside the thread, must be other
-bytes, else the answer is unknown. A barrier must lie before it, since a block may not have begun, and one behind it, since it may
-have ended. That every thread of a cluster comes to its barriers alike is shown by ``barriers``.
+bytes, else the answer is unknown. A barrier must lie before it, since a block may not have begun,
+and one behind it, since it may have ended. That every thread of a cluster comes to its barriers
+alike is shown by ``barriers``.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def test_by_wgmma_too(W, K, spread, seed):
 
 
 def test_lists_of_all_lengths_in_one_batch(seed):
-    """Tokens whose lists end early, hold nothing, or begin with nothing; sinks that are infinite."""
+    """Lists that end early, hold nothing, or begin with nothing; sinks that are infinite."""
     inputs = draw(6, 33, 65, seed=seed)
     near, chosen, sink = inputs[4], inputs[8], inputs[9]
     near[0], chosen[0] = -1, -1
