@@ -59,7 +59,7 @@ class _Peers:
         self.rank = cluster.rank(facts.symbols, launch.clusters)
         self.together = cluster.same(self.twins, launch.clusters)
         arenas = {a.buffer.arena for a in stores}
-        sites = [a for a in facts.accesses if a.buffer.arena in arenas]
+        sites = [a for a in facts.accesses if any(self._near(a, store) for store in stores)]
         self.engines = [a for a in sites if a.asynchronous]
         # The walk takes all accesses as those of one memory; `of` tells whose it is.
         self.of = {replace(a, peer=None): a for a in sites if not a.asynchronous}
@@ -116,21 +116,22 @@ class _Peers:
 
     def under_way(self, store: Access) -> Goal:
         """What goes on beside the threads never touches the bytes of a store."""
-        start, stop = (self._interval(t) for t in byte_range(store))
         for other in self.engines:
-            first, last = (self._interval(t) for t in byte_range(other))
-            if other.buffer.arena != store.buffer.arena:
-                continue
-            if last[1] <= start[0] or stop[1] <= first[0]:
-                continue
-            if self._apart(store, other, {}, None) is not PROVED:
+            near = self._near(other, store)
+            if near and self._apart(store, other, {}, None) is not PROVED:
                 what = f"{other.site}, a copy or product under way, touches what other blocks store"
                 return Goal(Verdict.UNKNOWN, f"not modelled: {what}")
         return PROVED
 
-    def _interval(self, term: Term) -> tuple[float, float]:
-        low, high = self.launch.engine.ranges.of_poly(poly(term))
-        return low, high
+    def _near(self, one: Access, two: Access) -> bool:
+        """Whether two accesses may touch the same bytes, at any time and of any thread."""
+        if one.buffer.arena != two.buffer.arena:
+            return False
+        ranges = [
+            [self.launch.engine.ranges.of_poly(poly(t)) for t in byte_range(a)] for a in (one, two)
+        ]
+        (first, stop), (first2, stop2) = ranges
+        return first[0] < stop2[1] and first2[0] < stop[1]
 
     def _apart(
         self, first: Access, second: Access, where: dict[Symbol, Term], meeting: Meeting | None
