@@ -19,14 +19,18 @@ PASS_CONFIGS = {
 # Products and sums round separately, so bits do not depend on what a compiler contracts. TileLang
 # itself fuses `a + b * c` into one rounding on sm_100a only; kernels therefore store a product
 # before they add it. The arithmetic stays far below the memory time.
-# With these options TileLang has no use for what came after sm_80, but for wgmma (below) and the
-# vector arithmetic of Blackwell, so it lowers a kernel twice, not five times. Both programs are
-# right on all later architectures whatever TileLang would have made there.
+# With these options TileLang has no use for what came after sm_80, but for wgmma (below) and
+# Blackwell's arithmetic on pairs of float32, so it lowers a kernel twice, not five times, and once
+# if it finds no pairs (PLAIN). A program is right on all later architectures, whatever TileLang
+# would have made there.
+_BEFORE_PAIRS, _WITH_PAIRS = ("sm_80", "sm_89", "sm_90a"), ("sm_100a", "sm_120a")
 OPTIONS = {
     "pass_configs": PASS_CONFIGS,
     "contract_fma": False,
-    "alike": (("sm_80", "sm_89", "sm_90a"), ("sm_100a", "sm_120a")),
+    "alike": (_BEFORE_PAIRS, _WITH_PAIRS),
 }
+_ONE_PROGRAM = {"alike": (_BEFORE_PAIRS + _WITH_PAIRS,)}
+PLAIN_OPTIONS = {**OPTIONS, **_ONE_PROGRAM}
 
 # For matrix products: by mma.sync, which every architecture has; and by wgmma, where it is there.
 MATRIX_OPTIONS = {
@@ -34,6 +38,7 @@ MATRIX_OPTIONS = {
     "pass_configs": {**PASS_CONFIGS, "tl.disable_wgmma": True},
     "matrix": True,
 }
+PLAIN_MATRIX_OPTIONS = {**MATRIX_OPTIONS, **_ONE_PROGRAM}
 
 WGMMA_OPTIONS = {**OPTIONS, "matrix": True}
 

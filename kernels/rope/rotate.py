@@ -1,7 +1,7 @@
 """RoPE on heads in exact precision (spec §3.1)."""
 
 from tileproof.dsl import In, Op, Out, Values, check, dim, static
-from tileproof.kernels.row_stream import OPTIONS, THREADS, ceildiv, row_lanes, vector
+from tileproof.kernels.row_stream import PLAIN_OPTIONS, THREADS, ceildiv, row_lanes, vector
 
 from . import reference
 
@@ -52,7 +52,7 @@ op = Op(
 )
 
 
-@op.kernel(**OPTIONS)
+@op.kernel(**PLAIN_OPTIONS)
 def rotate(T, M, X, H, D, Q, act):
     """A block takes a token; a thread 16 bytes of a head at a time."""
     wide = vector(act)

@@ -4,7 +4,7 @@ from tileproof.dsl import Op, Out, check, derived, static
 from tileproof.kernels.quant._blocks import FP4_GROUP, stored_scale
 from tileproof.kernels.quant._fp4 import device
 from tileproof.kernels.quant._hadamard import rotation
-from tileproof.kernels.row_stream import OPTIONS, THREADS, ceildiv, row_lanes
+from tileproof.kernels.row_stream import PLAIN_OPTIONS, THREADS, ceildiv, row_lanes
 
 from . import reference
 from . import rotate as plain
@@ -40,7 +40,7 @@ op = Op(
 )
 
 
-@op.kernel(**OPTIONS)
+@op.kernel(**PLAIN_OPTIONS)
 def rotate_fp4(T, M, X, H, D, Q, B, G):
     """A block takes a token, a thread a group of 32; four neighbours rotate their 128 together."""
     first = D - 2 * Q
