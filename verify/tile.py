@@ -44,6 +44,24 @@ _MOST_STEPS = 1 << 20
 _MOST_LANES = 1 << 14
 
 
+def _lanes(dtype: Any) -> int:
+    found = _LANES.search(str(dtype))
+    return int(found[1]) if found else 1
+
+
+def _cut(flow: Flow, source: Any, target: Any) -> Flow:
+    """The bits of a vector as a vector of more or fewer lanes: a lane is what it shares bits with,
+    and which part of that."""
+    old, new = _lanes(source), _lanes(target)
+    if max(old, new) % min(old, new):
+        raise UnfollowedError(f"{source} as {target}")
+    flow = Flow(*(np.reshape(v, (-1, old)) for v in flow))
+    lane = np.arange(new)
+    first = [Flow(*(v[:, lane * old // new + n] for v in flow)) for n in range(max(old // new, 1))]
+    whole = combine(f"bits of {source} as {target}", first)
+    return Flow(whole.label, mix(whole.word, lane % max(new // old, 1)))
+
+
 class Tile:
     """One block of a launch, or several that share no memory, executed abstractly.
 
@@ -167,11 +185,8 @@ class Tile:
 
     def index(self, e: Any, dtype: Any) -> Any:
         """One row per thread; a vector, or an element that is one, has a column per lane."""
-        index = np.asarray(self.number(e))
-        lanes = _LANES.search(str(dtype))
-        if lanes is None:
-            return index
-        return np.reshape(index, (-1, 1)) * int(lanes[1]) + np.arange(int(lanes[1]))
+        index, lanes = np.asarray(self.number(e)), _lanes(dtype)
+        return index if lanes == 1 else np.reshape(index, (-1, 1)) * lanes + np.arange(lanes)
 
     def owner(self, data: Any, like: Any) -> tuple[Memory, Any, int]:
         base, offset = self.views.get(data, (data, 0))
@@ -371,6 +386,8 @@ class Tile:
             return nothing
         if name == "tl.infinity":
             return Flow(np.int64(NONE), name_word(f"{name} {e.dtype}"))
+        if name == "tirx.reinterpret" and _lanes(e.dtype) != _lanes(args[0].dtype):
+            return _cut(self.value(args[0]), args[0].dtype, e.dtype)
         if name == "tl.ptx_cp_async":
             self.copy(args)
             return nothing

@@ -22,6 +22,7 @@ TYPES = {"act": ("bf16", "f32"), "out": ("bf16", "f32")}
 
 TILE = {"tokens": 64, "width": 64, "threads": 128, "stages": 3}
 _PARTS = 3
+PAD = 8  # columns added to a tile, so that eight rows of a matrix instruction lie in all banks
 
 
 def writer(T, N, rows, width, out):

@@ -1,11 +1,12 @@
 """x W^T of FP8 activations and FP4 weights (spec §6.3)."""
 
 from tileproof.dsl import In, Op, Out
-from tileproof.kernels.row_stream import MATRIX_OPTIONS
+from tileproof.kernels.quant._blocks import FP4_GROUP
 
 from . import reference
-from ._fp8 import DEPTH, FP4_DIMS, FP4_GROUP, OUT, VARIANTS, fp4_device
-from ._tiles import TOKENS, writer
+from ._fp4 import FP4_DIMS, Rows, fp4_device
+from ._fp8 import DEPTH, OUT, TILE, VARIANTS
+from ._tiles import PAD, TOKENS, writer
 
 
 def model_sizes(config):
@@ -41,19 +42,13 @@ op = Op(
 )
 
 
-@op.kernel(**MATRIX_OPTIONS, **VARIANTS[0], tokens=64)
-@op.kernel(**MATRIX_OPTIONS, **VARIANTS[1], tokens=64)
-def fp4(T, M, N, K, B, G, H, F, out, tokens, width, threads, stages, instruction):
+@op.kernel(**VARIANTS[0], **TILE, tokens=64)
+@op.kernel(**VARIANTS[1], **TILE, tokens=64)
+@op.kernel(**VARIANTS[2], **TILE, tokens=64)
+def fp4(T, M, N, K, B, G, H, F, out, tokens, width, threads, ring, native):
     """One block makes one tile."""
-    code = fp4_device(T, K, B, tokens, width, threads, stages, instruction)
+    code = fp4_device(T, K, B, tokens, width, threads, ring, native)
     write = writer(T, N, tokens, width, out)
-
-    @T.macro
-    def bring(x, xs, w, ws, i, j, k, x_codes, x_scales, w_codes, w_scales):
-        T.copy(x[i * tokens, k], x_codes)
-        T.copy(xs[i * tokens, k // B], x_scales)
-        T.copy(w[j * width, k // 2], w_codes)
-        T.copy(ws[j * width, k // FP4_GROUP], w_scales)
 
     @T.prim_func
     def kernel(
@@ -64,8 +59,12 @@ def fp4(T, M, N, K, B, G, H, F, out, tokens, width, threads, stages, instruction
         y: T.Tensor((M, N), out),
     ):
         with T.Kernel(T.ceildiv(N, width), T.ceildiv(M, tokens), threads=threads) as (j, i):
-            staged = T.alloc_shared((tokens, width), out)
-            code.product(lambda *at: bring(x, xs, w, ws, i, j, *at), staged)
+            staged = T.alloc_shared((tokens, width + PAD), out)
+            code.product(
+                Rows(x, xs, lambda m: (i * tokens + m,), lambda m: i * tokens + m < M),
+                Rows(w, ws, lambda n: (j * width + n,), lambda n: j * width + n < N),
+                staged,
+            )
             write(staged, y, j, lambda m: (i * tokens + m,), lambda m: i * tokens + m < M)
 
     return kernel

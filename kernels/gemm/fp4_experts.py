@@ -4,7 +4,9 @@ from tileproof.dsl import In, Op, Out, Values, dim, static
 from tileproof.kernels.row_stream import MATRIX_OPTIONS
 
 from . import fp4, reference
-from ._fp8 import DEPTH, FP4_DIMS, FP4_GROUP, OUT, VARIANTS, fp4_device
+from ._fp4 import FP4_DIMS, FP4_GROUP
+from ._fp4_halves import VARIANTS, fp4_device
+from ._fp8 import DEPTH, OUT
 from ._tiles import EXPERTS, writer
 
 

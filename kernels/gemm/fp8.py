@@ -1,13 +1,10 @@
 """x W^T of FP8 activations and FP8 weights (spec §6.3)."""
 
 from tileproof.dsl import In, Op, Out, derived
-from tileproof.kernels.row_stream import MATRIX_OPTIONS, WGMMA_OPTIONS
 
 from . import reference
-from ._fp8 import COLUMNS, DEPTH, OUT, fp8_device, groups
-from ._tiles import ROWS, TOKENS, writer
-
-TILE = {"tokens": 64, "width": 64, "threads": 128}
+from ._fp8 import COLUMNS, DEPTH, OUT, TILE, VARIANTS, fp8_device, groups
+from ._tiles import PAD, ROWS, TOKENS, writer
 
 
 def model_sizes(config):
@@ -55,9 +52,9 @@ op = Op(
 )
 
 
-@op.kernel(**MATRIX_OPTIONS, **TILE, archs=("sm_80",), ring=2, native=False)
-@op.kernel(**MATRIX_OPTIONS, **TILE, archs=("sm_89", "sm_100a", "sm_120a"), ring=3, native=True)
-@op.kernel(**WGMMA_OPTIONS, **TILE, archs=("sm_90a",), ring=3, native=True)
+@op.kernel(**VARIANTS[0], **TILE, tokens=64)
+@op.kernel(**VARIANTS[1], **TILE, tokens=64)
+@op.kernel(**VARIANTS[2], **TILE, tokens=64)
 def fp8(T, M, N, K, G, out, tokens, width, threads, ring, native):
     """One block makes one tile, all of it under one row of weight scales."""
     code = fp8_device(T, K, tokens, width, threads, ring, native)
@@ -65,8 +62,8 @@ def fp8(T, M, N, K, G, out, tokens, width, threads, ring, native):
 
     @T.macro
     def bring(x, w, i, j, g, x_codes, w_codes):
-        code.fetch_x(x, i * tokens, lambda m: i * tokens + m < M, g, x_codes)
-        code.fetch_w(w, j * width, lambda n: j * width + n < N, g, w_codes)
+        code.fetch_x(x, lambda m: (i * tokens + m,), lambda m: i * tokens + m < M, g, x_codes)
+        code.fetch_w(w, lambda n: (j * width + n,), lambda n: j * width + n < N, g, w_codes)
 
     @T.macro
     def scales(xs, ws, i, j, x_scales, w_scales):
@@ -86,8 +83,7 @@ def fp8(T, M, N, K, G, out, tokens, width, threads, ring, native):
         y: T.Tensor((M, N), out),
     ):
         with T.Kernel(T.ceildiv(N, width), T.ceildiv(M, tokens), threads=threads) as (j, i):
-            # wider than it need be, so that eight rows of a matrix instruction lie in all banks
-            staged = T.alloc_shared((tokens, width + 8), out)
+            staged = T.alloc_shared((tokens, width + PAD), out)
             code.product(
                 lambda *at: bring(x, w, i, j, *at), lambda *at: scales(xs, ws, i, j, *at), staged
             )

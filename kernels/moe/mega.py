@@ -2,7 +2,8 @@
 
 from tileproof.dsl import In, InOut, Op, Out, Values, derived
 from tileproof.kernels.attention._core import SMALL
-from tileproof.kernels.gemm._fp8 import DEPTH, fp4_device
+from tileproof.kernels.gemm._fp4_halves import fp4_device
+from tileproof.kernels.gemm._fp8 import DEPTH
 from tileproof.kernels.quant._blocks import FP4_GROUP, FP8_VECTOR, stored_scale
 from tileproof.kernels.quant._fp8 import device as fp8_device
 from tileproof.kernels.quant._fp8 import owned

@@ -154,6 +154,28 @@ def chosen(partner=0, by_value=True):
     return kernel
 
 
+def unpacked(partner=0):
+    """A row of two e2m1 a byte as e4m3, four at a time; `partner` has another row's bytes."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def kernel(x: T.Tensor((M, 8), "uint8"), y: T.Tensor((M, 16), "float8_e4m3fn")):
+        with T.Kernel(T.ceildiv(M, 8), threads=8) as block:
+            row = block * 8 + (T.get_thread_binding() ^ partner)
+            packed = T.alloc_local((8,), "uint8")
+            codes = T.alloc_local((16,), "float8_e4m3fn")
+            if (row < M) & (block * 8 + T.get_thread_binding() < M):
+                for v in T.vectorized(8):
+                    packed[v] = x[row, v]
+                for v in T.unroll(4):
+                    four = T.reinterpret(packed[T.Ramp(2 * v, 1, 2)], "float4_e2m1fnx4")
+                    codes[T.Ramp(4 * v, 1, 4)] = T.Cast("float8_e4m3fnx4", four)
+                for v in T.vectorized(16):
+                    y[block * 8 + T.get_thread_binding(), v] = codes[v]
+
+    return kernel
+
+
 def gathered(partner=0, index=0):
     """Eight rows a block, one a thread: a row takes its largest element, and one that an index
     names; `partner` compares with, and `index` asks, another row of the tile."""
@@ -222,6 +244,7 @@ CLEAN = {
     "fixed scale": read(lambda m: m, scale=lambda M, m: 3),
     "tile": tiled(),
     "its data decides": chosen(),
+    "bits in other lanes": unpacked(),
 }
 BATCH = {
     "trips by batch size": summed(lambda M, m: T.if_then_else(M < 8, 4, 8)),
@@ -234,6 +257,7 @@ BATCH = {
     "other row of the tile": tiled(partner=1),
     "a neighbour's data decides": chosen(partner=1),
     "order by place in the tile": tiled(start=lambda row: row),
+    "another row's bits in other lanes": unpacked(partner=1),
 }
 
 

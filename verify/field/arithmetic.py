@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import residues
-from .memory import Element, element
+from .memory import Element, UnmodelledError, element
 
 
 def wrapped(value: Any, kind: Element) -> Any:
@@ -78,8 +78,17 @@ def convert(value: Any, source: str, target: str) -> Any:
 
 def reinterpret(value: Any, source: str, target: str) -> Any:
     """The bits of a number as one of another type: of integers their own, else a random function,
-    but that no bits are 0."""
+    but that no bits are 0. Integers may be cut into several numbers each.
+
+    Raises UnmodelledError for numbers that are joined, and for parts of a float.
+    """
     a, b = element(source), element(target)
+    if a.bits != b.bits:
+        if a.kind == "float" or a.bits % b.bits:
+            raise UnmodelledError(f"{source} as {target}")
+        begin = np.arange(0, a.bits, b.bits)
+        parts = np.asarray(value)[..., None] >> begin & (1 << b.bits) - 1
+        a, value = Element(f"uint{b.bits}", "int", b.bits), parts.reshape(*parts.shape[:-1][:1], -1)
     if "float" not in (a.kind, b.kind):
         return wrapped(np.asarray(value, np.int64), b)
     name = f"bits of {a.name} as {b.name}"
