@@ -1,13 +1,15 @@
 """Which bytes of shared memory an access may touch, and by which threads, by enumeration.
 
 Every thread and every iteration of the inner loops is evaluated; an iteration of a followed loop
-counts modulo the period with which it occurs in the index (the ring of a pipeline). Conditions that
+counts modulo the period with which it occurs in the index (the ring of a pipeline), and so does the
+index of the block, which both have (a rank in its cluster). Conditions that
 cannot be enumerated are dropped, so a footprint is never too small, and what it shows apart needs
 no solver.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,7 +24,11 @@ from .windows import Meeting, Who
 
 _MOST_POINTS = 1 << 20
 _MOST_ITERATIONS = 4096
+_MOST_PLACES = 64
 _WARP = 32
+
+
+Place = tuple[tuple[Symbol, int], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,10 +79,14 @@ def byte_range(access: Access) -> tuple[Term, Term]:
 class Footprints:
     """Footprints of one launch, each computed once."""
 
-    def __init__(self, threads: Iterable[Symbol], followed: set[Symbol]) -> None:
+    def __init__(
+        self, threads: Iterable[Symbol], followed: set[Symbol], blocks: Iterable[Symbol] = ()
+    ) -> None:
+        """`blocks` are indices of the block, the same for both accesses of a meeting."""
         self.followed = followed
         self._threads = list(threads)
-        self._stamps: dict[tuple[Access, tuple[int, ...]], Stamp | None] = {}
+        self._blocks = list(blocks)
+        self._stamps: dict[tuple[Access, tuple[int, ...], Place], Stamp | None] = {}
         self._periods: dict[tuple[Access, Symbol], int] = {}
 
     def apart(self, meeting: Meeting) -> bool:
@@ -86,18 +96,30 @@ class Footprints:
             iterations = self._iterations(meeting, 0)
         if iterations is None:
             return False
-        for one, two in iterations:
-            a, b = self.stamp(meeting.first, one), self.stamp(meeting.second, two)
+        for place, (one, two) in itertools.product(self._places(meeting), iterations):
+            a, b = self.stamp(meeting.first, one, place), self.stamp(meeting.second, two, place)
             if a is None or b is None or a.meets(b, meeting.who):
                 return False
         return True
 
-    def stamp(self, access: Access, iteration: tuple[int, ...]) -> Stamp | None:
-        """Who touches what at one iteration of the followed loops; None if that is not known."""
-        key = (access, iteration)
+    def stamp(self, access: Access, iteration: tuple[int, ...], place: Place = ()) -> Stamp | None:
+        """Who touches what at one iteration of the followed loops, in a block at `place`; None if
+        that is not known."""
+        mentioned = access.index.symbols.union(*(c.symbols for c in access.context.path))
+        key = (access, iteration, tuple(p for p in place if p[0] in mentioned))
         if key not in self._stamps:
-            self._stamps[key] = self._stamp(access, iteration)
+            self._stamps[key] = self._stamp(*key)
         return self._stamps[key]
+
+    def _places(self, meeting: Meeting) -> list[Place]:
+        """Block indices that speak for all, as far as the two indices hang on them."""
+        both = (meeting.first, meeting.second)
+        chosen = [s for s in self._blocks if any(s in a.index.symbols for a in both)]
+        periods = [math.lcm(*(self._period(a, s) for a in both)) for s in chosen]
+        if not 0 < math.prod(periods) <= _MOST_PLACES:
+            return [()]
+        residues = itertools.product(*map(range, periods))
+        return [tuple(zip(chosen, each, strict=True)) for each in residues]
 
     def _loops(self, access: Access) -> list[Symbol]:
         return [s for s in access.context.loops if s in self.followed]
@@ -161,8 +183,10 @@ class Footprints:
             self._periods[key] = math.lcm(*found)
         return self._periods[key]
 
-    def _stamp(self, access: Access, iteration: tuple[int, ...]) -> Stamp | None:
+    def _stamp(self, access: Access, iteration: tuple[int, ...], place: Place) -> Stamp | None:
         point: dict[Symbol, Any] = dict(zip(self._loops(access), iteration, strict=True))
+        point |= place
+        counted = list(point)
         inner = [s for s in access.context.loops if s not in self.followed]
         axes = [*self._threads, *inner]
         total = 1
@@ -186,7 +210,7 @@ class Footprints:
             keep = keep & (point[s] >= evaluate(s.lo, point)) & (point[s] <= evaluate(s.hi, point))
         for c in access.context.path:
             certain = c.symbols <= point.keys() and not any(True for _ in c.loads())
-            if certain and all(period(c, s) for s in self._loops(access)):
+            if certain and all(period(c, s) for s in counted):
                 keep = keep & np.asarray(evaluate(c, point)).astype(bool)
         keep = np.broadcast_to(keep, grid)
         thread: Any = 0

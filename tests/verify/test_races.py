@@ -5,6 +5,7 @@ import tilelang.language as T
 
 from tileproof.codegen.lower import lower
 from tileproof.verify import Verdict, prove_lowered
+from tileproof.verify.props import races
 
 from ..runtime.virtual.catalogue import PROGRAMS
 
@@ -324,3 +325,33 @@ def test_places_without_a_period_are_enumerated_in_loops_beside_unknown_ones():
     found = right.properties["races"]
     assert found.verdict is Verdict.PROVED and found.rlimit == 0
     assert wrong.properties["races"].verdict is Verdict.REFUTED
+
+
+def ring_of_a_block(slots):
+    """A tile is read backwards behind a barrier, and the next one written at once; where a block
+    begins in the ring is its own number's choice."""
+    N = T.dynamic("N")
+
+    @T.prim_func
+    def kernel(x: T.Tensor((N, 128), "float32"), y: T.Tensor((8, N, 128), "float32")):
+        with T.Kernel(8, threads=128) as block:
+            tile = T.alloc_shared((slots, 128), "float32")
+            thread = T.get_thread_binding()
+            for t in T.serial(N):
+                slot = (t + block % 3) % slots
+                tile[slot, thread] = x[t, thread]
+                T.sync_threads()
+                y[block, t, thread] = tile[slot, 127 - thread]
+
+    return kernel
+
+
+@pytest.mark.parametrize(("slots", "verdict"), [(2, Verdict.PROVED), (1, Verdict.REFUTED)])
+def test_a_ring_that_blocks_begin_at_different_slots(slots, verdict, monkeypatch):
+    """Enumerated for every residue of the block's number, without the solver."""
+    asked = []
+    real = races._Pair._apart
+    monkeypatch.setattr(races._Pair, "_apart", lambda pair, at: asked.append(at) or real(pair, at))
+    report = run(ring_of_a_block(slots))
+    assert report.properties["races"].verdict is verdict, report
+    assert bool(asked) is (verdict is not Verdict.PROVED)

@@ -67,7 +67,7 @@ class _Pair:
             s: var(Symbol(f"{s.name}'", s.kind, s.lo, s.hi, s.origin)) for s in self.threads
         }
         followed = synchronising(launch.facts)
-        self.footprints = Footprints(self.threads, followed)
+        self.footprints = Footprints(self.threads, followed, launch.facts.blocks)
         self.walk = Walk(launch.facts, self.twin, self.feasible)
         first = launch.facts.linear_thread
         second = terms.substitute(first, self.twins)
