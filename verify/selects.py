@@ -33,4 +33,4 @@ def _early(e: Any, nested: bool) -> bool:
         parts = list(e.args if kind == "Call" else e.indices)
     else:
         parts = [getattr(e, name, None) for name in _PARTS.get(kind, ("a", "b"))]
-    return None in parts or any(_early(part, nested or kind == "Select") for part in parts)
+    return any(part is None or _early(part, nested or kind == "Select") for part in parts)

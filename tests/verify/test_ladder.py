@@ -424,7 +424,7 @@ def test_index_contract_decides_a_gather(values, guarded, verdict):
     assert bounds.verdict is verdict, bounds
 
 
-def picked(element):
+def picked(how):
     """Elements that indices choose, zero where there is none."""
     M, R = T.dynamic("M"), T.dynamic("R")
 
@@ -434,27 +434,32 @@ def picked(element):
     ):
         with T.Kernel(M, threads=32) as m:
             if T.get_thread_binding() == 0:
-                y[m] = T.Select(rows[m] >= 0, element(x, rows[m]), T.float32(0))
+                r = rows[m]
+                if how == "chosen":
+                    y[m] = T.Select(r >= 0, x[r], T.float32(0))
+                if how == "beyond":
+                    y[m] = T.Select(r >= 0, x[r + 1], T.float32(0))
+                if how == "branch":
+                    y[m] = T.Select(r >= 0, T.if_then_else(r < 5, x[r], T.float32(0)), T.float32(0))
+                if how == "nested":
+                    inner = T.if_then_else(r < 5, x[r], T.float32(0))
+                    y[m] = T.Select(r >= 0, T.Select(r > 3, T.float32(0), inner), T.float32(0))
 
     return kernel
 
 
 @pytest.mark.parametrize(
-    ("element", "text", "verdict"),
+    ("how", "text", "verdict"),
     [
-        (lambda x, r: x[r], "? x[rows[", Verdict.PROVED),
-        (lambda x, r: x[r + 1], "? x[", Verdict.ALARM),
+        ("chosen", "? x[", Verdict.PROVED),
+        ("beyond", "? x[", Verdict.ALARM),
         # printed before the selection as a branch, which knows the condition of the innermost one
-        (lambda x, r: T.if_then_else(r < 5, x[r], 0), "? condval", Verdict.PROVED),
-        (
-            lambda x, r: T.Select(r > 3, 0.0, T.if_then_else(r < 5, x[r], 0)),
-            ": condval",
-            Verdict.ALARM,
-        ),
+        ("branch", "? condval", Verdict.PROVED),
+        ("nested", ": condval", Verdict.ALARM),
     ],
 )
-def test_a_selection_reads_the_side_that_its_text_reads(element, text, verdict):
-    lowered = lower(picked(element), "sm_80", pass_configs=CONFIGS)
+def test_a_selection_reads_the_side_that_its_text_reads(how, text, verdict):
+    lowered = lower(picked(how), "sm_80", pass_configs=CONFIGS)
     (line,) = [line for line in lowered.cuda.splitlines() if "y[" in line and " = " in line]
     assert text in line
     facts = {"values": {"rows": ["-1", "R-1"]}, **dims(M=100, R=100)}

@@ -130,9 +130,11 @@ def test_changed_cuda_of_a_library_kernel_is_refuted():
 
 # After two minutes it is UNKNOWN by name: its loops within loops take more than a million steps.
 LONG = {"moe/mega"}
+# Stores into other blocks' shared memory are UNKNOWN by name.
+CLUSTERS = {"attention/paged_cluster"}
 
 
-@pytest.mark.parametrize("name", sorted({*load_library()} - LONG))
+@pytest.mark.parametrize("name", sorted({*load_library()} - LONG - CLUSTERS))
 def test_library_is_proved(name):
     spec = load_library()[name].shape_set("flash")[0][0]
     (report,) = prove(spec, "sm_90a", route="ptx").kernels

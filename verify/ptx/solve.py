@@ -55,9 +55,14 @@ class Solver:
             return goal.op == "const" and goal.value == 1
         key = (goal, *path, bits.true())
         if key not in self._memo:
-            plain = [p for p in _near(path, goal) if not products.occur(p)]
-            answer = integers.ask(self._relevant([*plain, bits.negate(goal)]))
-            self.steps += answer.steps
+            near = _near(path, goal)
+            answer = Answer(None)
+            for given in (near, path) if len(near) < len(path) else (near,):
+                plain = [p for p in given if not products.occur(p)]
+                answer = integers.ask(self._relevant([*plain, bits.negate(goal)]))
+                self.steps += answer.steps
+                if answer.holds:
+                    break
             self._memo[key] = answer
         return self._memo[key].holds is True
 
