@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from tileproof.dsl import check
-from tileproof.kernels.attention.load import clustered
+from tileproof.kernels.attention.form import clustered
 from tileproof.kernels.kv_cache import key_pages, kv_pages
 
 from .attention import Batch, Compressor, Rope
@@ -245,21 +245,26 @@ def multiprocessors(device: torch.device) -> int:
 def core(
     run: Run, q: torch.Tensor, lists: Sequence[torch.Tensor], sink: torch.Tensor, processors: int
 ) -> torch.Tensor:
-    """Attention of q [M, H, D] over its lists, the last tokens by clusters of blocks where `load`
+    """Attention of q [M, H, D] over its lists, the last tokens by clusters of blocks where `form`
     says so; the bits are the same. `lists` are those of `attention/paged`."""
-    slots = lists[3].shape[1] + lists[7].shape[1]
+    *window, near = lists[:4]
+    *pool, chosen = lists[4:]
+    slots = near.shape[1] + chosen.shape[1]
     few = clustered(len(q), q.shape[1], q.shape[2], slots, processors)
-    if not few:
-        out: torch.Tensor = run("attention_paged", q, *lists, sink)
+
+    def part(op: str, q: torch.Tensor, near: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = run(op, q, *window, near, *pool, chosen, sink)
         return out
+
+    if not few:
+        return part("attention_paged", q, near, chosen)
     alone = len(q) - few
     # copies, as rows of a list may lie where no kernel takes a pointer
-    theirs = [t[alone:].clone() if i in (3, 7) else t for i, t in enumerate(lists)]
-    last: torch.Tensor = run("attention_paged_cluster", q[alone:], *theirs, sink)
+    rows = near[alone:].clone(), chosen[alone:].clone()
+    last = part("attention_paged_cluster", q[alone:], *rows)
     if not alone:
         return last
-    ours = [t[:alone] if i in (3, 7) else t for i, t in enumerate(lists)]
-    return torch.cat([run("attention_paged", q[:alone], *ours, sink), last])
+    return torch.cat([part("attention_paged", q[:alone], near[:alone], chosen[:alone]), last])
 
 
 def _compressed(

@@ -239,23 +239,9 @@ class DeviceWalker(Converter):
         if buffer.tensor and mode == "write":
             self.written.add(buffer.tensor)
         self.not_of_elected(index)
-        order = next(self._order)
-        self.facts.accesses.append(
-            Access(
-                buffer,
-                mode,
-                index,
-                lanes,
-                align,
-                self.context,
-                order,
-                node,
-                asynchronous,
-                self.value_of_store if mode == "write" else None,
-                atomic,
-                peer,
-            )
-        )
+        what = buffer, mode, index, lanes, align, self.context, next(self._order), node
+        stored = self.value_of_store if mode == "write" else None
+        self.facts.accesses.append(Access(*what, asynchronous, stored, atomic, peer))
 
     def stored(self, e: Any, reads: list[Access]) -> tuple[Term, ...] | None:
         """What determines the value of an expression; None if memory that is written does."""

@@ -18,7 +18,7 @@ from tileproof.dsl import check
 
 from ._core import pieces
 
-_STEP = 16  # channels of one matrix instruction
+STEP = 16  # channels of one matrix instruction
 
 
 def device(T, H, D, heads, ways, wgmma):
@@ -28,8 +28,8 @@ def device(T, H, D, heads, ways, wgmma):
     `width` channels of it.
     """
     check(ways in (2, 4), "blocks of a cluster", got=ways, expected="2 or 4")
-    fits = D % (ways * _STEP) == 0
-    check(fits, "channels of an entry", got=D, expected=f"a multiple of {ways * _STEP}")
+    fits = D % (ways * STEP) == 0
+    check(fits, "channels of an entry", got=D, expected=f"a multiple of {ways * STEP}")
     code = pieces(T, H, D, "bfloat16", heads, 1, wgmma)
     rows, chunk, taken, own = code.rows, code.chunk, code.taken, code.own
     width, ring, last = D // ways, ways + 1, ways - 1

@@ -4,6 +4,7 @@ from tileproof.dsl import Op
 from tileproof.kernels.row_stream import MATRIX_OPTIONS, WGMMA_OPTIONS
 
 from . import paged, reference
+from .form import SPREAD
 
 op = Op(
     "attention/paged_cluster",
@@ -16,7 +17,7 @@ op = Op(
         "tiny": {**paged.op.shapes["tiny"], "spread": 2},
         "edge": {**paged.op.shapes["edge"], "spread": 2},
     },
-    params={"spread": 4},
+    params={"spread": SPREAD},
     model_sizes=paged.model_sizes,
     reduces=paged.op.reduces,
 )

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tileproof.dsl import get
-from tileproof.kernels.attention import load
+from tileproof.kernels.attention import form
 from tileproof.model.official import core
 
 from ..kernels.attention.test_paged import draw
@@ -26,7 +26,7 @@ H100 = 132
         (133, 64, 640, 1),
         (132 + 33, 64, 640, 33),
         (132 + 34, 64, 640, 0),
-        (1, 64, load._LEAST - 1, 0),
+        (1, 64, form._LEAST - 1, 0),
         (16, 128, 1152, 16),  # two blocks of heads
         (17, 128, 1152, 0),
         (66 + 16, 128, 1152, 16),
@@ -36,19 +36,19 @@ H100 = 132
 def test_clusters_take_a_last_wave_that_would_leave_most_of_the_device_idle(
     tokens, heads, slots, few
 ):
-    assert load.clustered(tokens, heads, 512, slots, H100) == few
+    assert form.clustered(tokens, heads, 512, slots, H100) == few
 
 
 def test_without_a_device_or_with_channels_that_cannot_be_cut_there_is_one_form():
-    assert load.clustered(1, 64, 512, 640, 0) == 0
-    assert load.clustered(1, 64, 96, 640, H100) == 0
-    assert load.clustered(1, 128, 512, 640, 1) == 0  # a token fills it
+    assert form.clustered(1, 64, 512, 640, 0) == 0
+    assert form.clustered(1, 64, 96, 640, H100) == 0
+    assert form.clustered(1, 128, 512, 640, 1) == 0  # a token fills it
 
 
 @pytest.mark.parametrize("M", [0, 1, 3, 5])
 def test_the_form_changes_no_bit(M, seed, monkeypatch):
     """On four multiprocessors, of which five tokens fill one wave and a cluster for the last."""
-    monkeypatch.setattr(load, "_LEAST", 98)
+    monkeypatch.setattr(form, "_LEAST", 98)
     q, *lists, sink = draw(M, 33, 65, seed=seed, sizes=SIZES)
     called = []
 

@@ -9,7 +9,9 @@ from tileproof.codegen.device import compile_ptx
 from tileproof.codegen.lower import lower
 from tileproof.dsl import load_library
 from tileproof.verify import Verdict
+from tileproof.verify.operands import places
 from tileproof.verify.ptx import prove, prove_text
+from tileproof.verify.ptx.multiply import span
 
 # What a compiler might get wrong → (op, its text, what stands there instead, what then fails).
 # The first place that matches is changed.
@@ -86,6 +88,17 @@ def test_a_planted_bug_is_found(kernels, name):
 def test_the_compilers_own_text_is_proved(kernels, op):
     """prenorm_gemm's is proved with the whole library, in test_ptx.py."""
     assert prove_text(*kernels[op], use_cache=False).verdict is Verdict.PROVED
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("line", "row"), [(16, 32), (16, 128), (32, 32), (64, 128), (128, 256)])
+def test_an_operand_spans_what_the_other_route_says_it_covers(line, row, transposed):
+    """Chunk by chunk; the two routes share no code."""
+    leading, stride = 4096, 1 << 14
+    for lines in (8, 16, 64):
+        chunks = places(line, leading, stride, transposed, lines, row)
+        end = max(chunks) + 16
+        assert span(line, leading, stride, transposed, lines, row) == -(-end // line) * line
 
 
 def test_a_compiler_that_errs_is_an_error_of_the_run(monkeypatch, capsys):

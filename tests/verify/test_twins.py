@@ -2,11 +2,12 @@
 
 import pytest
 import tilelang.language as T
+import torch
 
 from tileproof.codegen.lower import lower
 from tileproof.dsl import Facts
 from tileproof.mutation import Outcome, _Checkers, examine, table
-from tileproof.twins import Twins
+from tileproof.twins import Twins, _bytes
 from tileproof.verify.field import Reference
 
 FACTS = Facts(dims={"M": (1, 40)})
@@ -24,6 +25,11 @@ def sums(right: bool = False, shift: int = 0):
             y[m, t + shift] = a + (b + c) if right else (a + b) + c
 
     return lower(kernel, "sm_80", pass_configs={"tl.disable_safe_memory_legalize": True})
+
+
+def test_a_tensor_of_one_element_has_bytes_whatever_its_stride():
+    one = torch.tensor([7, 8], dtype=torch.int32).as_strided((1,), (0,))
+    assert _bytes(one).tolist() == [7, 0, 0, 0]
 
 
 @pytest.fixture(scope="module")

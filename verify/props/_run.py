@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -11,6 +11,7 @@ from tileproof.verify import grid
 from tileproof.verify.domain import Domain
 from tileproof.verify.encode import Answer, Engine, Point
 from tileproof.verify.facts import Access, Facts
+from tileproof.verify.intrinsics import UnmodelledError
 from tileproof.verify.model import Counterexample, Verdict
 from tileproof.verify.order import Order, analyse
 from tileproof.verify.replay import Machine, Setting, Trace
@@ -29,6 +30,20 @@ class Goal:
 
 
 PROVED = Goal(Verdict.PROVED)
+
+
+def weakest(goals: Iterable[Goal]) -> Goal:
+    """One obligation made of several: the first that is refuted, else the last that is open."""
+    open_goal = PROVED
+    try:
+        for goal in goals:
+            if goal.verdict is Verdict.REFUTED:
+                return goal
+            if goal is not PROVED:
+                open_goal = goal
+    except UnmodelledError as missing:
+        return Goal(Verdict.UNKNOWN, f"not modelled: {missing}")
+    return open_goal
 
 
 @dataclass(frozen=True)

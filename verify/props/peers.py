@@ -19,14 +19,14 @@ from typing import Any
 from tileproof.verify import cluster, terms
 from tileproof.verify.facts import Access, Buffer, Context, Facts
 from tileproof.verify.footprint import Footprints, byte_range
-from tileproof.verify.intrinsics import Effect, Touch, UnmodelledError
+from tileproof.verify.intrinsics import Effect, Touch
 from tileproof.verify.model import Counterexample, Step, Verdict
 from tileproof.verify.replay import UndeterminedError
 from tileproof.verify.terms import Symbol, Term, apply, const, poly, var
 from tileproof.verify.timeline import Timeline
 from tileproof.verify.windows import Meeting, Walk, synchronising
 
-from ._run import PROVED, Goal, Launch, found, undecided
+from ._run import PROVED, Goal, Launch, found, undecided, weakest
 
 _EDGES = {-1: "which may not have begun", 1 << 62: "which may have ended"}
 
@@ -95,24 +95,17 @@ class _Peers:
         return view
 
     def goal(self, access: Access) -> Goal:
-        """The first meeting of a store with anything that cannot be ruled out decides."""
-        doubt = PROVED
-        try:
-            for meeting in self.walk.from_(access):
-                first, second = self.of[meeting.first], self.of[meeting.second]
-                if first.peer is None and second.peer is None:
-                    continue
-                edge = first.node is None or second.node is None
-                if not edge and self.footprints.apart(replace(meeting, who="any")):
-                    continue
-                goal = self._apart(first, second, dict(meeting.where), meeting)
-                if goal.verdict is Verdict.REFUTED:
-                    return goal
-                if goal is not PROVED:
-                    doubt = goal
-        except UnmodelledError as missing:
-            return Goal(Verdict.UNKNOWN, f"not modelled: {missing}")
-        return doubt
+        """A meeting of a store with anything that cannot be ruled out decides."""
+        return weakest(self._meetings(access))
+
+    def _meetings(self, access: Access) -> Iterator[Goal]:
+        for meeting in self.walk.from_(access):
+            first, second = self.of[meeting.first], self.of[meeting.second]
+            if first.peer is None and second.peer is None:
+                continue
+            edge = first.node is None or second.node is None
+            if edge or not self.footprints.apart(replace(meeting, who="any")):
+                yield self._apart(first, second, dict(meeting.where), meeting)
 
     def under_way(self, store: Access) -> Goal:
         """What goes on beside the threads never touches the bytes of a store."""

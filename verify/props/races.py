@@ -16,7 +16,6 @@ from tileproof.verify import terms
 from tileproof.verify.encode import Answer
 from tileproof.verify.facts import Access, Context
 from tileproof.verify.footprint import Footprints, byte_range
-from tileproof.verify.intrinsics import UnmodelledError
 from tileproof.verify.model import Counterexample, Step, Verdict
 from tileproof.verify.replay import UndeterminedError
 from tileproof.verify.terms import Symbol, Term, apply, const, var
@@ -24,7 +23,7 @@ from tileproof.verify.timeline import clashes
 from tileproof.verify.windows import Meeting, Walk, synchronising
 
 from . import peers
-from ._run import PROVED, Goal, Launch, found, undecided
+from ._run import PROVED, Goal, Launch, found, undecided, weakest
 
 _MOST_REFUTED = 2
 _WARP = 32
@@ -85,22 +84,14 @@ class _Pair:
         return self.launch.engine.possible(Context(given), everyone)
 
     def goal(self, access: Access) -> Goal:
-        """The first meeting that cannot be ruled out decides."""
-        doubt = PROVED
-        try:
-            for meeting in self.walk.from_(access):
-                if meeting.first.atomic and meeting.second.atomic:
-                    continue  # no race; whether their order shows is determinism's question
-                if self.footprints.apart(meeting):
-                    continue
-                goal = self._apart(meeting)
-                if goal.verdict is Verdict.REFUTED:
-                    return goal
-                if goal is not PROVED:
-                    doubt = goal
-        except UnmodelledError as missing:
-            return Goal(Verdict.UNKNOWN, f"not modelled: {missing}")
-        return doubt
+        """A meeting that cannot be ruled out decides."""
+        # of two atomics there is no race; whether their order shows is determinism's question
+        return weakest(
+            self._apart(meeting)
+            for meeting in self.walk.from_(access)
+            if not (meeting.first.atomic and meeting.second.atomic)
+            and not self.footprints.apart(meeting)
+        )
 
     def _apart(self, meeting: Meeting) -> Goal:
         first, second = meeting.first, meeting.second

@@ -56,13 +56,19 @@ def _touch(m: Memory, operand: str, size: int, depth: int, transposed: bool) -> 
     """All of an operand with `size` rows or columns and `depth` elements along K."""
     found = _descriptor(m, operand)
     lines, row = (depth, size * _STEP // depth) if transposed else (size, _STEP)
-    parts, along = lines // 8 - 1, -(-row // found.line) - 1
-    if transposed and found.line == _UNIT:
-        parts, along = along, parts
-    count = parts * found.stride + along * found.leading + 8 * found.line
+    count = span(found.line, found.leading, found.stride, transposed, lines, row)
     within = bits.and_(found.start, bits.const(found.line - 1, 32))
     start = bits.sub(found.start, within)
     return Touch(operand, start, bits.const(count, 64), _UNIT, False, bits.true())
+
+
+def span(line: int, leading: int, stride: int, transposed: bool, lines: int, row: int) -> int:
+    """Bytes from the first to behind the last of `lines` lines of an operand, `row` bytes each, in
+    whole lines of the swizzle; all in bytes. `transposed`: a line is a value of K."""
+    parts, along = lines // 8 - 1, -(-row // line) - 1
+    if transposed and line == _UNIT:
+        parts, along = along, parts
+    return parts * stride + along * leading + 8 * line
 
 
 def _descriptor(m: Memory, operand: str) -> _Descriptor:

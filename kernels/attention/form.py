@@ -2,9 +2,10 @@
 
 from tileproof.kernels.row_stream import ceildiv
 
+from ._cluster import STEP
+
 SPREAD = 4  # blocks of a cluster
 _HEADS = 64  # of a block
-_STEP = 16  # channels of one matrix instruction
 _LEAST = 512  # slots: below, the steps that fill the chain of blocks outweigh what they share
 
 
@@ -17,7 +18,7 @@ def clustered(tokens: int, heads: int, channels: int, slots: int, multiprocessor
     it. None where the channels of an entry cannot be cut. Either way the bits are the same.
     """
     blocks = ceildiv(heads, _HEADS)
-    if channels % (SPREAD * _STEP) or slots < _LEAST or multiprocessors < blocks:
+    if channels % (SPREAD * STEP) or slots < _LEAST or multiprocessors < blocks:
         return 0
     last = tokens % (multiprocessors // blocks)
     return last if last * blocks * SPREAD <= multiprocessors else 0
