@@ -85,8 +85,6 @@ def test_memory_is_proved_and_what_peers_do_when_is_unknown_by_name(name):
         assert why.endswith("a copy or product under way, touches what other blocks store")
         return
     reason = "not modelled: accesses to another block's shared memory"
-    if name == "multicast":  # whose kernel asks for its block's rank before it copies
-        reason = "not followed: a block's rank in its cluster"
     assert properties["races"].reasons == [f"order {reason}"]
 
 

@@ -208,3 +208,49 @@ def test_a_tile_handed_wrongly(kernel, says):
     found = order(lower(kernel, "sm_90a", keep_stages=True))
     assert not found.why, found
     assert any(says in f.message for f in found.findings), found
+
+
+def clustered(blocks, produce, rounds=lambda b: 3):
+    """As :func:`handed`, in each block of clusters of two; `produce` is the producer's parity."""
+
+    @T.prim_func
+    def kernel(x: T.Tensor((128,), "float32"), y: T.Tensor((blocks, 128), "float32")):
+        with T.Kernel(blocks, threads=256, cluster_dims=(2, 1, 1)) as b:
+            tile = T.alloc_shared((128,), "float32")
+            full = T.alloc_barrier([128])
+            free = T.alloc_barrier([128])
+            thread = T.get_thread_binding()
+            if thread >= 128:
+                for k in T.serial(rounds(b)):
+                    T.barrier_wait(free[0], (k + produce(b)) % 2)
+                    tile[thread - 128] = x[thread - 128]
+                    T.barrier_arrive(full[0])
+            else:
+                for k in T.serial(rounds(b)):
+                    T.barrier_wait(full[0], k % 2)
+                    y[b, thread] = tile[127 - thread]
+                    T.barrier_arrive(free[0])
+
+    return order(lower(kernel, "sm_90a", keep_stages=True))
+
+
+MANY = 2 * T.dynamic("m")
+
+
+@pytest.mark.parametrize("blocks", [2, 6, MANY], ids=["one", "three", "any number"])
+def test_every_block_of_a_cluster_is_followed(blocks):
+    right = clustered(blocks, lambda b: b % 2 * 2 + 1, lambda b: 3 + b % 2)
+    assert not right.why and not right.findings
+    for rank in (0, 1):
+        wrong = clustered(blocks, lambda b, rank=rank: T.if_then_else(b % 2 == rank, 0, 1))
+        assert [f.verdict for f in wrong.findings] == [Verdict.REFUTED] and not wrong.why
+        assert "no thread can go on" in wrong.findings[0].message
+
+
+def test_what_hangs_on_the_cluster_is_followed_by_number_or_not_at_all():
+    for blocks in (6, MANY):
+        right = clustered(blocks, lambda b: b // 2 * 2 + 1, lambda b: 3 + b // 2)
+        assert not right.why and not right.findings
+    (wrong,) = clustered(6, lambda b: T.if_then_else(b // 2 == 2, 0, 1)).findings
+    assert wrong.verdict is Verdict.REFUTED and "no thread can go on" in wrong.message
+    assert "order not followed" in clustered(MANY, lambda b: T.if_then_else(b // 2 == 2, 0, 1)).why

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from .run import Run
 from .sizes import Sizes
 from .state import Place
 from .trace import Access, Trace, Tracer
-from .values import CoarseError
+from .values import CoarseError, of_cluster
 
 if TYPE_CHECKING:
     from tileproof.verify.props import Goal, Launch
@@ -89,8 +90,40 @@ def analyse(launch: Launch) -> Order:
     threads = _threads(launch)
     if threads is None:
         return Order("order not modelled: a block of several dimensions or of unknown size")
+    order = Order()
+    for blocks in _blocks(launch):
+        order = _of_blocks(launch, threads, blocks)
+        if not order.why:
+            break
+    return order
+
+
+def _blocks(launch: Launch) -> Iterator[list[dict[str, Any]]]:
+    """The blocks that stand for all: any one, but of a cluster each rank, since what a block does
+    there hangs on it; should that not do, each along the cluster's axes, if those are short."""
+    axes = [
+        (symbol, n)
+        for axis, n in zip("xyz", launch.clusters, strict=True)
+        if n > 1 and (symbol := launch.facts.symbols.get(f"blockIdx.{axis}")) is not None
+    ]
+    ranks = {s.name: [of_cluster(s.name, n, i) for i in range(n)] for s, n in axes}
+    numbers = {s.name: range(s.hi.value + 1) for s, _ in axes if s.hi.is_const}
+    if any(len(numbers.get(s.name, ())) != n for s, n in axes):
+        yield _product(ranks)
+    if len(numbers) == len(axes) and all(len(n) <= _MOST_BLOCKS for n in numbers.values()):
+        yield _product(numbers)
+
+
+def _product(indices: Mapping[str, Iterable[Any]]) -> list[dict[str, Any]]:
+    return [
+        dict(zip(indices, block, strict=True)) for block in itertools.product(*indices.values())
+    ]
+
+
+def _of_blocks(launch: Launch, threads: int, blocks: Iterable[dict[str, Any]]) -> Order:
+    """The same, of blocks with these indices, up to the first with something wrong."""
     assumed: list[str] = []
-    for block in _blocks(launch):
+    for block in blocks:
         order = _of_block(launch, threads, block)
         if order.why or order.findings:
             return order
@@ -98,19 +131,7 @@ def analyse(launch: Launch) -> Order:
     return Order(assumptions=tuple(assumed))
 
 
-def _blocks(launch: Launch) -> list[dict[str, int]]:
-    """The blocks that stand for all: any one, but of a cluster each along its axes, if those are
-    short, since what a block does there hangs on its rank."""
-    found: list[dict[str, int]] = [{}]
-    for axis, n in zip("xyz", launch.clusters, strict=True):
-        symbol = launch.facts.symbols.get(f"blockIdx.{axis}")
-        if n > 1 and symbol is not None and symbol.hi.is_const and symbol.hi.value < _MOST_BLOCKS:
-            numbers = range(symbol.hi.value + 1)
-            found = [{**block, symbol.name: i} for block in found for i in numbers]
-    return found
-
-
-def _of_block(launch: Launch, threads: int, block: dict[str, int]) -> Order:
+def _of_block(launch: Launch, threads: int, block: dict[str, Any]) -> Order:
     """The same, of blocks with these indices."""
     tracer = Tracer(*launch.machine.source)
     sizes = Sizes(launch, tracer.loops, block)

@@ -244,7 +244,7 @@ class Control(Timeline):
         at = self._widened(s.loop_var, at)
         counting = {loop.loop_var for loop in self.open}
         for v, value in list(self.env.items()):
-            if isinstance(value, Form) and v not in counting:
+            if isinstance(value, Form) and not value.still and v not in counting:
                 self._keep(self.env, v, value)
         for place, value in list(self.local.items()):
             self._keep(self.local, place, value)
@@ -346,7 +346,7 @@ class Control(Timeline):
                     known, hangs = self.texts[e]
                     used.update(hangs)
                     return known
-                if e in self.parts.uniform and e not in self.env:
+                if e in self.parts.uniform:
                     return f"{e.name}.{self._id(e)}"
                 raise UndeterminedError(str(e.name))
             if kind == "Cast":
@@ -425,7 +425,10 @@ class Control(Timeline):
         raise why
 
     def _finer(self, why: CoarseError) -> dict[Any, tuple[int, int]]:
-        after = {}
+        """Classes that would decide; none if the number hangs on the cluster."""
+        after: dict[Any, tuple[int, int]] = {}
+        if any(isinstance(u, str) for u in why.finer):
+            return after
         for u, (factor, periods) in why.finer.items():
             period, head = self.classes.get(u, _COARSEST)
             after[u] = period * factor, head + period * periods

@@ -12,6 +12,7 @@ from tileproof.verify.replay import Setting
 from tileproof.verify.terms import Symbol, Term, apply, const, var
 
 from .run import Run
+from .values import Form
 
 if TYPE_CHECKING:
     from tileproof.verify.props import Launch
@@ -23,10 +24,11 @@ _PERIODS = 3
 
 class Sizes:
     """What a launch's sizes say about the lengths of its loops; `loops` by their words, `block` are
-    the indices of the block that is followed where they are numbers, 0 in examples elsewhere."""
+    the indices of the block that is followed where they, or their ranks in a cluster, are known; 0
+    in examples elsewhere."""
 
     def __init__(
-        self, launch: Launch, loops: Mapping[str, tuple[Any, int]], block: Mapping[str, int]
+        self, launch: Launch, loops: Mapping[str, tuple[Any, int]], block: Mapping[str, int | Form]
     ) -> None:
         self.launch, self.loops, self.block = launch, loops, block
 
@@ -74,14 +76,17 @@ class Sizes:
     def _setting(self, wanted: list[Term]) -> Iterator[Setting]:
         condition = const(1)
         blocks = [s for s in self.launch.facts.symbols.values() if s.kind == "block"]
-        for term in (
-            *wanted,
-            *(apply("eq", var(s), const(self.block.get(s.name, 0))) for s in blocks),
-        ):
+        for term in (*wanted, *map(self._placed, blocks)):
             condition = apply("and", condition, term)
         point = self._point(condition)
         if isinstance(point, dict):
             yield self.launch.setting(self.launch.domain.complete(point))
+
+    def _placed(self, s: Symbol) -> Term:
+        at = self.block.get(s.name, 0)
+        if isinstance(at, Form):
+            return apply("eq", apply("mod", var(s), const(at.step)), const(at.constant))
+        return apply("eq", var(s), const(at))
 
     def _point(self, condition: Term) -> dict[Symbol, int] | bool:
         """A point that meets a condition; False if there is none, True if that is not decided."""

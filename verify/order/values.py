@@ -1,4 +1,5 @@
-"""Integers of which only the class is known: how far loops of unknown length have come.
+"""Integers of which only the class is known: how far loops of unknown length have come, and which
+cluster of a launch a block is in.
 
 Iteration `k` of such a loop is a number while ``k < head``, and after that ``period * u + c`` with
 an unknown ``u >= 0``: what holds for it holds for every iteration of its class. Nothing is guessed:
@@ -45,6 +46,11 @@ class Form:
     def step(self) -> int:
         """What the values differ by: a multiple of this."""
         return math.gcd(*self.parts.values())
+
+    @property
+    def still(self) -> bool:
+        """Whether it is the same in every iteration: it hangs on nothing but the cluster."""
+        return all(isinstance(u, str) for u in self.parts)
 
     def __repr__(self) -> str:
         return f"{self.step}u+{self.constant}"
@@ -159,6 +165,12 @@ class Form:
         """What decides the sign of a form, and that it is not 0."""
         far = int(np.max(np.abs(np.asarray(self.constant))))
         return self.later(far // min(abs(c) for c in self.parts.values()) + 1)
+
+
+def of_cluster(axis: str, ways: int, rank: int) -> Form:
+    """An index of a block that is the `rank`-th of `ways` along an axis of its cluster. The unknown
+    is called by the index, and has no finer classes."""
+    return Form({axis: ways}, rank)
 
 
 def form(parts: Mapping[Hashable, int], constant: int) -> Any:
