@@ -1,13 +1,13 @@
 """Tiles of FP8 rows times the FP4 weight of each tile's expert (spec §5.2, §6.3)."""
 
+from math import gcd
+
 from tileproof.dsl import In, Op, Out, Values, dim, static
-from tileproof.kernels.row_stream import MATRIX_OPTIONS
 
 from . import fp4, reference
-from ._fp4 import FP4_DIMS, FP4_GROUP
-from ._fp4_halves import VARIANTS, fp4_device
-from ._fp8 import DEPTH, OUT
-from ._tiles import EXPERTS, writer
+from ._fp4 import FP4_DIMS, Rows, fp4_device
+from ._fp8 import OUT, TILE, VARIANTS
+from ._tiles import EXPERTS, PAD, writer
 
 
 def model_sizes(config):
@@ -15,6 +15,8 @@ def model_sizes(config):
     for sizes in fp4.model_sizes(config):
         yield {**sizes, "R": 64}
 
+
+_MOST = 64  # rows of a block
 
 op = Op(
     "gemm/fp4_experts",
@@ -39,7 +41,7 @@ op = Op(
         "tiny": {"Q": 3, "R": 16, "E": 4, "N": 64, "K": 288, "B": 32},
         "flash": {"Q": 640, "R": 64, "E": 256, "N": 4096, "K": 4096, "B": 128},
         "pro": {"Q": 768, "R": 64, "E": 384, "N": 6144, "K": 7168, "B": 128},
-        "edge": {"Q": [0, 1, 5], "R": 64, "E": 3, "N": 136, "K": 160, "B": 128},
+        "edge": {"Q": [0, 1, 5], "R": 96, "E": 3, "N": 136, "K": 160, "B": 128},
     },
     types=OUT,
     model_sizes=model_sizes,
@@ -47,21 +49,15 @@ op = Op(
 )
 
 
-@op.kernel(**MATRIX_OPTIONS, **VARIANTS[0])
-@op.kernel(**MATRIX_OPTIONS, **VARIANTS[1])
-def fp4_experts(T, Q, R, E, N, K, B, G, H, F, out, width, threads, stages, instruction):
-    """One block makes one tile; those of the same columns, sorted by expert, follow one another."""
-    code = fp4_device(T, K, B, R, width, threads, stages, instruction)
-    write = writer(T, N, R, width, out)
-
-    @T.macro
-    def bring(x, xs, w, ws, q, e, j, k, x_codes, x_scales, w_codes, w_scales):
-        T.copy(x[q, 0:R, k : k + DEPTH], x_codes)
-        T.copy(xs[q, 0:R, k // B : k // B + DEPTH // B], x_scales)
-        T.copy(w[e, j * width : (j + 1) * width, k // 2 : (k + DEPTH) // 2], w_codes)
-        T.copy(
-            ws[e, j * width : (j + 1) * width, k // FP4_GROUP : (k + DEPTH) // FP4_GROUP], w_scales
-        )
+@op.kernel(**VARIANTS[0], **TILE)
+@op.kernel(**VARIANTS[1], **TILE)
+@op.kernel(**VARIANTS[2], **TILE)
+def fp4_experts(T, Q, R, E, N, K, B, G, H, F, out, width, threads, ring, native):
+    """One block makes one tile; those of the same columns, sorted by expert, follow one another.
+    Tiles of more rows than registers hold the sums of are cut, which changes no bit."""
+    tokens = R if R <= _MOST else gcd(R, _MOST)
+    code = fp4_device(T, K, B, tokens, width, threads, ring, native)
+    write = writer(T, N, tokens, width, out)
 
     @T.prim_func
     def kernel(
@@ -72,13 +68,17 @@ def fp4_experts(T, Q, R, E, N, K, B, G, H, F, out, width, threads, stages, instr
         ws: T.Tensor((E, N, F), "float8_e8m0fnu"),
         y: T.Tensor((Q, R, N), out),
     ):
-        with T.Kernel(Q, T.ceildiv(N, width), threads=threads) as (q, j):
-            staged = T.alloc_shared((R, width), out)
+        with T.Kernel(Q, T.ceildiv(N, width), R // tokens, threads=threads) as (q, j, i):
+            staged = T.alloc_shared((tokens, width + PAD), out)
             e = expert[q]
             if e >= 0:
-                code.product(lambda *at: bring(x, xs, w, ws, q, e, j, *at), staged)
+                code.product(
+                    Rows(x, xs, lambda m: (q, i * tokens + m), lambda m: True),
+                    Rows(w, ws, lambda n: (e, j * width + n), lambda n: j * width + n < N),
+                    staged,
+                )
             else:
                 T.clear(staged)
-            write(staged, y, j, lambda m: (q, m), lambda m: True)
+            write(staged, y, j, lambda m: (q, i * tokens + m), lambda m: True)
 
     return kernel
