@@ -1,7 +1,8 @@
 """The lowered program: every thread of every block.
 
-``fragments.py``, ``wgmma.py``, ``tma.py`` and ``collectives.py`` say what calls do; here is where
-threads and their memory come from. ``schedule.py`` decides who runs ahead.
+``fragments.py``, ``wgmma.py``, ``tensor.py``, ``tensor_mma.py``, ``tma.py`` and ``collectives.py``
+say what calls do; here is where threads and their memory come from. ``schedule.py`` decides who
+runs ahead.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,9 +18,9 @@ import numpy as np
 from tileproof.codegen.hostir import Launch as HostLaunch
 from tileproof.codegen.hostir import evaluate
 
-from . import collectives, fragments, tma, wgmma
+from . import collectives, fragments, tensor, tensor_mma, tma, wgmma
 from .fragments import WARP
-from .machine import Lanes, Machine, Place, Pointer
+from .machine import Lanes, Machine, Place
 from .machine import Meeting as Waits
 from .memory import FaultError, Memory, UnmodelledError, element, width
 from .schedule import (
@@ -89,6 +91,10 @@ class Launch:
                 self.boxes[parameter] = tma.read(argument.tensor_map, self.tensors, self.sizes)
             elif argument.is_tensor:
                 self.places[parameter] = Place(self.tensors[argument.name], "global")
+
+    @cached_property
+    def tensor(self) -> tensor.TensorMemory:
+        return tensor.TensorMemory(self.blocks)
 
     def run(self, body: Any, groups: list[range], teams: Sequence[Any] = ()) -> None:
         """All threads of teams of blocks, by default one team of all, those of a group in step, and
@@ -182,6 +188,7 @@ class Warp(Machine):
         late = launch.schedule.late
         self.copies, self.multiplies, self.stores = (Groups(late) for _ in range(3))
         self.descriptors: dict[Any, wgmma.Descriptor] = {}
+        self.issued: list[Callable[[], None]] = []  # what tcgen05 does, in this order
 
     def program(self, body: Any) -> Waits:
         yield from self.run(body)
@@ -224,31 +231,6 @@ class Warp(Machine):
         if found is None:
             raise UnmodelledError(f"mbarrier {load}")
         return found
-
-    def bind(self, var: Any, value: Any) -> None:
-        if str(var.dtype) != "handle":
-            super().bind(var, value)
-            return
-        place, at, _ = self.pointer(value)
-        self.places[var] = Place(place.memory, place.owner, at)
-
-    def pointer(self, e: Any) -> Pointer:
-        name = type(e).__name__
-        if name == "Var":
-            place = self.places.get(e)
-            if place is None:
-                raise UnmodelledError(f"pointer {e.name}")
-            annotation = getattr(e.type_annotation, "element_type", None)
-            kind = element(str(getattr(annotation, "dtype", "uint8") or "uint8"))
-            return place, place.offset, kind
-        if name == "Call" and str(e.op.name) == "tirx.handle_add_byte_offset":
-            place, at, kind = self.pointer(e.args[0])
-            return place, at + self.value(e.args[1]), kind
-        if name == "Call" and str(e.op.name) == "tirx.tvm_access_ptr":
-            place, at, _ = self.pointer(e.args[1])
-            kind = element(str(e.args[0].dtype))
-            return place, at + self.value(e.args[2]) * kind.bytes, kind
-        return super().pointer(e)
 
     # --- lanes -----------------------------------------------------------------------------------
 
@@ -304,6 +286,8 @@ def _zero(warp: Warp, args: list[Any]) -> None:
 _CALLS: dict[str, Callable[[Warp, list[Any]], Any]] = {
     **fragments.CALLS,
     **wgmma.CALLS,
+    **tensor.CALLS,
+    **tensor_mma.CALLS,
     **tma.CALLS,
     **collectives.CALLS,
     "tl.ptx_cp_async": _cp_async,

@@ -112,7 +112,11 @@ class Machine:
         self.bind(s.var, s.value)
 
     def bind(self, var: Any, value: Any) -> None:
-        self.lanes.env[var] = self.value(value)
+        if str(var.dtype) != "handle":
+            self.lanes.env[var] = self.value(value)
+            return
+        place, at, _ = self.pointer(value)
+        self.places[var] = Place(place.memory, place.owner, at)
 
     def run_Evaluate(self, s: Any) -> Meeting:
         if type(s.value).__name__ != "Call":
@@ -230,7 +234,22 @@ class Machine:
         return place, place.offset + offset * kind.bytes, kind, within
 
     def pointer(self, e: Any) -> Pointer:
-        if type(e).__name__ == "Call" and str(e.op.name) in ("tl.access_ptr", "tirx.address_of"):
+        name = type(e).__name__
+        if name == "Var":
+            place = self.places.get(e)
+            if place is None:
+                raise UnmodelledError(f"pointer {e.name}")
+            annotation = getattr(e.type_annotation, "element_type", None)
+            kind = element(str(getattr(annotation, "dtype", "uint8") or "uint8"))
+            return place, place.offset, kind
+        if name == "Call" and str(e.op.name) == "tirx.handle_add_byte_offset":
+            place, at, kind = self.pointer(e.args[0])
+            return place, at + self.value(e.args[1]), kind
+        if name == "Call" and str(e.op.name) == "tirx.tvm_access_ptr":
+            place, at, _ = self.pointer(e.args[1])
+            kind = element(str(e.args[0].dtype))
+            return place, at + self.value(e.args[2]) * kind.bytes, kind
+        if name == "Call" and str(e.op.name) in ("tl.access_ptr", "tirx.address_of"):
             element_of = e.args[0]
             place, at, kind, within = self.address(
                 element_of.buffer, self.indices(element_of.indices)

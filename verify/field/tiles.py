@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from . import collectives, roles
+from . import collectives, roles, tensor_source
 from .arithmetic import arithmetic, convert
 from .machine import Lanes, Machine, Meeting, Place
 from .memory import Memory, UnmodelledError, element
@@ -189,7 +189,7 @@ class Source(Machine):
         for n in buffer.shape:
             size *= int(self.value(n))
         owner = "lane" if scope in ("local", "local.var") else "block"
-        if owner == "block" and scope not in ("local.fragment", "shared", "shared.dyn"):
+        if owner == "block" and scope not in _BLOCK:
             raise UnmodelledError(f"memory of scope {scope}")
         count = self.lanes.count if owner == "lane" else self.lanes.count // self.threads
         self.places[buffer.data] = Place(Memory(buffer.name, count, size, "source"), owner)
@@ -256,10 +256,11 @@ class Source(Machine):
         elif name in _SYNCHRONISING:
             yield from _SYNCHRONISING[name](self, args) or ()
         elif name in _OPERATIONS:
-            unknown = set(call.annotations or ()) & _UNKNOWN
+            notes = dict(call.annotations or {})
+            unknown = set(notes) & _UNKNOWN
             if unknown:
                 raise UnmodelledError(f"{name} with {', '.join(sorted(unknown))}")
-            _OPERATIONS[name](self, args)
+            _OPERATIONS[name](self, args, **({"notes": notes} if name in _PRODUCTS else {}))
         elif name == "tl.ptx_cp_async":
             self.write(*self.fetched(args))
         elif name not in _NOTHING:
@@ -319,21 +320,30 @@ class Source(Machine):
         with self.tile(shape) as where:
             do(where)
 
-    def gemm(self, args: list[Any]) -> None:
+    def gemm(self, args: list[Any], notes: Mapping[str, Any]) -> None:
+        """(A, B, C, A transposed, B transposed, m, n, k, policy, whether it clears C, mbarrier, …),
+        of a product in blocks also scales of A and B and the first k of theirs."""
         a, b, c = (self.region(e) for e in args[:3])
         transposed = [bool(e.value) for e in args[3:5]]
         m, n, k = (int(self.value(e)) for e in args[5:8])
         kinds = [str(buffer.dtype) for buffer, *_ in (a, b, c)]
         clear = bool(self.value(args[9]))
+        by = tensor_source.factors(self, args, notes)
         with self.tile([m, n]) as (i, j):
             place = self.matrix(c, i, j)
             total = np.int64(0) if clear else self.load(*place)
             for step in range(k):
                 left = self.load(*self.matrix(a, *((step, i) if transposed[0] else (i, step))))
                 right = self.load(*self.matrix(b, *((j, step) if transposed[1] else (step, j))))
+                if by:
+                    left, right = (
+                        arithmetic("Mul", kinds[2], value, of(step)[self.lanes.block, line])
+                        for value, of, line in zip((left, right), by, (i, j), strict=True)
+                    )
                 product = arithmetic("Mul", _wide(kinds[0], kinds[2]), left, right)
                 total = arithmetic("Add", kinds[2], total, product)
             self.store(*place, total)
+        tensor_source.over(self, args[10])
 
     def matrix(self, region: Region, row: Any, column: Any) -> tuple[Any, list[Any]]:
         buffer, first, _ = region
@@ -374,19 +384,25 @@ def _wide(operand: str, result: str) -> str:
     return operand if element(operand).kind == "float" else result
 
 
-_OPERATIONS = {
+_OPERATIONS: dict[str, Callable[..., None]] = {
     "tl.tileop.copy": Source.copy,
     "tl.tileop.tma_copy": Source.copy,
     "tl.tileop.async_copy": Source.copy,
     "tl.tileop.fill": Source.fill,
     "tl.tileop.gemm": Source.gemm,
+    "tl.tileop.tcgen05_gemm": Source.gemm,
+    "tl.tileop.gemm_blockscaled": Source.gemm,
+    "tl.tileop.tcgen05_gemm_blockscaled": Source.gemm,
     "tl.tileop.reduce": Source.reduce,
 }
+_PRODUCTS = {name for name, operation in _OPERATIONS.items() if operation is Source.gemm}
 _UNKNOWN = {"cluster_mask", "use_2cta"}
+_BLOCK = ("local.fragment", "shared", "shared.dyn", "shared.tmem")  # memory that a block has
 _SYNCHRONISING: dict[str, Any] = {
     "tirx.ptx_arrive_barrier": collectives.arrive,
     "tl.mbarrier_wait_parity": collectives.wait,
     "tl.sync_grid": collectives.blocks_in_step,
+    **tensor_source.CALLS,
 }
 # What threads in step wait for is for barriers of the lowered program to show; and copies and
 # multiplies are over at once.
@@ -394,4 +410,5 @@ _NOTHING = {
     *("tirx.assume", "tirx.tvm_storage_sync", "tl.sync_warp", "tl.set_max_nreg"),
     *("tl.fence_proxy_async", "tl.tma_store_arrive", "tl.tma_store_wait", "tl.warpgroup_wait"),
     *("tirx.ptx_commit_group", "tirx.ptx_wait_group"),
+    *("tl.tcgen05_before_thread_sync", "tl.tcgen05_after_thread_sync", "tl.deallocate_tmem"),
 }

@@ -36,9 +36,9 @@ class Descriptor:
     leading: int
     stride: int
 
-    def read(self, warp: Warp, shift: Any, rows: Any, depth: int, k_major: bool) -> Any:
-        """Elements [row, k] of every warp's rows, (warps, rows, depth), `shift` bytes on."""
-        size = self.kind.bytes
+    def places(self, first: Any, rows: Any, depth: int, k_major: bool, size: int) -> Any:
+        """Bytes of elements [row, k] of `size` bytes, (operands, rows, depth), of operands that
+        start at `first`."""
         row, k = rows[..., None], np.arange(depth)
         outer, along = (row, k * size) if k_major else (k, row * size)
         strides = (self.stride, self.leading)
@@ -46,8 +46,12 @@ class Descriptor:
             strides = strides[::-1]
         at = outer % _EIGHT * self.line + outer // _EIGHT * strides[0]
         at = at + along % self.line + along // self.line * strides[1]
+        return swizzled(at + first[:, None, None], self.line)
+
+    def read(self, warp: Warp, shift: Any, rows: Any, depth: int, k_major: bool) -> Any:
+        """Elements [row, k] of every warp's rows, (warps, rows, depth), `shift` bytes on."""
         first = warp.by_warp(warp.spread(self.start + shift))[:, 0]
-        at = swizzled(at + first[:, None, None], self.line)
+        at = self.places(first, rows, depth, k_major, self.kind.bytes)
         memory, active = self.place.memory.async_view, warp.by_warp(warp.active)[:, 0]
         owner = warp.by_warp(warp.lanes.block)[:, 0]
         return memory.load(
@@ -67,12 +71,12 @@ def initialize(warp: Warp, args: list[Any]) -> None:
 
 
 def increase(warp: Warp, args: list[Any]) -> None:
-    found = _descriptor(warp, args[0].buffer.data)
+    found = descriptor(warp, args[0].buffer.data)
     start = found.start + warp.value(args[1]) // _CORE * _CORE
     warp.descriptors[args[0].buffer.data] = replace(found, start=start)
 
 
-def _descriptor(warp: Warp, data: Any) -> Descriptor:
+def descriptor(warp: Warp, data: Any) -> Descriptor:
     found = warp.descriptors.get(data)
     if found is None:
         raise UnmodelledError(f"descriptor {data.name} before its initialization")
@@ -80,7 +84,7 @@ def _descriptor(warp: Warp, data: Any) -> Descriptor:
 
 
 def from_shared(warp: Warp, args: list[Any]) -> None:
-    a = _descriptor(warp, args[6])
+    a = descriptor(warp, args[6])
     shift = warp.value(args[7]) * _CORE
 
     def left(rows: Any, depth: int) -> Any:
@@ -107,7 +111,7 @@ def _wgmma(
     if sizes is None or scales != [1, 1]:
         raise UnmodelledError(f"wgmma {shape.value} of scales {scales}")
     n, k = int(sizes[1]), int(sizes[2])
-    b = _descriptor(warp, rest[0])
+    b = descriptor(warp, rest[0])
     shift, c, offset = warp.value(rest[1]) * _CORE, warp.pointer(rest[2]), warp.value(rest[3])
     keeps = warp.by_warp(warp.each(rest[4]))[:, 0] != 0
     number = warp.by_warp(warp.lanes.thread)[:, 0] // WARP % 4

@@ -173,9 +173,8 @@ def launch(text: str, args: list, threads: int = 128, **options) -> None:
     )
 
 
-@pytest.mark.parametrize(("M", "N"), [(128, 64), (64, 128)])
-def test_a_from_tensor_memory(M, N):
-    K = 64
+def from_tensor_memory(M, N, K=64):
+    """A comes through tensor memory."""
 
     @T.prim_func
     def gemm(
@@ -199,7 +198,13 @@ def test_a_from_tensor_memory(M, N):
             T.copy(out, c)
             T.sync_threads()
 
-    text = lowered(gemm)
+    return gemm
+
+
+@pytest.mark.parametrize(("M", "N"), [(128, 64), (64, 128)])
+def test_a_from_tensor_memory(M, N):
+    K = 64
+    text = lowered(from_tensor_memory(M, N, K))
     assert "tcgen05mma_ts<" in text and "tcgen05_st_" in text
     a, b = torch.randint(-4, 5, (M, K)).bfloat16(), torch.randint(-4, 5, (N, K)).bfloat16()
     for schedule in SCHEDULES:
@@ -208,9 +213,8 @@ def test_a_from_tensor_memory(M, N):
         assert torch.equal(c, a.float() @ b.float().T), schedule
 
 
-@pytest.mark.parametrize("N", [128, 256])
-def test_block_scaled_gemm(N):
-    M, K = 128, 128
+def block_scaled(M, N, K):
+    """Operands of 8 bits with a scale for each 32 of K, four exponents to a word."""
 
     @T.prim_func
     def gemm(
@@ -259,7 +263,13 @@ def test_block_scaled_gemm(N):
             T.copy(out, c)
             T.sync_threads()
 
-    text = lowered(gemm)
+    return gemm
+
+
+@pytest.mark.parametrize("N", [128, 256])
+def test_block_scaled_gemm(N):
+    M, K = 128, 128
+    text = lowered(block_scaled(M, N, K))
     assert "tcgen05mma_blockscaled_ss<" in text
     torch.manual_seed(0)
     a, b = (torch.randint(-4, 5, (n, K)).to(torch.float8_e4m3fn) for n in (M, N))
