@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from tileproof.codegen.lower import Lowered
+from tileproof.verify.tensor import MULTIPLIES
 
 Change = Callable[[Any], Any]  # a node → its replacement, or None to leave it
 Class = tuple[str, list[str], Change]  # module, types of nodes, change
@@ -22,6 +23,9 @@ _MBARRIER = {  # the argument that is an mbarrier
     "tl.ptx_cp_async_barrier_noinc": 0,
     **dict.fromkeys(_ARRIVALS, 0),
 }
+
+_MOVES = ("tl.tcgen05_ld", "tl.tcgen05_st")
+_TENSOR_FENCES = ("tl.tcgen05_before_thread_sync", "tl.tcgen05_after_thread_sync")
 
 
 def classes(lowered: Lowered) -> dict[str, Class]:
@@ -265,6 +269,10 @@ def of_copies() -> dict[str, Class]:
         at = 2 if str(n.op.name) == "tl.ptx_wgmma_ss" else 1
         return _with(n, at, tirx.IntImm("bool", 1 - int(n.args[at].value)))
 
+    def columns_moved(n: Any) -> Any:
+        at = 4 if str(n.op.name) in _MOVES else 6
+        return _with(n, at, _plus(n.args[at], 8))
+
     calls, evaluated = ["tirx.Call"], ["tirx.Evaluate"]
     expects = ("tl.mbarrier_expect_tx", "tirx.ptx_arrive_barrier_expect_tx")
     multiplies = ("tl.ptx_wgmma_ss", "tl.ptx_wgmma_rs")
@@ -284,6 +292,7 @@ def of_copies() -> dict[str, Class]:
         "descriptor-offset": _named([increase], offset_moved),
         "operand+2": _named(multiplies, operand_moved),
         "operand-major": _named(multiplies, major_changed),
+        "tensor-column+8": _named((*_MOVES, *MULTIPLIES), columns_moved),
     }
     drops = {
         "mbarrier-wait-dropped": (wait,),
@@ -291,6 +300,8 @@ def of_copies() -> dict[str, Class]:
         "expect-dropped": ("tl.mbarrier_expect_tx",),
         "fence-dropped": ("tl.fence_proxy_async",),
         "multiply-wait-dropped": ("tl.warpgroup_wait",),
+        "multiply-commit-dropped": ("tl.tcgen05_mma_arrive",),
+        "tensor-fence-dropped": _TENSOR_FENCES,
         "store-wait-dropped": ("tl.tma_store_wait",),
         "store-commit-dropped": ("tl.tma_store_arrive",),
     }

@@ -55,12 +55,15 @@ class Touch:
 @dataclass(frozen=True)
 class Columns:
     """An access to `count` columns of the tensor memory whose address lies in `holder`, a variable
-    in shared memory, from column `first` of its allocation on."""
+    in shared memory, from column `first` of its allocation on. `use` says what for: "load" and
+    "store" by a warp in its own lanes; "copy" of scales; "a" and "scale" are read by a multiply,
+    whose result has its kind and shape instead; "take" and "free"."""
 
     holder: Any
     first: Any
     count: int
     mode: Mode
+    use: str
 
 
 @dataclass(frozen=True, eq=False)

@@ -182,6 +182,8 @@ class Operands:
 
     def _multiply_in_tensor_memory(self, walker: DeviceWalker, args: list[Any], node: Any) -> None:
         read, columns = tensor.multiply(str(node.op.name), args)
+        if tensor.of_pair(args) and tensor.PAIRS not in walker.facts.unordered:
+            walker.facts.unordered.append(tensor.PAIRS)
         walker.sync(_TCGEN05, node)
         for operand in read:
             self._read(walker, operand, node)

@@ -23,6 +23,8 @@ from .intrinsics import (
 )
 
 _ORDER = "tensor memory"
+PAIRS = "pairs of blocks that multiply together"
+UNIT = "tcgen05"  # the engine of multiplies and of copies into tensor memory
 _ROW = 32  # bytes of a row of an operand along K
 _LANES = 128
 # Bytes of an element by the name of a type; of 4 and 6 bits, 16 take 16 bytes.
@@ -55,7 +57,7 @@ def _move(args: list[Any]) -> tuple[Touch, Columns]:
     if type(address).__name__ != "BufferLoad" or constant(address.indices[0], "address") != 0:
         raise UnmodelledError("an address in tensor memory that was computed")
     registers = Touch(args[-1], "read", elements(args[-1], words * 4 * lanes // 32))
-    return registers, Columns(address.buffer.data, args[4], columns, "read")
+    return registers, Columns(address.buffer.data, args[4], columns, "read", "load")
 
 
 def _load(args: list[Any]) -> Effect:
@@ -66,14 +68,14 @@ def _load(args: list[Any]) -> Effect:
 
 def _store(args: list[Any]) -> Effect:
     registers, columns = _move(args)
-    stored = (replace(columns, mode="write"),)
+    stored = (replace(columns, mode="write", use="store"),)
     return Effect((registers,), collective="warp", columns=stored, unordered=_ORDER)
 
 
 def _copy_scales(args: list[Any]) -> Effect:
     # (shared, address, first column): 32 rows of 16 bytes, into each quarter of the lanes.
     read = Touch(args[0], "read", elements(args[0], 512), align=16, asynchronous=True)
-    columns = (Columns(args[1], args[2], 4, "write"),)
+    columns = (Columns(args[1], args[2], 4, "write", "copy"),)
     touched = (read, Touch(args[1], "read"))
     return Effect(touched, collective="warp", columns=columns, unordered=_ORDER)
 
@@ -86,8 +88,9 @@ def _transpose(args: list[Any]) -> Effect:
 
 
 def _commit(args: list[Any]) -> Effect:
-    # One lane arrives at the mbarrier once all that was issued before is done.
-    return Effect((Touch(args[0], "write"),), collective="warp", unordered="mbarriers")
+    # One lane arrives at the mbarrier once all multiplies and copies it issued before are done.
+    order = "mbarriers" if len(args) == 1 else PAIRS
+    return Effect((Touch(args[0], "write"),), collective="warp", unordered=order)
 
 
 def line_of(args: list[Any]) -> int:
@@ -110,6 +113,11 @@ def _fields(e: Any) -> int:
     raise UnmodelledError("a tcgen05 instruction descriptor known only at run time")
 
 
+def of_pair(args: list[Any]) -> bool:
+    """Whether two blocks multiply together."""
+    return bool(constant(args[-1], "a flag of tcgen05.mma"))
+
+
 def multiply(name: str, args: list[Any]) -> tuple[list[Operand], list[Columns]]:
     """What a multiply reads in shared memory, and what it touches in tensor memory.
 
@@ -120,9 +128,8 @@ def multiply(name: str, args: list[Any]) -> tuple[list[Operand], list[Columns]]:
     if kind not in _TYPES:
         raise UnmodelledError(f"tcgen05.mma of {kind}")
     scaled, from_shared = "blockscaled" in name, not name.endswith("_ts")
-    flags = [bool(constant(a, "a flag of tcgen05.mma")) for a in args[13:]]
-    stationary = flags[0] if name.endswith("mma_ss") else False
-    blocks = 2 if flags[-1] else 1
+    stationary = name.endswith("mma_ss") and bool(constant(args[13], "a flag of tcgen05.mma"))
+    blocks = 2 if of_pair(args) else 1
     fields = _fields(args[7])
     m, n = (fields >> 24 & 31) * 16, (fields >> 17 & 63) * 8
     if m // blocks not in (32, 64, 128) or not n:
@@ -136,16 +143,17 @@ def multiply(name: str, args: list[Any]) -> tuple[list[Operand], list[Columns]]:
     rows = m // blocks
     whole = rows == _LANES or (rows == 64 and not stationary and blocks == 1)
     columns = n if whole else n * rows // _LANES
-    result = Columns(args[5], args[6], columns, "read")
+    shape = f"{kind} {m}x{n}{' stationary' if stationary else ''}"
+    result = Columns(args[5], args[6], columns, "read", shape)
     touched = [result, replace(result, mode="write")]
     read = [operand(3, n // blocks, fields >> 16 & 1)]
     if from_shared:
         read.append(operand(1, rows, fields >> 15 & 1))
     else:
-        touched.append(Columns(args[1], args[2], _ROW // 4, "read"))
+        touched.append(Columns(args[1], args[2], _ROW // 4, "read", "a"))
     if scaled:
-        touched.append(Columns(args[9], args[10], rows // 32, "read"))
-        touched.append(Columns(args[11], args[12], -(-n // 32), "read"))
+        touched.append(Columns(args[9], args[10], rows // 32, "read", "scale"))
+        touched.append(Columns(args[11], args[12], -(-n // 32), "read", "scale"))
     return read, touched
 
 
@@ -161,3 +169,8 @@ TABLE: dict[str, Callable[[list[Any]], Effect]] = {
     "tl.tcgen05_after_thread_sync": lambda _: NOTHING,
 }
 MULTIPLIES = {f"tl.ptx_tcgen05_mma_{form}" for form in ("ss", "ts", "blockscaled_ss")}
+
+
+def is_collective(name: str) -> bool:
+    """Whether a call is one that a warp makes as one, of tensor memory."""
+    return name in TABLE or name in MULTIPLIES

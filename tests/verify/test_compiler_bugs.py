@@ -1,4 +1,5 @@
-"""Wrong code that TileLang 0.1.15 emits, by the number of its report, each with a control.
+"""Wrong code that TileLang 0.1.15 emits, by the number of its report if there is one, each with a
+control.
 
 The kernels are ours; the compiler inserts the barriers and waits. When an upgrade mends one of
 these, its test fails, and then goes.
@@ -133,8 +134,41 @@ def exchanged(first):
     return kernel
 
 
+def accumulated(stages, fenced=True, synced=True):
+    """A GEMM into tensor memory. Not in TileLang's tracker: one warp gives it back while others may
+    still load, unless a barrier of the block ends the kernel (`synced`), and with roles (`stages`)
+    even then, since that warp is a producer; nothing waits for the multiply before the load as PTX
+    asks, unless the program does (`fenced`)."""
+
+    @C.prim_func
+    def kernel(
+        x: C.Tensor((128, 128), "bfloat16"),
+        w: C.Tensor((128, 128), "bfloat16"),
+        y: C.Tensor((128, 128), "float32"),
+    ):
+        with C.Kernel(1, threads=128):
+            x_tile = C.alloc_shared((128, 64), "bfloat16")
+            w_tile = C.alloc_shared((128, 64), "bfloat16")
+            acc = C.alloc_tmem([128, 128], "float32")
+            done = C.alloc_barrier(1)
+            out = C.alloc_fragment((128, 128), "float32")
+            for k in C.Pipelined(2, num_stages=stages):
+                C.copy(x[0, k * 64], x_tile)
+                C.copy(w[0, k * 64], w_tile)
+                C.gemm(x_tile, w_tile, acc, transpose_B=True, mbar=done, clear_accum=k == 0)
+            if fenced:
+                C.tcgen05_after_thread_sync()
+            C.copy(acc, out)
+            C.copy(out, y)
+            if synced:
+                C.sync_threads()
+
+    return kernel
+
+
 # Of a report: the architecture, the property, the contract, the wrong kernel and its control.
 ONCE = {"written": {"y": "once"}}
+WIDE = {"align": {"y": 32}}
 REPORTS = {
     "2698": ("sm_80", "races", {}, filled(10, 16), filled(0, 6)),
     "2612": ("sm_80", "races", {}, branch(4), branch(1)),
@@ -145,6 +179,9 @@ REPORTS = {
     "2957 on sm_120a": ("sm_120a", "coverage", ONCE, narrowed(100), narrowed(256)),
     "2963": ("sm_89", "races", {}, packed(128), packed(32)),
     "2978": ("sm_90a", "coverage", ONCE, grouped(True), grouped(False)),
+    "given back early": ("sm_100a", "races", WIDE, accumulated(0, synced=False), accumulated(0)),
+    "given back by a producer": ("sm_100a", "races", WIDE, accumulated(2), accumulated(0)),
+    "without a fence": ("sm_100a", "async", WIDE, accumulated(0, fenced=False), accumulated(0)),
     "2564": ("sm_90a", "alignment", {}, exchanged(1), exchanged(4)),
 }
 # The order of copies between blocks is not modelled, so the control of this one is UNKNOWN there.

@@ -19,6 +19,7 @@ CONFIGS = {
 }
 FACTS = {"dims": {"m": [0, 65535]}, "written": {"c": "once"}}
 PROVED = ("overflow", "limits", "bounds", "alignment", "blocks", "coverage")
+ORDERED = ("barriers", "races", "async")
 
 
 def gemm(rows=128, columns=128, dtype="bfloat16", trans_a=False, trans_b=True):
@@ -56,8 +57,10 @@ def gemm(rows=128, columns=128, dtype="bfloat16", trans_a=False, trans_b=True):
                     mbar=done,
                     clear_accum=k == 0,
                 )
+            T.tcgen05_after_thread_sync()
             T.copy(acc, out)
             T.copy(out, c[by * rows, bx * columns])
+            T.sync_threads()
 
     return gemm
 
@@ -86,6 +89,7 @@ def from_tensor_memory():
             T.mbarrier_wait_parity(done, 0)
             T.copy(acc, out)
             T.copy(out, c[by * 128, 0])
+            T.sync_threads()
 
     return gemm
 
@@ -139,6 +143,7 @@ def scaled():
             T.mbarrier_wait_parity(done, 0)
             T.copy(acc, out)
             T.copy(out, c[by * 128, 0])
+            T.sync_threads()
 
     return gemm
 
@@ -175,6 +180,7 @@ def pair():
                 T.mbarrier_wait_parity(done, k % 2)
             T.copy(acc, out)
             T.copy(out, c[bx * 128, by * 128])
+            T.sync_threads()
 
     return gemm
 
@@ -204,13 +210,17 @@ def decide(kernel):
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_memory_is_proved_and_order_is_unknown_by_name(name):
+def test_memory_and_order_are_proved(name):
     assert "tcgen05_mma" in str(lowered(name).device_mod)
     properties = decide(lowered(name))
     for found in PROVED:
         assert properties[found].verdict is Verdict.PROVED, (found, properties[found])
-    assert properties["races"].verdict is Verdict.UNKNOWN
-    assert "order not modelled: tensor memory" in properties["races"].reasons
+    for found in ORDERED:
+        if name != "pair":
+            assert properties[found].verdict is Verdict.PROVED, (found, properties[found])
+        elif found != "barriers":
+            assert properties[found].verdict is Verdict.UNKNOWN
+            assert "pairs of blocks that multiply together" in properties[found].reasons[0]
 
 
 def fields(change):

@@ -19,14 +19,14 @@ from .plan import Plan
 from .run import Run
 from .sizes import Sizes
 from .state import Place
-from .trace import Access, Trace, Tracer
+from .trace import MEMORY, WIDTH, Access, Trace, Tracer
 from .values import CoarseError, of_cluster
 
 if TYPE_CHECKING:
     from tileproof.verify.props import Goal, Launch
 
 # What orders things here; anything else that does is named and left unknown.
-MODELLED = frozenset(("mbarriers", "TMA stores", "wgmma", "named barriers"))
+MODELLED = frozenset(("mbarriers", "TMA stores", "wgmma", "named barriers", MEMORY))
 _MOST_THREADS = 1024
 _MOST_BLOCKS = 32  # along an axis of a cluster
 
@@ -176,6 +176,11 @@ def _assumptions(found: Followed, launch: Launch) -> Iterator[str]:
             f"the {len(threads)} threads of a block of {launch.facts.name} that only wait at"
             f" mbarriers (the first is {min(threads)}) see each phase before the next is over"
         )
+    if found.plan.assumed:
+        yield (
+            "a tcgen05.cp comes after the copies and the reads of multiplies that its thread issued"
+            " before, which PTX ISA 9.2 does not list among the pipelined pairs"
+        )
 
 
 def _findings(
@@ -197,7 +202,7 @@ def _findings(
     for c in run.found.values():
         # Two stores of one value are no race, and what is stored is not followed.
         stores = "read" not in (c.first.mode, c.second.mode) and not (
-            c.first.engine or c.second.engine
+            c.first.engine or c.second.engine or c.first.arena.startswith(MEMORY)
         )
         sure = verdict if verdict is not Verdict.REFUTED or not (loose or stores) else Verdict.ALARM
         yield replace(_conflicting(c, sure), **place)
@@ -213,6 +218,8 @@ def _threads(launch: Launch) -> int | None:
 
 
 def _conflicting(c: Conflict, verdict: Verdict) -> Finding:
+    if c.first.arena.startswith(MEMORY):
+        return _in_tensor_memory(c, verdict)
     one, two = (c.first, c.second) if c.first.mode == "write" else (c.second, c.first)
     if c.why == "fence":
         message = (
@@ -228,6 +235,29 @@ def _conflicting(c: Conflict, verdict: Verdict) -> Finding:
         )
     name = "races" if c.why == "race" else "async"
     return Finding(name, message, _site(one.node), (_step(one), _step(two)), verdict)
+
+
+_VERBS = {
+    "load": "loads", "store": "stores", "copy": "copies scales to", "a": "multiplies by",
+    "scale": "multiplies by", "take": "takes", "free": "gives back",
+}  # fmt: skip
+_LACKS = {
+    "copy": "while one of them may be under way",
+    "race": "with nothing that orders them",
+    "before": "with no tcgen05.fence::before_thread_sync behind that",
+    "after": "with no tcgen05.fence::after_thread_sync in between",
+}
+
+
+def _in_tensor_memory(c: Conflict, verdict: Verdict) -> Finding:
+    one, two = (_VERBS.get(a.use, "multiplies into") for a in (c.first, c.second))
+    message = (
+        f"thread {c.second.thread} {two} column {c.byte % WIDTH} of {c.first.arena}, which thread"
+        f" {c.first.thread} {one}, {_LACKS[c.why]}"
+    )
+    name = "races" if c.why == "race" else "async"
+    steps = (_step(c.first), _step(c.second))
+    return Finding(name, message, _site(c.second.node), steps, verdict)
 
 
 def _site(node: Any) -> str:

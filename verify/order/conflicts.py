@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from .trace import Access
+from .tensor import pipelined
+from .trace import MEMORY, Access
 
 Meeting = tuple[Access, Access, int]  # two accesses and a byte of both
 
 
 @dataclass(frozen=True)
 class Conflict:
-    """Two accesses of one byte, at least one a write; `why` is "race", "copy" or "fence"."""
+    """Two accesses of one byte, at least one a write; `why` is "race", "copy" or "fence". In tensor
+    memory, where `byte` is a column, it may be "before" or "after": the tcgen05.fence it lacks."""
 
     why: str
     first: Access
@@ -33,11 +35,17 @@ class Piece:
     arena: str
     engine: str
     load: int | None
+    use: str = ""
     accesses: list[Access] = field(default_factory=list)
 
     @property
     def proxy(self) -> bool:
         return self.accesses[0].proxy
+
+    @property
+    def tensor(self) -> bool:
+        """Of tensor memory."""
+        return self.arena.startswith(MEMORY)
 
     @cached_property
     def each(self) -> list[Access]:
@@ -130,9 +138,9 @@ def pieces_of(traces: Iterable[Sequence[Access]], numbers: Iterator[int]) -> dic
     at: dict[int, list[Piece]] = {}
     for accesses in traces:
         for a in accesses:
-            key = (a.start, a.mode, a.arena, a.engine, a.load, a.node)
+            key = (a.start, a.mode, a.arena, a.engine, a.load, a.use, a.node)
             if key not in found:
-                found[key] = Piece(next(numbers), a.mode, a.arena, a.engine, a.load)
+                found[key] = Piece(next(numbers), a.mode, a.arena, a.engine, a.load, a.use)
                 at.setdefault(a.start, []).append(found[key])
             found[key].accesses.append(a)
     return at
@@ -144,6 +152,7 @@ def within(pieces: Sequence[Piece]) -> Iterator[Conflict]:
         for others in pieces:
             if not copies.overlaps(others) or not copies.shares(others):
                 continue
+            follow, unfenced = pipelined(copies, others), copies.proxy and not copies.tensor
             for thread, ones in copies.by_thread.items():
                 for copy in ones:
                     for other in others.by_thread.get(thread, ()):
@@ -151,6 +160,7 @@ def within(pieces: Sequence[Piece]) -> Iterator[Conflict]:
                         if other is copy or byte >= min(copy.stop, other.stop):
                             continue
                         if other.position > copy.position:
-                            yield Conflict("copy", copy, other, byte)
-                        elif not other.engine and other.mode == "write" and copy.proxy:
+                            if not follow:
+                                yield Conflict("copy", copy, other, byte)
+                        elif not other.engine and other.mode == "write" and unfenced:
                             yield Conflict("fence", other, copy, byte)

@@ -93,7 +93,7 @@ def _agent(run: Run, a: Actor, scale: _Scale) -> Any:
     where = a.segment, a.at, a.came, a.asked, a.touched, a.finished
     if a.finished:
         return where
-    knows = scale.waiting(run, a) if run.idle(a) else scale.clock(a.clock)
+    knows = scale.waiting(run, a) if run.idle(a) else (scale.clock(a.clock), scale.seen(a))
     names = {i: (key, n) for key, ids in run.live.items() for n, i in enumerate(ids)}
     issued = tuple(tuple(names.get(i) for i in ids) for ids in a.issued.values())
     groups = []
@@ -110,7 +110,7 @@ class _Scale:
     """How steps and phases are told by what they are compared with."""
 
     def __init__(self, run: Run) -> None:
-        self.run, count = run, len(run.actors)
+        self.run, count = run, run.plan.steps
         marks: list[set[int]] = [set() for _ in range(run.plan.size)]
         for numbers in run.live.values():
             for i in numbers:
@@ -119,6 +119,8 @@ class _Scale:
                     marks[e.place].add(e.phases)
                 elif e.end is not None:
                     marks[e.agent].add(e.end)
+                    if e.piece.tensor:
+                        marks[run.plan.units[e.agent] + 1].add(e.end)
         for b in run.barriers.values():
             for agent, after, _, _ in b.waits:
                 marks[agent].add(after)
@@ -128,7 +130,7 @@ class _Scale:
         self.complete = [0] * count + [0] * (run.plan.size - count)
         for b in run.barriers.values():
             self.complete[b.place] = b.complete
-        self.agents = count
+        self.steps = count
 
     def step(self, agent: int, step: int) -> int:
         return bisect_right(self.marks[agent], step)
@@ -146,20 +148,27 @@ class _Scale:
 
     def phases(self, clock: Clock) -> Any:
         known = clock.known.tolist()
-        return tuple(self.phase(i, known[i]) for i in range(self.agents, len(known)))
+        return tuple(self.phase(i, known[i]) for i in range(self.steps, len(known)))
 
     def clock(self, clock: Clock | None) -> Any:
         if clock is None:
             return None
         parts = (clock.known.tolist(), clock.fenced.tolist())
-        steps = tuple(self.step(i, part[i]) for part in parts for i in range(self.agents))
+        steps = tuple(self.step(i, part[i]) for part in parts for i in range(self.steps))
         return steps, self.phases(clock)
+
+    def seen(self, a: Actor) -> Any:
+        """What an agent knew at its last fence, of tensor memory."""
+        return tuple(self.step(i, int(a.seen[i])) for i in range(len(self.run.actors), self.steps))
 
     def end(self, e: Any) -> Any:
         if e.place is not None:
             later = e.phases > self.complete[e.place]
             return e.place, bisect_right(self.marks[e.place], e.phases), later
-        return None if e.end is None else self.step(e.agent, e.end)
+        if e.end is None:
+            return None
+        handed = self.step(self.run.plan.units[e.agent] + 1, e.end) if e.piece.tensor else None
+        return self.step(e.agent, e.end), handed
 
 
 # -- loops -----------------------------------------------------------------------------------

@@ -10,14 +10,20 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from tileproof.verify.tensor import UNIT
+
 from .conflicts import Meeting, Piece, pieces_of
 from .control import Ask
+from .tensor import assumed, pipelined
 from .trace import Event, Key, Trace
+
+_WITHOUT_KEY = ("fence", "before", "after", "point", "commit", "drain")
 
 
 def _only_waits(e: Event) -> bool:
     """Whether nobody needs a step of a thread. All lanes take part in a multiply of their warp."""
-    return e.kind in ("wait", "fence") or (e.kind in ("commit", "drain") and e.engine != "wgmma")
+    own = e.kind in ("commit", "drain") and e.engine != "wgmma"
+    return own or e.kind in ("wait", *_WITHOUT_KEY[:4])
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,9 @@ class Part:
 
 
 class Plan:
-    """The program of a block. `possible` says whether a loop may have so many iterations."""
+    """The program of a block. `possible` says whether a loop may have so many iterations. A clock
+    has `steps` places of steps, then those of barriers; `units` are the first of the two that an
+    agent with tensor memory has besides its own."""
 
     def __init__(
         self, traces: Mapping[int, Trace], possible: Callable[[str, int], bool] = lambda t, n: True
@@ -74,11 +82,20 @@ class Plan:
                 number = len(self.agents)
                 self.agents.append(Agent(number, thread, cls, weight, len(threads) == 1))
         events = [e for parts in self.parts for p in parts for e in p.events]
-        keys = sorted({e.key for e in events if e.kind not in ("fence", "commit", "drain")})
-        self.size = len(self.agents) + len(keys)
-        self.place = {key: len(self.agents) + i for i, key in enumerate(keys)}
+        keys = sorted({e.key for e in events if e.kind not in _WITHOUT_KEY})
+        uses = [
+            any(q.tensor or q.engine == UNIT for p in parts for at in p.pieces.values() for q in at)
+            for parts in self.parts
+        ]
+        holders = [a.number for a in self.agents if uses[a.cls]]
+        self.units = {n: len(self.agents) + 2 * i for i, n in enumerate(holders)}
+        self.steps = len(self.agents) + 2 * len(holders)
+        self.size = self.steps + len(keys)
+        self.place = {key: self.steps + i for i, key in enumerate(keys)}
         self.open = any(p.ask is not None for parts in self.parts for p in parts)
+        self.assumed = False  # whether the order rests on what the PTX ISA does not list
         self._met: dict[tuple[int, int, bool], Meeting | None] = {}
+        self._follow: dict[tuple[int, int], bool] = {}
 
     def _parts(self, threads: list[int], numbers: itertools.count[int]) -> list[Part]:
         segments = self.traces[threads[0]].segments
@@ -131,6 +148,14 @@ class Plan:
         if key not in self._met:
             self._met[key] = one.meets_itself(two) if same else one.meets(two)
         return self._met[key]
+
+    def follow(self, one: Piece, two: Piece) -> bool:
+        """Whether accesses of tensor memory by one thread come in the order of their issue."""
+        key = (one.number, two.number)
+        if key not in self._follow:
+            self._follow[key] = pipelined(one, two)
+        self.assumed |= assumed(one, two) and self.met(one, two, True) is not None
+        return self._follow[key]
 
 
 def _idle_from(events: list[Event], pieces: Mapping[int, list[Piece]]) -> int:

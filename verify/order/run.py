@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 
 from tileproof.verify.replay import UndeterminedError
+from tileproof.verify.tensor import UNIT
 
+from . import tensor
 from .conflicts import Conflict, Piece, within
 from .plan import Part, Plan
 from .state import ENGINES, FAR, Actor, Answer, Barrier, Clock, Entry, Fault, Level, Path, Place
@@ -33,7 +35,8 @@ class Run:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         nothing = np.full(plan.size, -1, np.int64)
-        self.actors = [Actor(a, Clock(nothing, nothing)) for a in plan.agents]
+        self.blank = Clock(nothing, nothing)
+        self.actors = [Actor(a, self.blank, nothing) for a in plan.agents]
         self.barriers: dict[Key, Barrier] = {}
         self.entries: dict[int, Entry] = {}
         self.live: dict[tuple[int, int], list[int]] = {}
@@ -126,7 +129,7 @@ class Run:
     def _waits(self, a: Actor) -> str:
         e = self.part(a).events[a.at]
         b = self.barriers[e.key]
-        if e.kind == "barrier":
+        if e.kind in ("barrier", "meet"):
             return f"thread {a.who.thread} at {b.name}, which {b.waiting} of {b.count} threads miss"
         lacks = f"{b.waiting} of {b.count} arrivals" if b.waiting else f"{b.bytes} bytes"
         return (
@@ -215,7 +218,7 @@ class Run:
         e, n = part.events[a.at], a.done
         if not a.came:
             a.came, a.clock = True, a.clock.at(a.who.number, 2 * n)
-            if e.kind == "barrier":
+            if e.kind in ("barrier", "meet"):
                 self._come(a, e)
         clock: Clock | None = a.clock
         if e.kind == "init":
@@ -223,7 +226,11 @@ class Run:
             clock = a.clock.at(self.plan.place[e.key], 0)
         elif e.kind == "fence":
             clock = Clock(a.clock.known, np.maximum(a.clock.fenced, a.clock.known))
-        elif e.kind == "barrier":
+        elif e.kind == "before" and a.who.number in self.plan.units:
+            clock = a.clock.at(self.plan.units[a.who.number] + 1, 2 * n)
+        elif e.kind == "after":
+            a.seen = a.clock.known
+        elif e.kind in ("barrier", "meet"):
             clock, a.passed = a.passed and a.clock.join(a.passed), None
         elif e.kind == "wait":
             clock = self._waited(a, e, at_ease=a.at in part.passive)
@@ -232,7 +239,7 @@ class Run:
             a.issued[e.engine] = []
         elif e.kind == "drain":
             self._drain(a, e)
-        else:
+        elif e.kind not in ("before", "point"):
             self._signal(a, e)
         if clock is None or self.fault:
             return False
@@ -270,7 +277,10 @@ class Run:
             )
             self._wrong(text, self._place(a))
             return
-        b.clock = a.clock if b.clock is None else b.clock.join(a.clock)
+        clock = a.clock
+        if e.engine == UNIT and a.who.number in self.plan.units:
+            clock = clock.at(self.plan.units[a.who.number], 2 * a.done)
+        b.clock = clock if b.clock is None else b.clock.join(clock)
         if e.kind == "load":
             b.bytes -= e.amount * a.who.weight
             self._ends_with(b, self._loaded(a))
@@ -279,7 +289,7 @@ class Run:
         if e.kind == "expect":
             b.expects += ((a.who.number, 2 * a.done, self._place(a)),)
         if e.kind == "arrive":
-            if e.engine:
+            if e.engine in ENGINES:
                 groups = (*a.groups[e.engine], a.issued[e.engine])
                 self._ends_with(b, [i for ids in groups for i in ids])
             b.waiting -= a.who.weight
@@ -300,9 +310,23 @@ class Run:
                 self._late(b, self.plan.agents[agent].thread, parity, b.complete, place)
         b.complete += 1
         b.last = clock.at(b.place, b.complete)
+        if b.meeting:
+            b.last = self.blank.at(b.place, b.complete)
+            self._spoken_for(b.there)
         for i in b.there:
             self.actors[i].passed = b.last
         b.waiting, b.clock, b.expects, b.waits, b.there = b.count, None, (), (), ()
+
+    def _spoken_for(self, lanes: tuple[int, ...]) -> None:
+        """Lanes have met: what the first does next says that all have come from their waits."""
+        first = min((self.actors[i] for i in lanes), key=lambda a: a.who.thread)
+        number, step = first.who.number, 2 * first.done + 1
+        others = set(lanes) - {number}
+        for b in self.barriers.values():
+            b.waits = tuple(
+                (number, step, parity, at) if agent in others else (agent, after, parity, at)
+                for agent, after, parity, at in b.waits
+            )
 
     def _unsure(self, b: Barrier, agent: int, place: Place) -> None:
         thread = self.plan.agents[agent].thread
@@ -321,7 +345,8 @@ class Run:
 
     def _come(self, a: Actor, e: Event) -> None:
         place = self.plan.place[e.key]
-        b = self.barriers.setdefault(e.key, Barrier(e.key, place, e.amount, e.amount))
+        new = Barrier(e.key, place, e.amount, e.amount, meeting=e.kind == "meet")
+        b = self.barriers.setdefault(e.key, new)
         a.passed = None
         if b.count != e.amount:
             self._wrong(
@@ -385,7 +410,11 @@ class Run:
 
     def _begin(self, a: Actor, p: Piece) -> int:
         number, self.next = self.next, self.next + 1
-        self.entries[number] = Entry(a.who.number, p, None if p.engine else 2 * a.done)
+        step = 2 * a.done
+        if p.engine == UNIT:
+            self.entries[number] = Entry(a.who.number, p, None, self.plan.units[a.who.number], step)
+        else:
+            self.entries[number] = Entry(a.who.number, p, None if p.engine else step)
         if p.engine in ENGINES:
             a.issued[p.engine].append(number)
         return number
@@ -408,7 +437,8 @@ class Run:
 
     def _subsumed(self, old: Entry, again: Piece) -> bool:
         """Whether who knows the end of the same piece, done again, knows that of `old`."""
-        return old.end is not None or again.load is not None or again.engine in ("wgmma", "store")
+        ends = again.load is not None or again.engine in ("wgmma", "store", UNIT)
+        return old.end is not None or ends
 
     def _compare(self, a: Actor, p: Piece, now: set[int]) -> None:
         """The piece, as it begins, with all that was done before it."""
@@ -417,7 +447,9 @@ class Run:
                 old = self.entries[i]
                 if i in now or not old.piece.overlaps(p):
                     continue
-                if agent == a.who.number:
+                if p.tensor:
+                    why = tensor.missing(self.plan, a, old, p)
+                elif agent == a.who.number:
                     why = self._of_one(a, old, p)
                 else:
                     ordered = self._over(old, a)
@@ -471,6 +503,8 @@ class Run:
         self.entries = {i: e for i, e in self.entries.items() if i in kept}
 
     def _behind(self, old: Entry, a: Actor) -> bool:
+        if old.piece.tensor:
+            return tensor.settled(self.plan, a, old)
         if old.open or not self._over(old, a):
             return False
         if old.piece.proxy or old.piece.mode != "write":

@@ -29,7 +29,10 @@ class Fault:
 @dataclass(frozen=True, eq=False)
 class Clock:
     """Steps of each agent and phases of each barrier that are known; `fenced` of them through a
-    fence between ordinary and asynchronous accesses. Step 2n comes to event n, 2n + 1 leaves it."""
+    fence between ordinary and asynchronous accesses. Step 2n comes to event n, 2n + 1 leaves it.
+    Agents with tensor memory have two more places each: the step up to which the multiplies and
+    copies they issued are complete, and that up to which their loads and stores are known to those
+    behind a fence of tcgen05."""
 
     known: Any
     fenced: Any
@@ -56,7 +59,7 @@ class Level:
 @dataclass(frozen=True)
 class Entry:
     """A piece that an agent did; it ended with step `end` of the agent, or with phase `phases` of
-    the barrier at `place`, or it has not ended (None)."""
+    the barrier at `place` (step `phases` of the unit at `place`), or it has not ended (None)."""
 
     agent: int
     piece: Piece
@@ -73,10 +76,12 @@ class Entry:
 class Actor:
     """Where an agent is: before event `at` of a segment, with `done` events behind it. `came` says
     that it has come to that event, `phase` which meeting it waits for, `passed` what it learns
-    there. `uses` counts the loops of some words it has come to in the open iterations."""
+    there. `uses` counts the loops of some words it has come to in the open iterations. `seen` is
+    what it knew at its last tcgen05.fence::after_thread_sync."""
 
     who: Agent
     clock: Clock
+    seen: Any
     segment: int = 0
     at: int = 0
     done: int = 0
@@ -120,6 +125,7 @@ class Barrier:
     expects: tuple[tuple[int, int, Place], ...] = ()
     waits: tuple[tuple[int, int, int, Place], ...] = ()
     there: tuple[int, ...] = ()  # agents at a barrier of the block that is not complete
+    meeting: bool = False  # of lanes, which learn nothing of each other's accesses
 
     @property
     def name(self) -> str:

@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tileproof.verify import tensor
 from tileproof.verify.calls import effect
-from tileproof.verify.intrinsics import Tile, Touch, UnmodelledError
+from tileproof.verify.intrinsics import Columns, Tile, Touch, UnmodelledError, constant
 from tileproof.verify.replay import Setting, _element
 from tileproof.verify.timeline import Moment, Timeline
 from tileproof.verify.tma import tile_bytes
@@ -23,8 +24,14 @@ from .control import Control, Segment
 from .lanes import ApartError, lanes
 
 Key = tuple[str, int]  # an mbarrier by name and index, or a barrier of the block by number
-Kind = Literal["init", "arrive", "expect", "load", "wait", "barrier", "fence", "commit", "drain"]
+Kind = Literal[
+    "init", "arrive", "expect", "load", "wait", "barrier", "fence", "commit", "drain",
+    "before", "after", "point", "meet",
+]  # fmt: skip
 _WARP = 32
+MEMORY = "tensor memory"  # how the names of its arenas begin
+WIDTH = 512  # its columns
+_QUARTERS = 4  # a warp loads and stores in 32 of the 128 lanes
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,9 @@ class Event:
     `amount` is the count of an init, the bytes of an expect or a load, the parity of a wait, the
     threads of a barrier, the groups that a drain leaves open. An arrive may expect bytes as well.
     Commits and drains are of the thread's own copies by `engine`; an arrive with an engine comes
-    once they are complete.
+    once they are complete. ``before`` and ``after`` are tcgen05.fence::before_thread_sync and
+    ::after_thread_sync, a point is nothing but a place between other things. At a meeting the lanes
+    of a warp elect one; it orders none of their accesses.
     """
 
     kind: Kind
@@ -49,7 +58,8 @@ class Access:
 
     The thread touches them before event number `start` of its segment. An asynchronous access ends
     where the thread drains its `engine`, or with the phase of the mbarrier of event number `load`.
-    `position` orders accesses of one thread.
+    `position` orders accesses of one thread. An arena in tensor memory has a number for each column
+    of a quarter of the lanes, and its accesses say what for; see :class:`Columns`.
     """
 
     thread: Any
@@ -63,6 +73,7 @@ class Access:
     loops: dict[str, int]
     engine: str = ""
     load: int | None = None
+    use: str = ""
 
     @cached_property
     def rows(self) -> np.ndarray:
@@ -84,7 +95,7 @@ class Access:
     @property
     def proxy(self) -> bool:
         """Of the asynchronous proxy, which sees ordinary writes after a fence."""
-        return self.engine in ("wgmma", "tma", "store")
+        return self.engine in ("wgmma", "tma", "store", tensor.UNIT)
 
 
 @dataclass
@@ -141,7 +152,8 @@ class Tracer(Control):
     def syncs(self, call: Any) -> bool:
         name = str(call.op.name)
         extern = str(call.args[0]) if name == "tirx.call_extern" else ""
-        return name in _CALLS or name.startswith("tl.tma_load") or "AllReduce" in extern
+        meets = "AllReduce" in extern or name == "tl.ptx_tcgen05_sf_warp_transpose"
+        return name in _CALLS or name.startswith("tl.tma_load") or meets
 
     # -- calls -------------------------------------------------------------------------------
 
@@ -154,11 +166,16 @@ class Tracer(Control):
         if name in _CALLS:
             _CALLS[name](self, args, e)
             return
-        multiplies = name.startswith("tl.ptx_wgmma")
-        if multiplies and self.thread % _WARP:
-            return  # all lanes of a warp read the same operands
+        engine = "wgmma" if name.startswith("tl.ptx_wgmma") else ""
+        if name in tensor.MULTIPLIES or name == "tl.ptx_tcgen05_cp_warpx4":
+            engine = tensor.UNIT
+        if engine and self.thread % _WARP:
+            return  # all lanes of a warp read the same operands, or one of them is elected
+        if name in tensor.MULTIPLIES:
+            for holder in {t.holder for t in tensor.multiply(name, args)[1]}:
+                self.touch(Touch(holder, "read"), e)
         self.muted = name in _DESCRIBE
-        self.engine = "wgmma" if multiplies else ""
+        self.engine = engine
         try:
             if self.operands.call(self, name, args, e):
                 return
@@ -173,14 +190,20 @@ class Tracer(Control):
         if name == "tl.tma_store":
             self.store_bytes(found.touches[1], e)
             return
-        if found.unordered or found.columns or found.sync == "warp":
-            if found.sync != "warp":
-                raise UnmodelledError(found.unordered or name)
-            self.warps_meet = True
+        self.warps_meet |= found.sync == "warp"
+        if found.unordered and not found.columns and found.sync != "warp":
+            raise UnmodelledError(found.unordered)
+        self.engine = engine
+        for touched in found.columns:
+            self.columns(touched, e)
+        self.engine = ""
         for touch in found.touches:
             if touch.after_barrier:
                 self.event(Event("barrier", ("AllReduce", 0), found.threads or self.threads), e)
-            self.touch(touch, e)
+            if touch.after_warp:
+                number = self.thread // _WARP
+                self.event(Event("barrier", ("warp", int(number)), _WARP), e)
+            self.touch(touch, e, engine or "cp.async")
         for a in args:
             peer = any(a is touch.peer for touch in found.touches)  # a rank orders nothing here
             if not peer and hasattr(a, "dtype") and str(a.dtype) != "handle":
@@ -250,7 +273,8 @@ class Tracer(Control):
 
     # -- accesses ----------------------------------------------------------------------------
 
-    def touch(self, touch: Touch, node: Any) -> None:
+    def touch(self, touch: Touch, node: Any, engine: str = "cp.async") -> None:
+        """An access of shared memory; `engine` is whose it is if it is asynchronous."""
         if touch.peer is not None:
             return  # stores into other blocks are ordered by barriers of the cluster: props/peers
         if touch.when is not None and self.condition(touch.when) is False:
@@ -276,9 +300,28 @@ class Tracer(Control):
             offset += (self.setting.indices.get("threadIdx.x", 0) - first) ^ half
         if touch.lane_step:
             offset += self.lane() % _WARP * touch.lane_step
-        self.engine = "cp.async" if touch.asynchronous else ""
+        self.engine = engine if touch.asynchronous else ""
         self.note(data, touch.mode, offset, touch.count, element, node)
         self.engine = ""
+
+    def columns(self, touched: Columns, node: Any) -> None:
+        """An access to tensor memory. A warp makes it as one, so that its first lane speaks for
+        all; what is no load and no store is taken to touch all lanes."""
+        if self.thread % _WARP:
+            return
+        thread = np.atleast_1d(self.thread).view(np.ndarray)[:, None]
+        column = np.atleast_1d(self.number(touched.first)).view(np.ndarray)[:, None]
+        own = touched.use in ("load", "store")
+        quarters = thread // _WARP % _QUARTERS if own else np.arange(_QUARTERS)
+        threads, first = np.broadcast_arrays(thread, column + quarters * WIDTH)
+        self.steps += 1
+        self.result.accesses.append(
+            Access(
+                threads.reshape(-1), touched.mode, f"{MEMORY} {touched.holder.name}",
+                first.reshape(-1), first.reshape(-1) + touched.count, len(self.result.events),
+                self.steps, node, dict(self.around), self.engine, use=touched.use,
+            )
+        )  # fmt: skip
 
     def index(self, node: Any, buffer: Any, indices: Any, mode: str) -> None:
         if self.is_shared(buffer.data):
@@ -357,8 +400,32 @@ def _arrive(t: Tracer, args: list[Any], node: Any) -> None:
     t.event(Event("arrive", t.key(args[0])), node)
 
 
-def _fence(t: Tracer, args: list[Any], node: Any) -> None:
-    t.event(Event("fence"), node)
+def _plain(kind: Kind) -> Callable[[Tracer, list[Any], Any], None]:
+    def note(t: Tracer, args: list[Any], node: Any) -> None:
+        t.event(Event(kind), node)
+
+    return note
+
+
+def _held(use: str) -> Callable[[Tracer, list[Any], Any], None]:
+    """Tensor memory is taken, and its address stored, or it is given back."""
+
+    def note(t: Tracer, args: list[Any], node: Any) -> None:
+        if not t.thread % _WARP:
+            (holder,) = effect(str(node.op.name), args).touches
+            t.touch(holder, node)
+            columns = constant(args[1], "columns of tensor memory")
+            t.columns(Columns(args[0].args[1], 0, columns, "write", use), node)
+        t.event(Event("point"), node)
+
+    return note
+
+
+def _commit(t: Tracer, args: list[Any], node: Any) -> None:
+    """The lane that is elected arrives once all it has issued is complete."""
+    t.event(Event("meet", ("lanes of warp", int(t.thread // _WARP)), _WARP), node)
+    if not t.thread % _WARP:
+        t.event(Event("arrive", t.key(args[0]), engine=tensor.UNIT), node)
 
 
 def _own(kind: Kind, engine: str) -> Callable[[Tracer, list[Any], Any], None]:
@@ -394,7 +461,7 @@ _CALLS: dict[str, Callable[[Tracer, list[Any], Any], None]] = {
     "tl.ptx_cp_async_barrier_noinc": _noinc,
     "tirx.tvm_storage_sync": _storage_sync,
     "tl.cluster_sync": _cluster_sync,
-    "tl.fence_proxy_async": _fence,
+    "tl.fence_proxy_async": _plain("fence"),
     "tl.warpgroup_arrive": lambda t, args, node: None,
     "tl.warpgroup_fence_operand": lambda t, args, node: None,
     "tl.warpgroup_commit_batch": _own("commit", "wgmma"),
@@ -403,4 +470,9 @@ _CALLS: dict[str, Callable[[Tracer, list[Any], Any], None]] = {
     "tirx.ptx_wait_group": _own("drain", "cp.async"),
     "tl.tma_store_arrive": _own("commit", "store"),
     "tl.tma_store_wait": _own("drain", "store"),
+    "tl.ptx_init_tensor_memory": _held("take"),
+    "tl.ptx_deallocate_tensor_memory": _held("free"),
+    "tl.tcgen05_mma_arrive": _commit,
+    "tl.tcgen05_before_thread_sync": _plain("before"),
+    "tl.tcgen05_after_thread_sync": _plain("after"),
 }

@@ -26,7 +26,7 @@ PROPERTIES: tuple[Property, ...] = (
     Property("alignment", alignment.goals),
     Property("blocks", blocks.goals),
     Property("coverage", coverage.goals),
-    Property("barriers", barriers.goals, ordered="itself", beside=barriers.of_clusters),
+    Property("barriers", barriers.goals, ordered="itself", beside=barriers.beside_order),
     # A race is judged between two barriers, which must be the same two for every thread.
     Property("races", races.races, ("overflow", "barriers"), ordered="itself", beside=peers.goals),
     Property("async", races.copies, ("overflow", "barriers"), ordered="itself"),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from tileproof.verify import cluster, grid, terms
+from tileproof.verify import cluster, grid, tensor, terms
 from tileproof.verify.encode import Answer
 from tileproof.verify.facts import Context, Sync
 from tileproof.verify.model import Counterexample, Step, Verdict
@@ -36,10 +36,17 @@ def goals(launch: Launch) -> Iterator[Goal]:
         yield decided[key]
 
 
-def of_clusters(launch: Launch) -> Iterator[Goal]:
-    """One obligation per barrier of a cluster: its blocks come to it alike."""
+def beside_order(launch: Launch) -> Iterator[Goal]:
+    """What the order of things in a block leaves open: that the blocks of a cluster come to its
+    barriers alike, and the lanes of a warp to what it does to tensor memory."""
+    decided: set[tuple[object, ...]] = set()
     for sync in launch.facts.syncs:
-        if sync.effect.collective == "cluster":
+        group = sync.effect.collective
+        key = (group, sync.context.path, sync.context.loops)
+        if group == "warp" and not tensor.is_collective(str(sync.node.op.name)):
+            continue
+        if group in ("cluster", "warp") and key not in decided:
+            decided.add(key)
             yield _uniform(launch, sync)
 
 
