@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from .tensor import pipelined
 from .trace import MEMORY, Access
 
 Meeting = tuple[Access, Access, int]  # two accesses and a byte of both
@@ -146,13 +145,14 @@ def pieces_of(traces: Iterable[Sequence[Access]], numbers: Iterator[int]) -> dic
     return at
 
 
-def within(pieces: Sequence[Piece]) -> Iterator[Conflict]:
-    """A copy and another access of the thread that issues it, with no event between them."""
+def within(pieces: Sequence[Piece], follow: Callable[[Piece, Piece], bool]) -> Iterator[Conflict]:
+    """A copy and another access of the thread that issues it, with no event between them. `follow`
+    says whether two come in the order of their issue."""
     for copies in (p for p in pieces if p.engine):
         for others in pieces:
             if not copies.overlaps(others) or not copies.shares(others):
                 continue
-            follow, unfenced = pipelined(copies, others), copies.proxy and not copies.tensor
+            unfenced = copies.proxy and not copies.tensor
             for thread, ones in copies.by_thread.items():
                 for copy in ones:
                     for other in others.by_thread.get(thread, ()):
@@ -160,7 +160,7 @@ def within(pieces: Sequence[Piece]) -> Iterator[Conflict]:
                         if other is copy or byte >= min(copy.stop, other.stop):
                             continue
                         if other.position > copy.position:
-                            if not follow:
+                            if not follow(copies, others):
                                 yield Conflict("copy", copy, other, byte)
                         elif not other.engine and other.mode == "write" and unfenced:
                             yield Conflict("fence", other, copy, byte)

@@ -396,7 +396,7 @@ class Run:
             return
         a.touched = True
         pieces = part.pieces.get(a.at, ())
-        for c in within(pieces) if any(p.engine for p in pieces) else ():
+        for c in within(pieces, self.plan.follow) if any(p.engine for p in pieces) else ():
             self.found.setdefault((c.why, c.first.node, c.second.node), c)
         now = [(p, self._begin(a, p)) for p in pieces]
         for p, number in now:

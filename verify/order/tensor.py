@@ -49,8 +49,13 @@ def missing(plan: Plan, a: Actor, old: Entry, p: Piece) -> str:
     one, own = old.piece, old.agent == a.who.number
     if one.use == "free" or p.use == "take":
         return "race"
-    if own and plan.follow(one, p):
-        return ""
+    lack = _lack(plan, a, old, p)
+    return "" if lack and own and plan.follow(one, p) else lack
+
+
+def _lack(plan: Plan, a: Actor, old: Entry, p: Piece) -> str:
+    """The same without the order of issue."""
+    one, own = old.piece, old.agent == a.who.number
     place, step = _handed(plan, old)
     waited = own and not one.engine
     if not waited and a.clock.known[place if one.engine else old.agent] < step:
