@@ -1,4 +1,5 @@
-"""Matrix instructions of one tile, executed on labels and words: ldmatrix, mma, wgmma.
+"""Matrix instructions of one tile, executed on labels and words: ldmatrix, mma, wgmma; those that
+work in tensor memory are in ``cells.py``.
 
 An element of a product is a function of its row of A and its column of B, whatever the order of
 sums that the hardware chooses. Layouts are those of PTX ISA, "Matrix fragments for mma" and of
@@ -31,7 +32,7 @@ _BYTES = {
     "tf32": 4,
     "fp32": 4,
 }
-_NAMES = {1: "uint8", 2: "bfloat16", 4: "float32"}  # one of each width: data have no value
+NAMES = {1: "uint8", 2: "bfloat16", 4: "float32"}  # one of each width: data have no value
 
 
 def load(tile: Tile, args: list[Any], node: Any) -> None:
@@ -63,7 +64,7 @@ def multiply(tile: Tile, args: list[Any], node: Any) -> None:
     a = _fragment(tile, args[6], args[7], (m, k), width)
     b = _fragment(tile, args[8], args[9], (n, k), width)
     warps = tile.lanes // _WARP
-    _add(tile, (args[10], args[11]), _products(a, b), warps, tile.lanes % _WARP // 4, True)
+    _add(tile, (args[10], args[11]), products(a, b), warps, tile.lanes % _WARP // 4, True)
 
 
 def _fragment(tile: Tile, data: Any, base: Any, shape: tuple[int, int], width: int) -> Flow:
@@ -76,7 +77,7 @@ def _fragment(tile: Tile, data: Any, base: Any, shape: tuple[int, int], width: i
     at = lane % 4 * per + part + 4 * per * (register // halves)
     whole = (int(warp.max()) + 1, *shape)
     label, word = np.full(whole, NONE, np.int64), np.zeros(whole, np.uint64)
-    flow = tile.get(data, _NAMES[width], _registers(tile, base, len(register)))
+    flow = tile.get(data, NAMES[width], _registers(tile, base, len(register)))
     label[warp, i, at], word[warp, i, at] = flow
     return Flow(label, word)
 
@@ -86,7 +87,7 @@ def _registers(tile: Tile, base: Any, count: int) -> Any:
     return tile.per_lane(tile.number(base))[:, None] + np.arange(count)
 
 
-def _products(a: Flow, b: Flow) -> Flow:
+def products(a: Flow, b: Flow) -> Flow:
     """[groups, rows of A, columns of B] of operands with k along their last axis."""
     words = [mix(*np.moveaxis(side.word, -1, 0)) for side in (a, b)]
     labels = [_all_of(side.label) for side in (a, b)]
@@ -146,17 +147,18 @@ def multiply_together(tile: Tile, args: list[Any], node: Any) -> None:
     width = _BYTES.get(kinds[0], 0)
     if not width or kinds[2] != "fp32" or len(tile.lanes) % _GROUP or not _together(tile):
         raise UnfollowedError(f"wgmma of {', '.join(kinds)}")
-    b = _from_memory(tile, read[0], width)
+    group, thread = np.divmod(tile.lanes, _GROUP)
+    leaders = np.arange(0, len(tile.lanes), _GROUP)
+    b = from_memory(tile, read[0], width, leaders)
     if registers:
         shape = (16, registers[0].count * _WARP // 16)
         warps = _fragment(tile, registers[0].pointer, registers[0].offset, shape, width)
         a = Flow(*(v.reshape(-1, 64, shape[1]) for v in warps))
     else:
-        a = _from_memory(tile, read[1], width)
-    group, thread = np.divmod(tile.lanes, _GROUP)
+        a = from_memory(tile, read[1], width, leaders)
     row = thread // _WARP * 16 + thread % _WARP // 4
     keeps = tile.number(args[(5 if registers else 6) + 6]) != 0
-    _add(tile, (sums.pointer, sums.offset), _products(a, b), group, row, keeps)
+    _add(tile, (sums.pointer, sums.offset), products(a, b), group, row, keeps)
 
 
 def _together(tile: Tile) -> bool:
@@ -165,9 +167,9 @@ def _together(tile: Tile) -> bool:
     return bool((here == here[:, :1]).all())
 
 
-def _from_memory(tile: Tile, operand: Operand, width: int) -> Flow:
-    """[groups, rows of A or columns of B, k] of an operand in shared memory, where each thread of a
-    group has the same descriptor."""
+def from_memory(tile: Tile, operand: Operand, width: int, lanes: Any) -> Flow:
+    """[lanes, rows of A or columns of B, k] of an operand in shared memory, by the descriptor that
+    each of `lanes` has; of lanes that are not here, any."""
     found = tile.descriptors.get(operand.descriptor)
     if found is None:
         raise UnfollowedError("a descriptor before its initialization")
@@ -178,17 +180,17 @@ def _from_memory(tile: Tile, operand: Operand, width: int) -> Flow:
     if operand.mn_major:
         at = at.T
     first = tile.per_lane(start + tile.number(operand.units) * operand.unit // _UNIT * _UNIT)
-    here = tile.mask[::_GROUP]
     memory, owner, offset = tile.owner(data, first)
-    byte = np.where(here, first[::_GROUP] + offset, 0)[:, None, None] + at
+    byte = np.where(tile.mask[lanes], first[lanes] + offset, 0)[:, None, None] + at
     byte = byte ^ (byte >> 3 & (layout[0] - _UNIT))  # a line's number permutes its chunks
-    return memory.read(owner[::_GROUP, None, None], byte, width)
+    return memory.read(owner[lanes, None, None], byte, width)
 
 
 CALLS = {
     "tl.ptx_ldmatrix": load,
     "tirx.ptx_mma": multiply,
     "tl.initialize_wgmma_descriptor": initialize,
+    "tl.initialize_tcgen05_descriptor": initialize,
     "tl.increase_descriptor_offset": increase,
     "tl.ptx_wgmma_ss": multiply_together,
     "tl.ptx_wgmma_rs": multiply_together,

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from . import matrices, rows
+from . import cells, matrices, rows
 from .facts import Access, scalar_bits
 from .flow import (
     NONE,
@@ -38,7 +38,9 @@ _IN_STEP = {
     *("tl.device_assert", "tl.device_assert_with_msg"),
     *("tl.fence_proxy_async", "tl.warpgroup_arrive", "tl.warpgroup_fence_operand"),
     *("tl.warpgroup_commit_batch", "tl.warpgroup_wait"),
+    *("tl.tcgen05_before_thread_sync", "tl.tcgen05_after_thread_sync", "tl.ptx_fence_barrier_init"),
 }
+_CALLS = {**matrices.CALLS, **cells.CALLS}
 _LANES = re.compile(r"x(\d+)$")
 _MOST_STEPS = 1 << 20
 _MOST_LANES = 1 << 14
@@ -96,6 +98,8 @@ class Tile:
         self.memory: dict[Any, Memory] = {}
         self.views: dict[Any, tuple[Any, int]] = {}
         self.descriptors: dict[Any, tuple[Any, Any, tuple[int, int, int]]] = {}
+        self.pointers: dict[Any, tuple[Any, Any, Any]] = {}
+        self.cells = cells.Cells()
         self.steps = 0
         self.most: dict[Any, int] = {}  # bytes, scope and smallest access of each buffer
         self.scope: dict[Any, str] = {}
@@ -115,6 +119,8 @@ class Tile:
                     self.smallest(buffer.data, buffer.dtype)
             elif kind == "Call" and str(node.op.name) == "tirx.tvm_access_ptr":
                 self.smallest(node.args[1], node.args[0].dtype)
+            elif kind == "Call" and str(node.op.name) == "tl.ptx_init_tensor_memory":
+                self.cells.columns += int(node.args[1].value)
 
         tvm.tirx.stmt_functor.post_order_visit(self.function.body, declare)
         self.stmt(self.function.body)
@@ -168,7 +174,8 @@ class Tile:
     def bind(self, s: Any) -> None:
         if str(s.var.dtype) == "handle":
             if str(s.value.op.name) != "tirx.handle_add_byte_offset":
-                raise UnfollowedError("a pointer")
+                self.pointers[s.var] = self.pointer(s.value)
+                return
             self.views[s.var] = (s.value.args[0], int(self.number(s.value.args[1])))
             return
         try:
@@ -320,6 +327,8 @@ class Tile:
         if kind == "Select":
             condition = self.number(e.condition)
             return np.where(condition != 0, self.number(e.true_value), self.number(e.false_value))
+        if kind == "Call" and str(e.op.name) == "tl.tl_shuffle_elect":
+            return cells.elected(self, int(e.args[0].value))
         raise UnfollowedError(f"{kind} as an integer")
 
     def value(self, e: Any) -> Flow:
@@ -391,8 +400,8 @@ class Tile:
         if name == "tl.ptx_cp_async":
             self.copy(args)
             return nothing
-        if name in matrices.CALLS:
-            matrices.CALLS[name](self, args, e)
+        if name in _CALLS:
+            _CALLS[name](self, args, e)
             return nothing
         if name == "tirx.call_extern":
             match = _ALL_REDUCE.match(str(args[0].value))
@@ -411,6 +420,9 @@ class Tile:
         raise UnfollowedError(name)
 
     def pointer(self, e: Any, extra: Any = 0) -> tuple[Any, Any, Any]:
+        if type(e).__name__ == "Var" and e in self.pointers:
+            data, kind, at = self.pointers[e]
+            return data, kind, at + extra
         if type(e).__name__ == "Call" and str(e.op.name) == "tirx.tvm_access_ptr":
             return e.args[1], e.args[0].dtype, self.per_lane(self.number(e.args[2]) + extra)
         raise UnfollowedError("a pointer")
