@@ -46,7 +46,7 @@ class Cells:
         self.first[holder] = self._taken
         self._taken += columns
 
-    def column(self, tile: Tile, holder: Any, offset: Any, lanes: Any) -> tuple[Any, Any]:
+    def column(self, tile: Tile, lanes: Any, holder: Any, offset: Any) -> tuple[Any, Any]:
         """Lane and column of an address: the one in `holder`, and `offset` more."""
         if holder not in self.first:
             raise UnfollowedError("tensor memory before it is taken")
@@ -84,7 +84,7 @@ def _issuers(tile: Tile) -> Any:
 # --- loads and stores ----------------------------------------------------------------------------
 
 
-def _pattern(bits: int, words: int) -> tuple[Any, Any]:
+def pattern(bits: int, words: int) -> tuple[Any, Any]:
     """[threads, words]: lane and column of each word that a thread of a warp has."""
     t, w = np.arange(_WARP)[:, None], np.arange(words)
     if bits == _WARP:
@@ -101,7 +101,7 @@ def _access(tile: Tile, args: list[Any]) -> tuple[Any, int, Any, Any]:
     registers' buffer, bytes moved at once, and bytes [lanes, pieces] of registers and of memory."""
     bits, count, lanes = (int(args[i].value) for i in (0, 1, 5))
     packed, words = bool(args[2].value), count * max(bits // 64, 1)
-    lane, column = _pattern(bits, words)
+    lane, column = pattern(bits, words)
     if lanes == _WARP and bits > _WARP:  # lanes from 16 on are in registers behind those
         lane, column = np.hstack([lane, lane + 16]), np.hstack([column, column])
     data, kind, start = tile.pointer(args[6])
@@ -113,7 +113,7 @@ def _access(tile: Tile, args: list[Any]) -> tuple[Any, int, Any, Any]:
     part = np.arange(0, _CELL, unit)
     column = column[:, :, None] * (2 if packed else 1) + (part // 2 if packed else 0 * part)
     quarter = _thread(tile) // _WARP % (_LANES // _WARP) * _WARP
-    above, first = tile.cells.column(tile, args[3].buffer.data, args[4], tile.lanes)
+    above, first = tile.cells.column(tile, tile.lanes, args[3].buffer.data, args[4])
     own = tile.lanes % _WARP
     place = tile.cells.byte(
         (quarter + above % _WARP)[:, None, None] + lane[own][:, :, None],
@@ -162,7 +162,7 @@ def copy_scales(tile: Tile, args: list[Any], node: Any) -> None:
     byte = np.arange(0, _LANES * _CELL, unit)
     begin = start[lanes, None] * (scalar_bits(kind) // 8) + offset
     flow = source.read(owner[lanes, None], begin + byte, unit)
-    _, column = tile.cells.column(tile, args[1], args[2], lanes)
+    _, column = tile.cells.column(tile, lanes, args[1], args[2])
     word, rest = np.divmod(byte, _CELL)
     for quarter in range(0, _LANES, _WARP):
         at = tile.cells.byte(quarter + word // 4, column[:, None] + word % 4) + rest
@@ -171,7 +171,7 @@ def copy_scales(tile: Tile, args: list[Any], node: Any) -> None:
 
 def _scaled(tile: Tile, side: Flow, address: list[Any], number: Any, lanes: Any) -> Flow:
     """Rows of A or columns of B, each with its scale."""
-    _, column = tile.cells.column(tile, *address, lanes)
+    _, column = tile.cells.column(tile, lanes, *address)
     i = np.arange(side.word.shape[1])
     at = tile.cells.byte(i % _WARP, column[:, None] + i // _WARP)
     by = tile.cells.memory(tile).read(tile.block[lanes, None], at, _CELL)
@@ -185,7 +185,7 @@ def _scaled(tile: Tile, side: Flow, address: list[Any], number: Any, lanes: Any)
 def multiply(tile: Tile, args: list[Any], node: Any) -> None:
     """D ← D, unless it is cleared, and A B: (kind, A, offset, B, offset, D, offset, …)"""
     name = str(node.op.name)
-    read, columns = tensor.multiply(name, args)
+    read, _ = tensor.multiply(name, args)
     flags = args[15:] if "blockscaled" in name else args[13:]
     if bool(flags[-1].value):
         raise UnfollowedError("tcgen05.mma of two blocks")
@@ -204,7 +204,7 @@ def multiply(tile: Tile, args: list[Any], node: Any) -> None:
         b = _scaled(tile, b, args[11:13], fields >> 4 & 3, lanes)
     part = n if whole else n * rows // _LANES
     i, j = np.arange(rows)[:, None], np.arange(n)
-    above, first = (v[:, None, None] for v in tile.cells.column(tile, args[5], args[6], lanes))
+    above, first = (v[:, None, None] for v in tile.cells.column(tile, lanes, *args[5:7]))
     at = tile.cells.byte(above + _lane(i, rows, whole) + j // part * rows, first + j % part)
     memory, owner = tile.cells.memory(tile), tile.block[lanes, None, None]
     before, more = memory.read(owner, at, _CELL), products(a, b)
@@ -222,7 +222,7 @@ def _lane(row: Any, rows: int, whole: bool) -> Any:
 
 def _in_cells(tile: Tile, address: list[Any], rows: int, width: int, lanes: Any) -> Flow:
     """[lanes, rows, k] of A in tensor memory."""
-    above, first = tile.cells.column(tile, *address, lanes)
+    above, first = tile.cells.column(tile, lanes, *address)
     byte = np.arange(0, _ROW, width)
     i = _lane(np.arange(rows)[:, None], rows, True)
     at = tile.cells.byte(above[:, None, None] + i, first[:, None, None] + byte // _CELL)
@@ -260,7 +260,9 @@ def _phases(tile: Tile, data: Any, index: Any, lanes: Any, more: int) -> Any:
     found = np.zeros(len(lanes), np.int64)
     for slot in np.unique(slots):
         mine = slots == slot
-        phases = tile.cells.phases.setdefault((data, int(slot)), np.zeros(len(tile.lanes), np.int64))
+        phases = tile.cells.phases.setdefault(
+            (data, int(slot)), np.zeros(len(tile.lanes), np.int64)
+        )
         phases[tile.block[lanes[mine]]] += more
         found[mine] = phases[tile.block[lanes[mine]]]
     return found

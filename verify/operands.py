@@ -175,6 +175,7 @@ class Operands:
         if "wgmma" not in walker.facts.unordered:
             walker.facts.unordered.append("wgmma")
         read, registers = operands(str(node.op.name), args)
+        walker.decide("value", (walker.expr(args[-3]),), node)  # whether it adds to its sums
         for operand in read:
             self._read(walker, operand, node)
         for touch in registers:
@@ -185,6 +186,8 @@ class Operands:
         if tensor.of_pair(args) and tensor.PAIRS not in walker.facts.unordered:
             walker.facts.unordered.append(tensor.PAIRS)
         walker.sync(_TCGEN05, node)
+        for what in args[7:9]:  # the instruction, and whether it adds to its sums
+            walker.decide("value", (walker.expr(what),), node)
         for operand in read:
             self._read(walker, operand, node)
         for touched in columns:

@@ -61,7 +61,7 @@ def read(row, column=lambda m, i: i, scale=None):
     return kernel
 
 
-def tiled(partner=0, start=lambda row: 0, guard=lambda row, M: row < M, columns=8):
+def tiled(partner=0, start=lambda row, block, M: 0, guard=lambda row, M: row < M, columns=8):
     """Eight rows a block, one a thread, of which `columns` pass through shared memory; `partner`
     takes another's."""
     M = T.dynamic("M")
@@ -78,7 +78,7 @@ def tiled(partner=0, start=lambda row: 0, guard=lambda row, M: row < M, columns=
             T.sync_threads()
             total[0] = 0.0
             for i in T.serial(8):
-                total[0] += values[thread ^ partner, (i + start(thread)) % 8]
+                total[0] += values[thread ^ partner, (i + start(thread, block, M)) % 8]
             if block * 8 + thread < M:
                 y[block * 8 + thread] = total[0]
 
@@ -256,7 +256,9 @@ BATCH = {
     "guard by neighbour": tiled(guard=lambda row, M: row + 1 < M),
     "other row of the tile": tiled(partner=1),
     "a neighbour's data decides": chosen(partner=1),
-    "order by place in the tile": tiled(start=lambda row: row),
+    "order by place in the tile": tiled(start=lambda row, block, M: row),
+    "order in shared memory by block": tiled(start=lambda row, block, M: block),
+    "order in shared memory by batch size": tiled(start=lambda row, block, M: M),
     "another row's bits in other lanes": unpacked(partner=1),
 }
 

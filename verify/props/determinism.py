@@ -8,7 +8,7 @@ in its tile, with other batch sizes and other block indices, on equal data. By i
 program they do the same, row for row, if
   1. no bound of a loop, condition or integer used as data differs between them, except a guard that
      holds for every row that exists;
-  2. every access has the same columns in both;
+  2. every access has the same columns in both, or the same place in memory of its block;
   3. a block reads no row it does not write, be it at a place of its own that the row's data
      chooses (the contract of an index whose elements are distinct);
   4. rows of one tile do not mix and are treated alike, which executing one tile shows
@@ -118,6 +118,9 @@ class _Batch:
             yield from self.decided(decision)
         for access, place in self.places.items():
             yield self.same(place.columns, access.context, access, _column_message)
+        for access in self.facts.accesses:
+            if not access.buffer.tensor:
+                yield self.same((access.index,), access.context, access, _element_message)
         yield from self.neighbours()
         found = self.tile()
         if found.verdict is Verdict.UNKNOWN and self.single_row:
@@ -285,6 +288,8 @@ class _Batch:
                 for a, p in self.places.items()
                 if p.row is not None
             ]
+            if not rows_of:
+                raise RowlessError("no access has a row")
             count = 1 + int(max(r.max() for r in rows_of))
             lowest, multiple = int(batch[0].lo.value), self.domain.multiples.get(batch[0].name, 1)
             count = -(-max(count, lowest) // multiple) * multiple
@@ -361,14 +366,12 @@ class _Batch:
         if isinstance(what, Decision):
             found = [v for node, v in trace.decided if node.same_as(what.node)]
             return found[0] if found else None
+        touched = [t for t in trace.touched if t.node.same_as(what.node) and t.mode == what.mode]
+        if not what.buffer.tensor:
+            return next(((t.offset,) for t in touched), None)
         axis = self.batch_axis(what)
         return next(
-            (
-                tuple(n for a, n in enumerate(t.place) if a != axis)
-                for t in trace.touched
-                if t.node.same_as(what.node) and t.mode == what.mode and t.place
-            ),
-            None,
+            (tuple(n for a, n in enumerate(t.place) if a != axis) for t in touched if t.place), None
         )
 
     def batch_axis(self, access: Access) -> int | None:
@@ -393,6 +396,11 @@ def _condition_message(decision: Decision, taken: tuple[int]) -> str:
 
 def _value_message(decision: Decision, value: tuple[int]) -> str:
     return f"{decision.site}, used as data, is {value[0]}"
+
+
+def _element_message(access: Access, element: tuple[int]) -> str:
+    verb = "writes" if access.mode == "write" else "reads"
+    return f"{verb} element {element[0]} of {access.buffer.name}"
 
 
 def _column_message(access: Access, columns: tuple[Any, ...]) -> str:
