@@ -186,7 +186,7 @@ class Operands:
         if tensor.of_pair(args) and tensor.PAIRS not in walker.facts.unordered:
             walker.facts.unordered.append(tensor.PAIRS)
         walker.sync(_TCGEN05, node)
-        for what in args[7:9]:  # the instruction, and whether it adds to its sums
+        for what in (*tensor.chosen_scales(args[7]), args[8]):  # and whether it adds to its sums
             walker.decide("value", (walker.expr(what),), node)
         for operand in read:
             self._read(walker, operand, node)

@@ -118,6 +118,15 @@ def of_pair(args: list[Any]) -> bool:
     return bool(constant(args[-1], "a flag of tcgen05.mma"))
 
 
+def chosen_scales(e: Any) -> list[Any]:
+    """What says which scales an instruction with these bits uses."""
+    if type(e).__name__ == "IntImm":
+        return []
+    if str(e.op.name) == "tirx.shift_left":
+        return [e.args[0]]
+    return [number for part in e.args for number in chosen_scales(part)]
+
+
 def multiply(name: str, args: list[Any]) -> tuple[list[Operand], list[Columns]]:
     """What a multiply reads in shared memory, and what it touches in tensor memory.
 

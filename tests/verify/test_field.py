@@ -135,8 +135,10 @@ def test_bits_of_a_number_are_a_function_of_it():
     assert reinterpret(x, "uint8", "float8_e8m0fnu")[0] == 0
     one, other = (reinterpret(x, "uint8", t) for t in ("float8_e4m3fn", "float8_e5m2"))
     assert (one[1:] != other[1:]).all()
-    pairs = reinterpret(np.array([[0x21, 0x32]]), "uint8x2", "float4_e2m1fnx4")
-    assert pairs.shape == (1, 4) and pairs[0, 1] == pairs[0, 2] and len(set(pairs[0].tolist())) == 3
+    # of two threads
+    pairs = reinterpret(np.array([[0x21, 0x55], [0x32, 0x67]]), "uint8x2", "float4_e2m1fnx4")
+    assert pairs.shape == (4, 2) and pairs[1, 0] == pairs[2, 0]
+    assert [len({*column}) for column in pairs.T.tolist()] == [3, 3] and pairs[0, 1] == pairs[1, 1]
     with pytest.raises(UnmodelledError, match="uint8x4 as uint16x2"):
         reinterpret(np.array([[1, 2, 3, 4]]), "uint8x4", "uint16x2")
 

@@ -87,8 +87,8 @@ def reinterpret(value: Any, source: str, target: str) -> Any:
         if a.kind == "float" or a.bits % b.bits:
             raise UnmodelledError(f"{source} as {target}")
         begin = np.arange(0, a.bits, b.bits)
-        parts = np.asarray(value)[..., None] >> begin & (1 << b.bits) - 1
-        a, value = Element(f"uint{b.bits}", "int", b.bits), parts.reshape(*parts.shape[:-1][:1], -1)
+        parts = np.atleast_1d(value)[..., None, :] >> begin[:, None] & (1 << b.bits) - 1
+        a, value = Element(f"uint{b.bits}", "int", b.bits), parts.reshape(-1, parts.shape[-1])
     if "float" not in (a.kind, b.kind):
         return wrapped(np.asarray(value, np.int64), b)
     name = f"bits of {a.name} as {b.name}"

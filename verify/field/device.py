@@ -188,7 +188,7 @@ class Warp(Machine):
         late = launch.schedule.late
         self.copies, self.multiplies, self.stores = (Groups(late) for _ in range(3))
         self.descriptors: dict[Any, wgmma.Descriptor] = {}
-        self.issued: list[Callable[[], None]] = []  # what tcgen05 does, in this order
+        self.issued: list[tuple[Callable[[], None], bool]] = []  # by tcgen05; which are commits
 
     def program(self, body: Any) -> Waits:
         yield from self.run(body)

@@ -166,10 +166,20 @@ def _move(warp: Warp, args: list[Any], store: bool) -> None:
 # --- what is asynchronous ------------------------------------------------------------------------
 
 
-def issue(warp: Warp, happens: Callable[[], None]) -> None:
-    if warp.launch.schedule.late:
-        warp.issued.append(happens)
-    else:
+def issue(warp: Warp, happens: Callable[[], None], commit: bool = False) -> None:
+    """What happens after all that the warp issued before, a commit once hardware likes."""
+    if not warp.launch.schedule.late:
+        happens()
+        return
+    warp.issued.append((happens, commit))
+    if commit:
+        warp.launch.start(lambda: _until_commit(warp))
+
+
+def _until_commit(warp: Warp) -> None:
+    over = False
+    while not over:
+        happens, over = warp.issued.pop(0)
         happens()
 
 
@@ -189,12 +199,7 @@ def _commit(warp: Warp, args: list[Any]) -> None:
         def arrive(blocks: Any = blocks, slot: Any = slot) -> None:
             mbarriers.arrive(blocks, slot)
 
-        def over(last: Callable[[], None] = arrive) -> None:
-            while last in warp.issued:
-                warp.issued.pop(0)()
-
-        issue(warp, arrive)
-        warp.launch.start(over)
+        issue(warp, arrive, commit=True)
 
 
 def _copy_scales(warp: Warp, args: list[Any]) -> None:
