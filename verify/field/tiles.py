@@ -158,6 +158,8 @@ class Source(Machine):
                 if np.ndim(value) == 0:
                     env[var] = value
                     continue
+                if np.ndim(value) > 1:
+                    continue  # a thread's vector
                 by_block = np.broadcast_to(value, active.shape).reshape(-1, self.threads)
                 if (by_block == by_block[:, :1])[mine].all():
                     env[var] = by_block[:, 0]
