@@ -96,7 +96,7 @@ def pattern(bits: int, words: int) -> tuple[Any, Any]:
     return t // 4 + w // 2 % 2 * 8, w // 4 * 8 + t % 4 * 2 + w % 2
 
 
-def _access(tile: Tile, args: list[Any]) -> tuple[Any, int, Any, Any]:
+def _access(tile: Tile, name: str, args: list[Any]) -> tuple[Any, int, Any, Any]:
     """(bits of a lane, repetitions, halves packed, address, first column, lanes, registers): the
     registers' buffer, bytes moved at once, and bytes [lanes, pieces] of registers and of memory."""
     bits, count, lanes = (int(args[i].value) for i in (0, 1, 5))
@@ -113,7 +113,8 @@ def _access(tile: Tile, args: list[Any]) -> tuple[Any, int, Any, Any]:
     part = np.arange(0, _CELL, unit)
     column = column[:, :, None] * (2 if packed else 1) + (part // 2 if packed else 0 * part)
     quarter = _thread(tile) // _WARP % (_LANES // _WARP) * _WARP
-    above, first = tile.cells.column(tile, tile.lanes, args[3].buffer.data, args[4])
+    (columns,) = tensor.TABLE[name](args).columns
+    above, first = tile.cells.column(tile, tile.lanes, columns.holder, columns.first)
     own = tile.lanes % _WARP
     place = tile.cells.byte(
         (quarter + above % _WARP)[:, None, None] + lane[own][:, :, None],
@@ -125,14 +126,14 @@ def _access(tile: Tile, args: list[Any]) -> tuple[Any, int, Any, Any]:
 
 
 def load(tile: Tile, args: list[Any], node: Any) -> None:
-    data, unit, local, place = _access(tile, args)
+    data, unit, local, place = _access(tile, str(node.op.name), args)
     byte = np.where(tile.mask[:, None], place, 0)
     flow = tile.cells.memory(tile).read(tile.block[:, None], byte, unit)
     tile.put(data, NAMES[unit], local // unit, flow)
 
 
 def store(tile: Tile, args: list[Any], node: Any) -> None:
-    data, unit, local, place = _access(tile, args)
+    data, unit, local, place = _access(tile, str(node.op.name), args)
     flow = tile.get(data, NAMES[unit], local // unit)
     tile.cells.memory(tile).write(tile.block[:, None], place, unit, flow, tile.mask[:, None])
 

@@ -322,8 +322,9 @@ class _Batch:
         deciding = [(d.terms, d.context) for d in self.facts.decisions]
         deciding += [((p.row,), a.context) for a, p in self.places.items() if p.row is not None]
         deciding += [((a.index,), a.context) for a in self.facts.accesses if not a.buffer.tensor]
+        memo: dict[int, Term] = {}  # a tile that decides by data is not followed
         for found, context in deciding:
-            for t in found:
+            for t in (rows.same_data(t, memo) for t in found):
                 other = terms.substitute(t, first)
                 differ = apply("ne", t, other)
                 if other is not t and not self.engine.never(differ, context, first).proved:
