@@ -12,7 +12,7 @@ from tileproof.verify.field.tensor import cells as field_cells
 from tileproof.verify.flow import UnfollowedError
 
 from .test_determinism import CONFIGS
-from .test_tensor_memory import dropped
+from .test_tensor_memory import dropped, pair
 from .test_tma import argument, changed
 
 K, N = 128, 64
@@ -205,6 +205,12 @@ def test_nothing_may_hang_on_the_batch(case):
     rule = argument(f"tl.{name}", position, of_batch(kernel, change))
     found = decide(changed(kernel, "device", "tirx.Call", rule))
     assert found.verdict is Verdict[verdict], found
+
+
+def test_blocks_that_multiply_together_are_unknown():
+    kernel = compiled(pair())
+    report = prove_lowered(kernel, facts={"batch": ["m"]}, use_cache=False)
+    assert report.properties["determinism"].verdict is Verdict.UNKNOWN
 
 
 def test_a_wait_must_find_what_it_waits_for():
