@@ -20,6 +20,7 @@ from ._tiles import ROWS
 
 _BLOCKS = DEPTH // FP4_GROUP  # of a step
 _PAGE = 64  # steps whose scales lie in shared memory at once
+_MOST = 64  # rows of a tile, whose sums fill the registers
 
 
 def _activation_groups(K: int, B: int) -> int:
@@ -35,6 +36,11 @@ FP4_DIMS = {
     "H": derived(lambda K: K // 2),
     "F": derived(lambda K: K // FP4_GROUP),
 }
+
+
+def rows_of_tile(R: int) -> int:
+    """Rows that a block takes at once of a list's tile of R rows: all, or as many as divide R."""
+    return R if R <= _MOST else gcd(R, _MOST)
 
 
 def e2m1_half(T, code):
@@ -105,6 +111,20 @@ def _scales(T, rows, total, held, threads):
 
 
 @dataclass(frozen=True)
+class _Room:
+    """Tensors in shared memory of a product: slots and scales of both operands, the scales of a
+    step's tokens, and what a step multiplies, x_tile where it is float16."""
+
+    x_codes: Any
+    w_codes: Any
+    x_scales: Any
+    w_scales: Any
+    token: Any
+    w_tile: Any
+    x_tile: Any
+
+
+@dataclass(frozen=True)
 class Rows:
     """Rows of an operand: of its codes and of its scales (tensors), ``at(m)`` are the indices
     before the column of row m of the tile, ``exists(m)`` says whether there is such a row."""
@@ -115,13 +135,15 @@ class Rows:
     exists: Callable[[Any], Any]
 
 
-def fp4_device(T, K, B, tokens, width, threads, ring, native):
+def fp4_device(T, K, B, tokens, width, threads, ring, native, widest=0):
     """Device code of one tile of e4m3, scaled per 1×B, × e2m1, scaled per 1×32.
 
-    ``product(x, w, result)`` is the whole tile, [tokens, width], of :class:`Rows`.
+    ``product(x, w, result, room())`` is the whole tile, [tokens, width], of :class:`Rows`. The
+    room in shared memory serves products of up to `widest` columns, made with the same `widest`;
+    all threads have to meet between one product and the next.
     """
     own = DEPTH // B  # scales of a token in a step
-    page = min(groups(K), _PAGE)
+    page = min(groups(max(K, widest)), _PAGE)
     steps = stream(T, K, ring)
     part_of_x = FP4_GROUP if native else PIECE
     fetch_x = fetcher(T, K, DEPTH, part_of_x, tokens, threads, ring)
@@ -133,75 +155,77 @@ def fp4_device(T, K, B, tokens, width, threads, ring, native):
     kind = "float8_e4m3fn" if native else "float16"
 
     @T.macro
-    def bring(x, w, g, x_codes, w_codes):
-        fetch_x(x.codes, x.at, x.exists, g, x_codes)
-        fetch_w(w.codes, w.at, w.exists, g, w_codes)
-
-    @T.macro
-    def turn(x, w, g, x_scales, w_scales):
-        """The scales of the page of steps that begins with step g."""
-        load_x(x.scales, x.at, x.exists, g * own, x_scales)
-        load_w(w.scales, w.at, w.exists, g * _BLOCKS, w_scales)
-
-    @T.macro
-    def multiply(w_block, x_block, part):
-        T.gemm(w_block, x_block, part, transpose_B=True, clear_accum=True)
-
-    @T.macro
-    def scale(g, b, token, w_scales, column, row, part):
-        """Of block b: the weight's scale, and that of the tokens where it changes."""
-        if b * own % _BLOCKS == 0:
-            for m in T.Parallel(tokens):
-                column[m] = token[b * own // _BLOCKS, m]
-        for n in T.Parallel(width):
-            row[n] = rate(T, w_scales[n, g % page * _BLOCKS + b])
-        for n, m in T.Parallel(width, tokens):
-            part[n, m] = part[n, m] * column[m] * row[n]
-
-    @T.macro
-    def step(x, w, g, x_codes, w_codes, x_scales, w_scales, token, column, row, part, acc):
-        w_tile = T.alloc_shared((width, DEPTH), kind)
-        if page < groups(K):
-            if (g > 0) & (g % page == 0):
-                turn(x, w, g, x_scales, w_scales)
-            T.sync_threads()
-        for i, m in T.Parallel(own, tokens):
-            token[i, m] = rate(T, x_scales[m, g % page * own + i])
-        open_w(w_codes, g % ring, w_tile)
-        if not native:
-            x_tile = T.alloc_shared((tokens, DEPTH), kind)
-            widen_x(x_codes, g % ring, x_tile)
-        for b in tuple(range(_BLOCKS)):
-            k, end = b * FP4_GROUP, (b + 1) * FP4_GROUP
-            if native:
-                multiply(w_tile[:, k:end], x_codes[g % ring, b, :, :], part)
-            else:
-                multiply(w_tile[:, k:end], x_tile[:, k:end], part)
-            scale(g, b, token, w_scales, column, row, part)
-            for n, m in T.Parallel(width, tokens):
-                acc[n, m] += part[n, m]
-
-    @T.macro
-    def product(x, w, result):
+    def room():
         x_codes = T.alloc_shared((ring, DEPTH // part_of_x, tokens, part_of_x), "float8_e4m3fn")
         w_codes = T.alloc_shared((ring, _BLOCKS, width, PIECE), "uint8")
         # wider than they need be, so that what eight rows hold of a step lies in as many banks
         x_scales = T.alloc_shared((tokens, page * own + VECTOR_BYTES), "float8_e8m0fnu")
         w_scales = T.alloc_shared((width, page * _BLOCKS + VECTOR_BYTES), "float8_e8m0fnu")
         token = T.alloc_shared((own, tokens), "float32")
+        w_tile = T.alloc_shared((width, DEPTH), kind)
+        x_tile = None if native else T.alloc_shared((tokens, DEPTH), kind)
+        return _Room(x_codes, w_codes, x_scales, w_scales, token, w_tile, x_tile)
+
+    @T.macro
+    def bring(x, w, g, room):
+        fetch_x(x.codes, x.at, x.exists, g, room.x_codes)
+        fetch_w(w.codes, w.at, w.exists, g, room.w_codes)
+
+    @T.macro
+    def turn(x, w, g, room):
+        """The scales of the page of steps that begins with step g."""
+        load_x(x.scales, x.at, x.exists, g * own, room.x_scales)
+        load_w(w.scales, w.at, w.exists, g * _BLOCKS, room.w_scales)
+
+    @T.macro
+    def multiply(w_block, x_block, part):
+        T.gemm(w_block, x_block, part, transpose_B=True, clear_accum=True)
+
+    @T.macro
+    def scale(g, b, room, column, row, part):
+        """Of block b: the weight's scale, and that of the tokens where it changes."""
+        if b * own % _BLOCKS == 0:
+            for m in T.Parallel(tokens):
+                column[m] = room.token[b * own // _BLOCKS, m]
+        for n in T.Parallel(width):
+            row[n] = rate(T, room.w_scales[n, g % page * _BLOCKS + b])
+        for n, m in T.Parallel(width, tokens):
+            part[n, m] = part[n, m] * column[m] * row[n]
+
+    @T.macro
+    def step(x, w, g, room, column, row, part, acc):
+        if page < groups(K):
+            if (g > 0) & (g % page == 0):
+                turn(x, w, g, room)
+            T.sync_threads()
+        for i, m in T.Parallel(own, tokens):
+            room.token[i, m] = rate(T, room.x_scales[m, g % page * own + i])
+        open_w(room.w_codes, g % ring, room.w_tile)
+        if not native:
+            widen_x(room.x_codes, g % ring, room.x_tile)
+        for b in tuple(range(_BLOCKS)):
+            k, end = b * FP4_GROUP, (b + 1) * FP4_GROUP
+            if native:
+                multiply(room.w_tile[:, k:end], room.x_codes[g % ring, b, :, :], part)
+            else:
+                multiply(room.w_tile[:, k:end], room.x_tile[:, k:end], part)
+            scale(g, b, room, column, row, part)
+            for n, m in T.Parallel(width, tokens):
+                acc[n, m] += part[n, m]
+
+    @T.macro
+    def product(x, w, result, room):
         column = T.alloc_fragment((tokens,), "float32")
         row = T.alloc_fragment((width,), "float32")
         part = T.alloc_fragment((width, tokens), "float32")
         acc = T.alloc_fragment((width, tokens), "float32")
         T.clear(acc)
-        turn(x, w, 0, x_scales, w_scales)
+        turn(x, w, 0, room)
         steps(
-            lambda g: bring(x, w, g, x_codes, w_codes),
-            lambda g: step(
-                x, w, g, x_codes, w_codes, x_scales, w_scales, token, column, row, part, acc
-            ),
+            lambda g: bring(x, w, g, room),
+            lambda g: step(x, w, g, room, column, row, part, acc),
         )
         for n, m in T.Parallel(width, tokens):
             result[m, n] = acc[n, m]
 
-    return SimpleNamespace(product=product)
+    return SimpleNamespace(product=product, room=room)

@@ -64,6 +64,7 @@ def fp4(T, M, N, K, B, G, H, F, out, tokens, width, threads, ring, native):
                 Rows(x, xs, lambda m: (i * tokens + m,), lambda m: i * tokens + m < M),
                 Rows(w, ws, lambda n: (j * width + n,), lambda n: j * width + n < N),
                 staged,
+                code.room(),
             )
             write(staged, y, j, lambda m: (i * tokens + m,), lambda m: i * tokens + m < M)
 

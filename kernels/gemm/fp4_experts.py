@@ -1,11 +1,9 @@
 """Tiles of FP8 rows times the FP4 weight of each tile's expert (spec §5.2, §6.3)."""
 
-from math import gcd
-
 from tileproof.dsl import In, Op, Out, Values, dim, static
 
 from . import fp4, reference
-from ._fp4 import FP4_DIMS, Rows, fp4_device
+from ._fp4 import FP4_DIMS, Rows, fp4_device, rows_of_tile
 from ._fp8 import OUT, TILE, VARIANTS
 from ._tiles import EXPERTS, PAD, writer
 
@@ -15,8 +13,6 @@ def model_sizes(config):
     for sizes in fp4.model_sizes(config):
         yield {**sizes, "R": 64}
 
-
-_MOST = 64  # rows of a block
 
 op = Op(
     "gemm/fp4_experts",
@@ -55,7 +51,7 @@ op = Op(
 def fp4_experts(T, Q, R, E, N, K, B, G, H, F, out, width, threads, ring, native):
     """One block makes one tile; those of the same columns, sorted by expert, follow one another.
     Tiles of more rows than registers hold the sums of are cut, which changes no bit."""
-    tokens = R if R <= _MOST else gcd(R, _MOST)
+    tokens = rows_of_tile(R)
     code = fp4_device(T, K, B, tokens, width, threads, ring, native)
     write = writer(T, N, tokens, width, out)
 
@@ -76,6 +72,7 @@ def fp4_experts(T, Q, R, E, N, K, B, G, H, F, out, width, threads, ring, native)
                     Rows(x, xs, lambda m: (q, i * tokens + m), lambda m: True),
                     Rows(w, ws, lambda n: (e, j * width + n), lambda n: j * width + n < N),
                     staged,
+                    code.room(),
                 )
             else:
                 T.clear(staged)

@@ -1,13 +1,13 @@
 """The routed experts of a layer in one launch (spec §5.2, §7): tiles of experts in waves."""
 
-from tileproof.dsl import In, InOut, Op, Out, Values, derived
-from tileproof.kernels.attention._core import SMALL
-from tileproof.kernels.gemm._fp4_halves import fp4_device
-from tileproof.kernels.gemm._fp8 import DEPTH
+from tileproof.dsl import ALL, In, InOut, Op, Out, Values, derived
+from tileproof.kernels.gemm._fp4 import Rows, fp4_device, rows_of_tile
+from tileproof.kernels.gemm._fp8 import DEPTH, VARIANTS
+from tileproof.kernels.gemm._tiles import PAD, writer
 from tileproof.kernels.quant._blocks import FP4_GROUP, FP8_VECTOR, stored_scale
 from tileproof.kernels.quant._fp8 import device as fp8_device
 from tileproof.kernels.quant._fp8 import owned
-from tileproof.kernels.row_stream import MATRIX_OPTIONS, ceildiv, vector
+from tileproof.kernels.row_stream import ceildiv, vector
 
 from . import reference
 from ._gate import CHOSEN, EXPERTS
@@ -79,15 +79,18 @@ op = Op(
 )
 
 
-_TILE = {**MATRIX_OPTIONS, "width": 32, "threads": 128}
+# Of 64 columns sums do not fit into registers; of more slots the prover does not see that all are
+# waited for between one product and the next.
+_TILE = {"width": 32, "threads": 128, "ring": 2}
+# By mma.sync on sm_90a, too: the prover follows wgmma statement by statement, for too many of them
+_CODES = {**VARIANTS[1], "archs": tuple(a for a in ALL if a != "sm_80")}
 
 
-@op.kernel(**_TILE, archs=("sm_80",), stages=2, instruction=False)
-@op.kernel(**_TILE, archs=("sm_90a", "sm_100a"), stages=2, instruction=True)
-@op.kernel(**_TILE, archs=SMALL, stages=1, instruction=True)
+@op.kernel(**{**VARIANTS[0], **_TILE})
+@op.kernel(**{**_CODES, **_TILE})
 def mega(
     T, M, Q, R, K, E, D, I, G, J, N, H, F, V, U, limit, spread, wave,  # noqa: E741
-    width, threads, stages, instruction,
+    width, threads, ring, native,
 ):  # fmt: skip
     """`wave` groups of `spread` blocks stay, all on the device at once, and meet once a wave: a
     group makes a tile, its blocks every `spread`-th column of it.
@@ -96,90 +99,73 @@ def mega(
     what a wave takes must be there when it begins, and what it makes is there at the next barrier.
     Bits are those of the ops one by one: a tile is made by the same code, whoever makes it.
     """
-    first = fp4_device(T, D, DEPTH, R, width, threads, stages, instruction)
-    second = fp4_device(T, I, DEPTH, R, width, threads, stages, instruction)
+    tokens = rows_of_tile(R)
+    first = fp4_device(T, D, DEPTH, tokens, width, threads, ring, native, max(D, I))
+    second = fp4_device(T, I, DEPTH, tokens, width, threads, ring, native, max(D, I))
+    write = writer(T, D, tokens, width, "bfloat16")
     strip = threads * FP8_VECTOR // DEPTH  # rows that are cast at once
     code = fp8_device(T, (strip, DEPTH), "bfloat16")
     columns = ceildiv(D, width)
     wide = vector("bfloat16")
 
     @T.macro
-    def weights(w, ws, e, n, k, w_codes, w_scales):
-        T.copy(w[e, n : n + width, k // 2 : (k + DEPTH) // 2], w_codes)
-        T.copy(ws[e, n : n + width, k // FP4_GROUP : (k + DEPTH) // FP4_GROUP], w_scales)
+    def into(x, xs, source, w13, s13, q, top, e, n, staged, room):
+        """Columns n.. of the first product of rows top.. of tile q, which x has anywhere."""
+        first.product(
+            Rows(x, xs, lambda r: (source[q, top + r] // K,), lambda r: source[q, top + r] >= 0),
+            Rows(w13, s13, lambda i: (e, n + i), lambda i: n + i < N),
+            staged,
+            room,
+        )
+        T.sync_threads()
 
     @T.macro
-    def gathered(x, xs, source, w, ws, q, e, n, k, x_codes, x_scales, w_codes, w_scales):
-        for r, i in T.Parallel(R, DEPTH):
-            inside = (source[q, r] >= 0) & (k + i < D)
-            x_codes[r, i] = T.if_then_else(inside, x[source[q, r] // K, k + i], T.float8_e4m3fn(0))
-        for r, i in T.Parallel(R, 1):
-            x_scales[r, i] = T.if_then_else(
-                source[q, r] >= 0, xs[source[q, r] // K, k // DEPTH], T.float8_e8m0fnu(1)
-            )
-        weights(w, ws, e, n, k, w_codes, w_scales)
+    def back(a, s, w2, s2, y, q, top, e, j, staged, room):
+        """Columns j·width.. of the second."""
+        second.product(
+            Rows(a, s, lambda r: (q, top + r), lambda r: True),
+            Rows(w2, s2, lambda i: (e, j * width + i), lambda i: j * width + i < D),
+            staged,
+            room,
+        )
+        T.sync_threads()
+        write(staged, y, j, lambda r: (q, top + r), lambda r: True)
 
     @T.macro
-    def listed(a, s, w, ws, q, e, n, k, x_codes, x_scales, w_codes, w_scales):
-        T.copy(a[q, 0:R, k : k + DEPTH], x_codes)
-        T.copy(s[q, 0:R, k // DEPTH : k // DEPTH + 1], x_scales)
-        weights(w, ws, e, n, k, w_codes, w_scales)
-
-    @T.macro
-    def into(x, xs, source, w13, s13, q, e, n, staged):
-        """Columns n.. of the first product of tile q."""
-        first.product(lambda *at: gathered(x, xs, source, w13, s13, q, e, n, *at), staged)
-
-    @T.macro
-    def back(a, s, w2, s2, y, q, e, n, staged):
-        """Columns n.. of the second."""
-        second.product(lambda *at: listed(a, s, w2, s2, q, e, n, *at), staged)
-        for r, i in T.Parallel(R, width):
-            if n + i < D:
-                y[q, r, n + i] = staged[r, i]
-
-    @T.macro
-    def middle(x, xs, source, weight, w13, s13, a, s, q, e, j, staged):
-        """128 columns of silu(g) u w: two products of each half, then e4m3 with one scale."""
-        gate = T.alloc_shared((R, width), "bfloat16")
-        value = T.alloc_shared((R, DEPTH), "bfloat16")
+    def middle(x, xs, source, weight, w13, s13, a, s, q, top, e, j, staged, room):
+        """128 columns of silu(g) u w: two products of each part, then e4m3 with one scale."""
+        gate = T.alloc_shared((tokens, width + PAD), "bfloat16")
+        value = T.alloc_shared((tokens, DEPTH + PAD), "bfloat16")
         group = T.alloc_fragment((strip, DEPTH), "bfloat16")
         codes = T.alloc_fragment((strip, DEPTH), "float8_e4m3fn")
         exponent = T.alloc_fragment((strip,), "int32")
         T.annotate_layout({group: owned(T, (strip, DEPTH), threads)})
         for c in T.serial(2 * DEPTH // width):
-            half = c // 2 * width
-            into(x, xs, source, w13, s13, q, e, c % 2 * I + j * DEPTH + half, staged)
-            T.sync_threads()
+            part = c // 2 * width
+            into(x, xs, source, w13, s13, q, top, e, c % 2 * I + j * DEPTH + part, staged, room)
             if c % 2 == 0:
-                for r, i in T.Parallel(R, width):
+                for r, i in T.Parallel(tokens, width):
                     gate[r, i] = staged[r, i]
             else:
-                for top in T.serial(R // strip):
-                    for r, i in T.Parallel(strip, width):
-                        factor = T.if_then_else(
-                            source[q, top * strip + r] >= 0,
-                            weight[source[q, top * strip + r] // K, source[q, top * strip + r] % K],
-                            T.float32(0),
-                        )
-                        made = gated(
-                            T,
-                            limit,
-                            T.cast(gate[top * strip + r, i], "float32"),
-                            T.cast(staged[top * strip + r, i], "float32"),
-                        )
-                        value[top * strip + r, half + i] = T.cast(made * factor, "bfloat16")
-            T.sync_threads()
-        for top in T.serial(R // strip):
+                for r, i in T.Parallel(tokens, width):
+                    pair = source[q, top + r]
+                    factor = T.if_then_else(pair >= 0, weight[pair // K, pair % K], T.float32(0))
+                    made = gated(
+                        T, limit, T.cast(gate[r, i], "float32"), T.cast(staged[r, i], "float32")
+                    )
+                    value[r, part + i] = T.cast(made * factor, "bfloat16")
+        T.sync_threads()
+        for down in T.serial(tokens // strip):
             for r, i in T.Parallel(strip, DEPTH):
-                inside = (j * DEPTH + i < I) & (source[q, top * strip + r] >= 0)
-                group[r, i] = T.if_then_else(inside, value[top * strip + r, i], T.bfloat16(0))
+                row = down * strip + r
+                inside = (j * DEPTH + i < I) & (source[q, top + row] >= 0)
+                group[r, i] = T.if_then_else(inside, value[row, i], T.bfloat16(0))
             code.encode(group, exponent, codes)
             for r, i in T.Parallel(strip, DEPTH):
                 if j * DEPTH + i < I:
-                    a[q, top * strip + r, j * DEPTH + i] = codes[r, i]
+                    a[q, top + down * strip + r, j * DEPTH + i] = codes[r, i]
             for r in T.Parallel(strip):
-                s[q, top * strip + r, j] = stored_scale(T, exponent[r])
+                s[q, top + down * strip + r, j] = stored_scale(T, exponent[r])
 
     @T.macro
     def combined(y, place, shared, out, m, block):
@@ -221,24 +207,28 @@ def mega(
         out: T.Tensor((M, D), "bfloat16"),
     ):
         with T.Kernel(spread, wave, threads=threads) as (part, own):
-            staged = T.alloc_shared((R, width), "bfloat16")
+            staged = T.alloc_shared((tokens, width + PAD), "bfloat16")
+            room = first.room()
             for now in T.serial(T.ceildiv(Q, wave) + 1):
                 q = now * wave + own
                 if q < Q:
                     e = expert[q]
                     if e >= 0:
-                        for step in T.serial(ceildiv(J, spread)):
+                        for step, i in T.grid(ceildiv(J, spread), R // tokens):
                             j = step * spread + part
                             if j < J:
-                                middle(x, xs, source, weight, w13, s13, a, s, q, e, j, staged)
+                                middle(
+                                    x, xs, source, weight, w13, s13, a, s,
+                                    q, i * tokens, e, j, staged, room,
+                                )  # fmt: skip
                 before = q - wave
                 if (before >= 0) & (before < Q):
                     e = expert[before]
                     if e >= 0:
-                        for step in T.serial(ceildiv(columns, spread)):
-                            n = (step * spread + part) * width
-                            if n < D:
-                                back(a, s, w2, s2, y, before, e, n, staged)
+                        for step, i in T.grid(ceildiv(columns, spread), R // tokens):
+                            j = step * spread + part
+                            if j < columns:
+                                back(a, s, w2, s2, y, before, i * tokens, e, j, staged, room)
                 T.sync_grid()
             for step in T.serial(T.ceildiv(M, wave)):
                 m = step * wave + own
