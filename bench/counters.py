@@ -98,7 +98,7 @@ def _mhc() -> list[Case]:
     pre = Case(
         f"mHC pre, {M} × {N} × {D}",
         [
-            Run("mhc/prenorm_gemm", {"K": N * D, "C": N * (N + 2), "act": "bf16"}, {"M": M}),
+            Run("mhc/prenorm_gemm", {"N": N, "D": D, "C": N * (N + 2), "act": "bf16"}, {"M": M}),
             Run("mhc/sinkhorn", {"N": N, "D": D}, {"M": M}),
             Run("mhc/collapse", streams, {"M": M}),
         ],

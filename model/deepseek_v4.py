@@ -28,6 +28,7 @@ from .official import (
     PagedBatch,
     Run,
     State,
+    Streams,
     block,
     collapsed,
     linear,
@@ -59,6 +60,7 @@ OPS = (
     "mhc/collapse",
     "mhc/head",
     "mhc/post",
+    "mhc/post_prenorm_gemm",
     "mhc/pre",
     "mhc/prenorm_gemm",
     "mhc/sinkhorn",
@@ -312,7 +314,7 @@ class DeepseekV4:
         if not chunks:
             return self.logits(self._normed(weights.head, x))
         batch = self._batch(chunks, cache)
-        x = block(run, weights.block, cache.predictor, batch, x, ids, self.numbers)
+        x, _ = block(run, weights.block, cache.predictor, batch, Streams(x), ids, self.numbers)
         for chunk in chunks:
             cache.predicted[chunk.slot] += chunk.count
         return self.logits(self._normed(weights.head, x))
@@ -409,11 +411,13 @@ class DeepseekV4:
             return x
         cache.pages.reserve(chunks)
         batch = self._batch(chunks, cache)
-        for weights, state in zip(self.blocks, cache.layers, strict=True):
-            x = block(self.run, weights, state, batch, x, ids, self.numbers)
+        streams = Streams(x)
+        behind = [*(weights.attn_mixing for weights in self.blocks[1:]), None]
+        for weights, state, following in zip(self.blocks, cache.layers, behind, strict=True):
+            streams = block(self.run, weights, state, batch, streams, ids, self.numbers, following)
         for chunk in chunks:
             cache.length[chunk.slot] += chunk.count
-        return x
+        return streams.x
 
     def _normed(self, head: Head, x: torch.Tensor) -> torch.Tensor:
         """Streams [M, N, D] → normed hidden states [M, D]."""

@@ -83,7 +83,7 @@ class DeepseekV4HyperConnection(Patched, hf.DeepseekV4HyperConnection):
         if B * S <= FUSED_TOKENS:
             post, comb, collapsed = run("mhc_pre", x, fn, scale, base, **params)
         else:
-            partial, sqrsum = run("mhc_prenorm_gemm", x.flatten(1), fn)
+            partial, sqrsum = run("mhc_prenorm_gemm", x, fn)
             pre, post, comb = run("mhc_sinkhorn", partial, sqrsum, scale, base, D=D, **params)
             collapsed = run("mhc_collapse", x, pre)
         return post.view(B, S, N), comb.view(B, S, N, N), collapsed.view(B, S, D)
@@ -96,7 +96,7 @@ class DeepseekV4HyperHead(Patched, hf.DeepseekV4HyperHead):
         B, S, N, D = x.shape
         rows = x.reshape(B * S, N, D)
         fn, base, scale = (run.weight(p) for p in (self.hc_fn, self.hc_base, self.hc_scale))
-        partial, sqrsum = run("mhc_prenorm_gemm", rows.flatten(1), fn)
+        partial, sqrsum = run("mhc_prenorm_gemm", rows, fn)
         eps = {"eps": self.eps, "norm_eps": self.input_norm.eps}
         return run("mhc_head", rows, partial, sqrsum, scale, base, **eps).view(B, S, D)
 

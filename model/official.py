@@ -159,48 +159,83 @@ def linear(run: Run, x: Codes, w: Codes) -> torch.Tensor:
     return y
 
 
+class Streams(NamedTuple):
+    """Residual streams x [M, N, D] bf16; `sums` are what :func:`projected` gives for the sublayer
+    they go to next, where that came with them."""
+
+    x: torch.Tensor
+    sums: Views | None = None
+
+
 def block(
     run: Run,
     weights: Block,
     state: State,
     batch: PagedBatch,
-    x: torch.Tensor,
+    streams: Streams,
     ids: torch.Tensor,
     numbers: Numbers,
-) -> torch.Tensor:
-    """Residual streams [M, N, D] of tokens `ids` [M] through one layer, which moves `state` on."""
-    for mixing, norm, sublayer in (
+    following: Mixing | None = None,
+) -> Streams:
+    """The streams of tokens `ids` [M] through one layer, which moves `state` on; `following` is
+    the mixing of the layer behind it."""
+    for mixing, norm, sublayer, then in (
         (weights.attn_mixing, weights.attn_norm,
-         lambda y, low: attention(run, weights.attention, state, batch, y, low, numbers)),
+         lambda y, low: attention(run, weights.attention, state, batch, y, low, numbers),
+         weights.ffn_mixing),
         (weights.ffn_mixing, weights.ffn_norm,
-         lambda y, low: experts(run, weights.experts, y, low, ids, numbers)),
+         lambda y, low: experts(run, weights.experts, y, low, ids, numbers),
+         following),
     ):  # fmt: skip
-        post, comb, y = before(run, mixing, x, numbers)
+        post, comb, y = before(run, mixing, streams, numbers)
         y = sublayer(*normed(run, y, norm, numbers.eps))
-        x = run("mhc_post", x, y, post, comb)
-    return x
+        streams = behind(run, streams.x, y, post, comb, then)
+    return streams
 
 
 def before(
-    run: Run, mixing: Mixing, x: torch.Tensor, numbers: Numbers
+    run: Run, mixing: Mixing, streams: Streams, numbers: Numbers
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """post [M, N] and comb [M, N, N] of a sublayer, and what goes into its norm (spec §4)."""
+    x, sums = streams
     norm = {"eps": numbers.hc_eps, "norm_eps": numbers.eps}
     params = {"iters": numbers.hc_iters, **norm}
-    if len(x) <= FUSED_TOKENS:
+    if sums is None and len(x) <= FUSED_TOKENS:
         post, comb, y = run("mhc_pre", x, mixing.fn, mixing.scale, mixing.base, **params)
         return post, comb, y
-    partial, sqrsum = run("mhc_prenorm_gemm", x.flatten(1), mixing.fn)
+    partial, sqrsum = projected(run, x, mixing) if sums is None else sums
     scale, base, D = mixing.scale, mixing.base, x.shape[2]
     pre, post, comb = run("mhc_sinkhorn", partial, sqrsum, scale, base, D=D, **params)
     return post, comb, run("mhc_collapse", x, pre)
 
 
+def behind(
+    run: Run,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    post: torch.Tensor,
+    comb: torch.Tensor,
+    following: Mixing | None,
+) -> Streams:
+    """The streams with what a sublayer made of them (spec §4), and of many tokens the sums of the
+    next one's projection."""
+    if following is None or len(x) <= FUSED_TOKENS:
+        return Streams(run("mhc_post", x, y, post, comb))
+    out, *sums = run("mhc_post_prenorm_gemm", x, y, post, comb, following.fn)
+    return Streams(out, tuple(sums))
+
+
+def projected(run: Run, x: torch.Tensor, mixing: Mixing) -> Views:
+    """The projection's partial results [S, M, C] and sums of squares [S, M] of streams x."""
+    sums: Views = run("mhc_prenorm_gemm", x, mixing.fn)
+    return sums
+
+
 def collapsed(run: Run, mixing: Mixing, x: torch.Tensor, numbers: Numbers) -> torch.Tensor:
     """Residual streams [M, N, D] to [M, D], as the head takes them (spec §4)."""
-    partial, sqrsum = run("mhc_prenorm_gemm", x.flatten(1), mixing.fn)
-    sums = (x, partial, sqrsum, mixing.scale, mixing.base)
-    y: torch.Tensor = run("mhc_head", *sums, eps=numbers.hc_eps, norm_eps=numbers.eps)
+    sums = projected(run, x, mixing)
+    made = (x, *sums, mixing.scale, mixing.base)
+    y: torch.Tensor = run("mhc_head", *made, eps=numbers.hc_eps, norm_eps=numbers.eps)
     return y
 
 

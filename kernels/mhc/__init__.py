@@ -1,5 +1,5 @@
 """Manifold-constrained hyper-connections (spec §4); importing this package registers the ops."""
 
-from . import collapse, head, post, pre, prenorm_gemm, sinkhorn
+from . import collapse, head, post, post_prenorm_gemm, pre, prenorm_gemm, sinkhorn
 
-__all__ = ["collapse", "head", "post", "pre", "prenorm_gemm", "sinkhorn"]
+__all__ = ["collapse", "head", "post", "post_prenorm_gemm", "pre", "prenorm_gemm", "sinkhorn"]

@@ -74,3 +74,24 @@ def weighted_sum(T, N, act):
             y[m, d + v] = total[v]
 
     return column
+
+
+def remix(T, N, act):
+    """Macro ``(gain, mix, layer, streams, k, total)``: 16 bytes of stream k behind a sublayer, from
+    its result `layer` [width] and the `streams` [N, width] before it, which are added in order;
+    ``gain(k)`` is the token's post_k, ``mix(j, k)`` its comb_{jk}."""
+    width = vector(act)
+
+    @T.macro
+    def mixed(gain, mix, layer, streams, k, total):
+        term = T.alloc_local((width,), "float32")
+        # out_k = post_k y + sum_j comb_{jk} X_j
+        for v in T.vectorized(width):
+            total[v] = gain(k) * T.cast(layer[v], "float32")
+        for j in T.unroll(N):
+            for v in T.vectorized(width):
+                term[v] = mix(j, k) * T.cast(streams[j, v], "float32")
+            for v in T.vectorized(width):
+                total[v] += term[v]
+
+    return mixed

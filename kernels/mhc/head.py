@@ -21,7 +21,7 @@ op = Op(
         "M": TOKENS,
         "N": STREAMS,
         "D": HIDDEN,
-        "S": derived(lambda N, D: splits(N * D)),
+        "S": derived(splits),
     },
     doc="y = sum_j (sigmoid(mix_j) + eps) X_j in fp32, one cast (spec §4, hc_head)",
     reference=reference.head,

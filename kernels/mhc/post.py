@@ -4,7 +4,16 @@ from tileproof.dsl import In, Op, Out
 from tileproof.kernels.row_stream import OPTIONS, THREADS
 
 from . import reference
-from ._tiles import HIDDEN, SHAPES, STREAMS, TOKENS, float_vector, stream_geometry, stream_sizes
+from ._tiles import (
+    HIDDEN,
+    SHAPES,
+    STREAMS,
+    TOKENS,
+    float_vector,
+    remix,
+    stream_geometry,
+    stream_sizes,
+)
 
 op = Op(
     "mhc/post",
@@ -30,6 +39,7 @@ def post(T, M, N, D, act):
     """A thread takes one 16-byte column of all N streams; streams are added in order."""
     rows, lanes, width, steps = stream_geometry(D, act)
     pack = float_vector(N)
+    mixed = remix(T, N, act)
 
     @T.prim_func
     def kernel(
@@ -45,7 +55,6 @@ def post(T, M, N, D, act):
             mix = T.alloc_local((N, N), "float32")
             streams = T.alloc_local((N, width), act)
             layer = T.alloc_local((width,), act)
-            term = T.alloc_local((width,), "float32")
             total = T.alloc_local((width,), "float32")
             m = block * rows + thread // lanes
             if m < M:
@@ -65,14 +74,9 @@ def post(T, M, N, D, act):
                             for v in T.vectorized(width):
                                 streams[j, v] = x[m, j, d + v]
                         for k in T.unroll(N):
-                            # out_k = post_k y + sum_j comb_{jk} X_j
-                            for v in T.vectorized(width):
-                                total[v] = gain[k] * T.cast(layer[v], "float32")
-                            for j in T.unroll(N):
-                                for v in T.vectorized(width):
-                                    term[v] = mix[j, k] * T.cast(streams[j, v], "float32")
-                                for v in T.vectorized(width):
-                                    total[v] += term[v]
+                            mixed(
+                                lambda k: gain[k], lambda j, k: mix[j, k], layer, streams, k, total
+                            )
                             for v in T.vectorized(width):
                                 out[m, k, d + v] = total[v]
 

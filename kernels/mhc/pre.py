@@ -42,17 +42,12 @@ def _stacked(C: int) -> int:
     return ceildiv(PARTS * padded(C), 32) * 32
 
 
-def _tile(N: int, C: int, K: int, act: str, tokens: int) -> tuple[int, int]:
-    """(columns, stages) of one pipeline step: as many bytes in flight as shared memory holds.
-
-    f32 keeps 64 columns, because its parts are multiplied step by step.
-    """
-    wide = act == "bfloat16" and C <= 24 and split_length(K) % (2 * SLICE) == 0
-    depth = 2 * SLICE if wide else SLICE
-    parts = (_stacked(C) + (0 if act == "bfloat16" else PARTS * tokens)) * depth * 2
+def _stages(N: int, C: int, act: str, tokens: int) -> int:
+    """Steps of the pipeline: as many bytes in flight as shared memory holds, up to 64 KiB."""
+    parts = (_stacked(C) + (0 if act == "bfloat16" else PARTS * tokens)) * SLICE * 2
     sums = tokens * (_stacked(C) + GROUPS + C + N) * 4
-    stage = depth * (tokens * VECTOR_BYTES // vector(act) + padded(C) * 4)
-    return depth, max(1, min(4, (_SHARED - parts - sums) // stage))
+    stage = SLICE * (tokens * VECTOR_BYTES // vector(act) + padded(C) * 4)
+    return max(1, min(8, (_SHARED - parts - sums) // stage))
 
 
 @op.kernel(**MATRIX_OPTIONS, tokens=16, threads=128)
@@ -60,12 +55,12 @@ def pre(T, M, N, D, C, K, act, iters, eps, norm_eps, tokens, threads):
     """A block takes 16 tokens through all steps; its warps share the columns of the product."""
     width = vector(act)
     column = weighted_sum(T, N, act)
-    depth, stages = _tile(N, C, K, act, tokens)
-    steps = split_length(K) // depth
+    length = split_length(N, D)
+    steps = length // SLICE * N
     stacked = _stacked(C)
     vectors = D // width
     shares = ceildiv(tokens * C, threads)
-    code = device(T, C, act, tokens, depth, threads, T.GemmWarpPolicy.FullCol)
+    code = device(T, C, act, tokens, threads, T.GemmWarpPolicy.FullCol)
     mixing = _mix.device(T, N, K, iters, eps, norm_eps)
 
     @T.prim_func
@@ -81,10 +76,11 @@ def pre(T, M, N, D, C, K, act, iters, eps, norm_eps, tokens, threads):
         with T.Kernel(T.ceildiv(M, tokens), threads=threads) as block:
             T.annotate_min_blocks_per_sm(3 if act == "bfloat16" else 1)
             thread = T.get_thread_binding()
-            x_tile = T.alloc_shared((tokens, depth), act)
-            x_parts = T.alloc_shared((PARTS * tokens, depth), "bfloat16")
-            fn_tile = T.alloc_shared((code.rows, depth), "float32")
-            fn_parts = T.alloc_shared((stacked, depth), "bfloat16")
+            weights = T.reshape(fn, (C, N, D))
+            x_tile = T.alloc_shared((tokens, SLICE), act)
+            x_parts = T.alloc_shared((PARTS * tokens, SLICE), "bfloat16")
+            fn_tile = T.alloc_shared((code.rows, SLICE), "float32")
+            fn_parts = T.alloc_shared((stacked, SLICE), "bfloat16")
             product = T.alloc_fragment((tokens, stacked), "float32")
             staged = T.alloc_shared((tokens, stacked), "float32")
             running = T.alloc_local((code.owned,), "float32")
@@ -101,17 +97,18 @@ def pre(T, M, N, D, C, K, act, iters, eps, norm_eps, tokens, threads):
             weight = T.alloc_local((N,), "float32")
             # rows beyond the three parts are never written again
             if stacked > PARTS * code.rows:
-                for n, k in T.Parallel(stacked - PARTS * code.rows, depth):
+                for n, k in T.Parallel(stacked - PARTS * code.rows, SLICE):
                     fn_parts[PARTS * code.rows + n, k] = 0
             T.clear(sums)
             T.clear(product)
             T.clear(running)
             squares[0] = 0.0
-            for t in T.Pipelined(splits(K) * steps, num_stages=stages):
-                T.copy(T.reshape(x, (M, K))[block * tokens, t * depth], x_tile)
-                T.copy(fn[0, t * depth], fn_tile)
-                code.multiply(x_tile, x_parts, fn_tile, fn_parts, product)
-                code.square(x_tile, running)
+            for t in T.Pipelined(splits(N, D) * steps, num_stages=_stages(N, C, act, tokens)):
+                d = t // N * SLICE
+                T.copy(x[block * tokens : (block + 1) * tokens, t % N, d : d + SLICE], x_tile)
+                T.copy(weights[0 : code.rows, t % N, d : d + SLICE], fn_tile)
+                code.multiply(x_tile, 0, x_parts, fn_tile, fn_parts, product)
+                code.square(x_tile, 0, running)
                 if t % steps == steps - 1:
                     # the split is complete: sums += high + (middle + low)
                     T.copy(product, staged)
@@ -122,9 +119,7 @@ def pre(T, M, N, D, C, K, act, iters, eps, norm_eps, tokens, threads):
                         if i < tokens:
                             sums[e] += code.joined(staged, i, c)
                     if thread < tokens:
-                        total[0] = groups[thread, 0]
-                        for g in T.unroll(1, GROUPS):
-                            total[0] += groups[thread, g]
+                        code.squares(groups, thread, total)
                         squares[0] += total[0]
                     T.clear(product)
                     T.clear(running)

@@ -46,21 +46,30 @@ def post(x: torch.Tensor, y: torch.Tensor, post: torch.Tensor, comb: torch.Tenso
 
 
 def prenorm_gemm(x: torch.Tensor, fn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Step 1: ``x fn^T`` and ``sum x^2`` over each of S splits of K.
+    """Step 1: ``x fn^T`` and ``sum x^2`` over each of S splits of the channels.
 
     Args:
-        x: [M, K] bf16 or f32, the streams of a token side by side.
-        fn: [C, K] f32.
+        x: [M, N, D] bf16 or f32, the streams.
+        fn: [C, K] f32, K = N D.
 
     Returns:
-        partial [S, M, C] and sqrsum [S, M], f32; they are sums over ``split_length(K)`` columns.
+        partial [S, M, C] and sqrsum [S, M], f32: sums over ``split_length(N, D)`` channels of all
+        streams.
     """
-    length = split_length(x.shape[1])
-    columns = [slice(k, k + length) for k in range(0, x.shape[1], length)]
-    wide = _wide(x)
-    partial = torch.stack([wide[:, c] @ fn[:, c].to(wide.dtype).T for c in columns])
-    sqrsum = torch.stack([wide[:, c].square().sum(1) for c in columns])
-    return partial, sqrsum
+    N, D = x.shape[1:]
+    length = split_length(N, D)
+    wide = _wide(x).split(length, 2)
+    columns = fn.to(wide[0].dtype).view(-1, N, D).split(length, 2)
+    partial = [a.flatten(1) @ w.flatten(1).T for a, w in zip(wide, columns, strict=True)]
+    return torch.stack(partial), torch.stack([a.square().sum((1, 2)) for a in wide])
+
+
+def post_prenorm_gemm(
+    x: torch.Tensor, y: torch.Tensor, gain: torch.Tensor, comb: torch.Tensor, fn: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """:func:`post` [M, N, D], and :func:`prenorm_gemm` of that with `fn` [C, K], the next one's."""
+    out = post(x, y, gain, comb)
+    return out, *prenorm_gemm(out, fn)
 
 
 def _coefficients(partial, sqrsum, scale, base, K, norm_eps):
@@ -131,7 +140,7 @@ def pre(
     Returns:
         post [M, N], comb [M, N, N] f32 and the sublayer's input [M, D] in the type of `x`.
     """
-    partial, sqrsum = prenorm_gemm(x.flatten(1), fn)
+    partial, sqrsum = prenorm_gemm(x, fn)
     gate, post, comb = sinkhorn(partial, sqrsum, scale, base, x.shape[2], iters, eps, norm_eps)
     return post, comb, collapse(x, gate)
 

@@ -23,7 +23,7 @@ op = Op(
         "N": STREAMS,
         "D": HIDDEN,
         "C": derived(lambda N: N * (N + 2)),
-        "S": derived(lambda N, D: splits(N * D)),
+        "S": derived(splits),
     },
     doc="pre, post and the Sinkhorn-balanced comb from the projection's sums (spec §4, steps 1–3)",
     reference=reference.sinkhorn,

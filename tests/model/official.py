@@ -77,7 +77,7 @@ def stored(entries, rope):
 
 def mixing(x, fn, scale, base, iters, eps, norm_eps):
     """post, comb and the sublayer's input (spec §4)."""
-    partial, sqrsum = (t.float() for t in mhc.prenorm_gemm(x.flatten(1).double(), fn))
+    partial, sqrsum = (t.float() for t in mhc.prenorm_gemm(x.double(), fn))
     pre, post, comb = mhc.sinkhorn(
         partial, sqrsum, scale, base, x.shape[2], iters, eps, norm_eps
     )  # fmt: skip
@@ -85,7 +85,7 @@ def mixing(x, fn, scale, base, iters, eps, norm_eps):
 
 
 def head(x, fn, scale, base, eps, norm_eps):
-    partial, sqrsum = (t.float() for t in mhc.prenorm_gemm(x.flatten(1).double(), fn))
+    partial, sqrsum = (t.float() for t in mhc.prenorm_gemm(x.double(), fn))
     return mhc.head(x, partial, sqrsum, scale, base, eps, norm_eps)
 
 

@@ -50,8 +50,12 @@ class Rounded(References):
     def mhc_prenorm_gemm(x, fn):
         return tuple(t.float() for t in mhc.prenorm_gemm(x.double(), fn))
 
+    def mhc_post_prenorm_gemm(self, x, y, post, comb, fn):
+        out = mhc.post(x, y, post, comb)
+        return out, *self.mhc_prenorm_gemm(out, fn)
+
     def mhc_pre(self, x, fn, scale, base, iters, eps, norm_eps):
-        sums = self.mhc_prenorm_gemm(x.flatten(1), fn)
+        sums = self.mhc_prenorm_gemm(x, fn)
         pre, post, comb = mhc.sinkhorn(*sums, scale, base, x.shape[2], iters, eps, norm_eps)
         return post, comb, mhc.collapse(x, pre)
 

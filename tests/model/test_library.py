@@ -30,8 +30,8 @@ def test_the_model_says_which_kernels_it_needs(seed):
     symbols = {s.symbol for s in library.specializations(m, ["mhc/pre", "norm/rmsnorm"])}
     assert symbols == {
         "mhc_pre__f32_N4_D64",
-        "mhc_prenorm_gemm__f32_K256_C24",
-        "mhc_prenorm_gemm__f32_K256_C4",
+        "mhc_prenorm_gemm__f32_N4_D64_C24",
+        "mhc_prenorm_gemm__f32_N4_D64_C4",
         "mhc_sinkhorn__N4_D64",
         "mhc_collapse__f32_N4_D64",
         *(f"norm_rmsnorm__f32_f32_D{D}" for D in (16, 32, 64)),

@@ -27,8 +27,8 @@ def inputs_of(spec, M, seed):
 
 def three_kernels(inputs, N, D, act, arch):
     x, fn, scale, base = inputs
-    sizes = {"K": N * D, "C": len(base), "act": act}
-    partial, sqrsum = run(prenorm_gemm.op, [x.flatten(1), fn], arch, **sizes)
+    sizes = {"N": N, "D": D, "C": len(base), "act": act}
+    partial, sqrsum = run(prenorm_gemm.op, [x, fn], arch, **sizes)
     pre, post, comb = run(sinkhorn.op, [partial, sqrsum, scale, base], arch, N=N, D=D)
     return [post, comb, run(collapse.op, [x, pre], arch, N=N, D=D, act=act)[0]]
 

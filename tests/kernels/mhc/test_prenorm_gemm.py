@@ -20,7 +20,7 @@ from ..support import (
     tokens,
 )
 
-EDGE = {"K": 288, "C": 15, "act": "bf16"}
+EDGE = {"N": 3, "D": 96, "C": 15, "act": "bf16"}
 
 
 def check(inputs, **sizes):
@@ -31,7 +31,8 @@ def check(inputs, **sizes):
     # The matrix instruction adds products one at a time at worst, each time off by less than one
     # unit in the last place (hardware truncates: two units of rounding); f32 activations bring
     # three times as many products.
-    length = _prenorm.split_length(sizes["K"]) * (3 if sizes["act"] == "f32" else 1)
+    N = sizes["N"]
+    length = N * _prenorm.split_length(N, sizes["D"]) * (3 if sizes["act"] == "f32" else 1)
     assert_within(partial, expected, 2 * (length + 3) * UNIT * terms)
     # a running sum takes an eighth of the columns; then seven more sums, and the products
     assert_within(sqrsum, squares, (length / 8 + 8) * UNIT * squares)
@@ -44,58 +45,60 @@ def test_every_number_of_tokens(M, seed):
 
 
 @pytest.mark.parametrize(
-    ("K", "C", "act"), [(1056, 24, "f32"), (2112, 4, "bf16"), (256, 80, "bf16")]
+    ("N", "D", "C", "act"), [(4, 288, 24, "f32"), (4, 544, 4, "bf16"), (8, 32, 80, "bf16")]
 )
-def test_splits_widths_and_types(K, C, act, seed):
-    sizes = {"K": K, "C": C, "act": act}
+def test_splits_widths_and_types(N, D, C, act, seed):
+    sizes = {"N": N, "D": D, "C": C, "act": act}
     check(draw(op.specialize(**sizes), 37, seed), **sizes)
 
 
 @pytest.mark.parametrize("act", ["bf16", "f32"])
 def test_weights_are_exact_to_the_last_bit_of_float32(act, seed):
     """One-hot activations pick single weights: every part of a float32 must take part."""
-    K, C = 1056, 24
-    _, fn = draw(op.specialize(K=K, C=C, act=act), 1, seed)
-    columns = torch.arange(0, K, 11)
-    x = torch.zeros(len(columns), K, dtype=torch.bfloat16 if act == "bf16" else torch.float32)
+    N, D, C = 4, 288, 24
+    _, fn = draw(op.specialize(N=N, D=D, C=C, act=act), 1, seed)
+    columns = torch.arange(0, N * D, 11)
+    x = torch.zeros(len(columns), N * D, dtype=torch.bfloat16 if act == "bf16" else torch.float32)
     x[torch.arange(len(columns)), columns] = 1
-    partial, sqrsum = run(op, [x, fn], K=K, C=C, act=act)
+    partial, sqrsum = run(op, [x.view(-1, N, D), fn], N=N, D=D, C=C, act=act)
     assert torch.equal(partial.sum(0), fn[:, columns].T)
     assert torch.equal(sqrsum.sum(0), torch.ones(len(columns)))
 
 
 def test_activations_are_exact_to_the_last_bit_of_float32(seed):
     """A one-hot weight row picks single activations."""
-    K, C = 1056, 24
-    x, fn = draw(op.specialize(K=K, C=C, act="f32"), 5, seed)
-    columns = torch.arange(C) * 43
+    N, D, C = 4, 288, 24
+    x, fn = draw(op.specialize(N=N, D=D, C=C, act="f32"), 5, seed)
+    columns = torch.arange(C) * 47
     fn = torch.zeros_like(fn)
     fn[torch.arange(C), columns] = 1
-    partial, _ = run(op, [x, fn], K=K, C=C, act="f32")
-    torch.testing.assert_close(partial.sum(0), x[:, columns], rtol=2 * UNIT, atol=0)
+    partial, _ = run(op, [x, fn], N=N, D=D, C=C, act="f32")
+    torch.testing.assert_close(partial.sum(0), x.flatten(1)[:, columns], rtol=2 * UNIT, atol=0)
 
 
 def test_squares_are_summed_in_the_stated_order(seed):
-    K = 1056
-    x, fn = draw(op.specialize(K=K, C=24, act="f32"), 5, seed)
-    _, sqrsum = run(op, [x, fn], K=K, C=24, act="f32")
-    length = _prenorm.split_length(K)
-    padded = torch.nn.functional.pad(x, (0, length * len(sqrsum) - K))
-    groups = padded.square().view(5, len(sqrsum), length // 64, 8, 8)
+    N, D = 4, 288
+    x, fn = draw(op.specialize(N=N, D=D, C=24, act="f32"), 5, seed)
+    _, sqrsum = run(op, [x, fn], N=N, D=D, C=24, act="f32")
+    length = _prenorm.split_length(N, D)
+    padded = torch.nn.functional.pad(x, (0, length * len(sqrsum) - D))
+    groups = padded.square().view(5, N, len(sqrsum), length // 64, 8, 8)
     running = torch.zeros(5, len(sqrsum), 8)
     for t in range(length // 64):
-        for e in range(8):
-            running = running + groups[:, :, t, :, e]
+        for n in range(N):
+            for e in range(8):
+                running = running + groups[:, n, :, t, :, e]
     total = running[..., 0]
     for g in range(1, 8):
         total = total + running[..., g]
     assert torch.equal(sqrsum, total.T)
 
 
-def test_splits_depend_on_columns_alone():
-    for K in range(64, 40000, 32):
-        S, length = _prenorm.splits(K), _prenorm.split_length(K)
-        assert length % 64 == 0 and (S - 1) * length < K <= S * length and length <= 1024
+@pytest.mark.parametrize("N", range(2, 9))
+def test_splits_cover_the_channels(N):
+    for D in range(32, 16416, 32):
+        S, length = _prenorm.splits(N, D), _prenorm.split_length(N, D)
+        assert length % 64 == 0 and (S - 1) * length < D <= S * length and N * length <= 1024
 
 
 def test_schedules_agree(seed):
