@@ -68,7 +68,7 @@ def test_an_unchanged_program_prints_the_text_it_was_lowered_to():
 
 def test_copies_past_the_end_are_refuted():
     """cp.async has no extent in the final IR: it comes from the source signature."""
-    spec = load_library()["mhc/prenorm_gemm"].specialize(N=3, D=96, C=15)
+    spec = load_library()["mhc/prenorm_gemm"].specialize(N=5, D=64, C=15)
     lowered = lower(spec, "sm_80")
     shifted = [m for m in mutants(lowered) if m.kind == "cp.async+8"]
     bounds = [prove_lowered(m.lowered, use_cache=False).properties["bounds"] for m in shifted[-2:]]
@@ -101,7 +101,7 @@ SYNCHRONISING = {
 
 def test_every_dropped_or_weakened_barrier_wait_and_commit_of_a_pipeline_is_refuted():
     """In a ring of two stages with two copies each, fifteen-column tiles laid over one another."""
-    spec = load_library()["mhc/prenorm_gemm"].specialize(N=3, D=96, C=15)
+    spec = load_library()["mhc/prenorm_gemm"].specialize(N=5, D=64, C=15)
     lowered = lower(spec, "sm_80")
     survivors, classes = set(), set()
     for mutant in mutants(lowered, SYNCHRONISING):
