@@ -99,6 +99,7 @@ def pattern(bits: int, words: int) -> tuple[Any, Any]:
 def _access(tile: Tile, name: str, args: list[Any]) -> tuple[Any, int, Any, Any]:
     """(bits of a lane, repetitions, halves packed, address, first column, lanes, registers): the
     registers' buffer, bytes moved at once, and bytes [lanes, pieces] of registers and of memory."""
+    args = tensor.plain(args)
     bits, count, lanes = (int(args[i].value) for i in (0, 1, 5))
     packed, words = bool(args[2].value), count * max(bits // 64, 1)
     lane, column = pattern(bits, words)

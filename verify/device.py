@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from . import cluster, terms
+from . import cluster, tensor, terms
 from .arena import bytes_of
 from .calls import effect
 from .convert import BINARY, Converter
@@ -273,6 +273,8 @@ class DeviceWalker(Converter):
         name, args = str(node.op.name), [self.pointed(a) for a in node.args]
         if self.operands.call(self, name, args, node):
             return
+        if name in tensor.MOVES:
+            args = tensor.plain(args)
         found = effect(name, args)
         if found.unordered and found.unordered not in self.facts.unordered:
             self.facts.unordered.append(found.unordered)

@@ -45,8 +45,18 @@ def _free(args: list[Any]) -> Effect:
     return Effect(touched, collective="warp", allocated=-columns, unordered=_ORDER)
 
 
+def plain(args: list[Any]) -> list[Any]:
+    """The arguments of a load or store; what is added to the address is added to its column."""
+    if type(args[3]).__name__ != "Add":
+        return args
+    address, beyond = args[3].a, args[3].b
+    column = args[4] + (beyond.value if type(beyond).__name__ == "Cast" else beyond)
+    return [*args[:3], address, column, *args[5:]]
+
+
 def _move(args: list[Any]) -> tuple[Touch, Columns]:
     # (bits of a lane, repetitions, halves packed, address, first column, lanes, registers).
+    args = plain(args)
     bits, count = (constant(a, "the shape of a tensor memory access") for a in args[:2])
     lanes = constant(args[5], "lanes of a tensor memory access") if len(args) == 7 else 32
     if (lanes, bits) not in {(n, b) for n in (16, 32) for b in (32, 64, 128, 256)} - {(16, 32)}:
@@ -177,6 +187,7 @@ TABLE: dict[str, Callable[[list[Any]], Effect]] = {
     "tl.tcgen05_before_thread_sync": lambda _: NOTHING,
     "tl.tcgen05_after_thread_sync": lambda _: NOTHING,
 }
+MOVES = ("tl.tcgen05_ld", "tl.tcgen05_st")
 MULTIPLIES = {f"tl.ptx_tcgen05_mma_{form}" for form in ("ss", "ts", "blockscaled_ss")}
 
 

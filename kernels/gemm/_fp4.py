@@ -49,6 +49,18 @@ def e2m1_half(T, code):
     return half(T, T.shift_left(code & 7, 9) | T.shift_left(code & 8, 12), 2.0**14)
 
 
+def opened(T, held):
+    """Macro ``(packed, values)``: the e2m1 in `held` bytes as e4m3."""
+
+    @T.macro
+    def device(packed, values):
+        for v in T.unroll(held // 2):
+            pair = T.reinterpret(packed[T.Ramp(2 * v, 1, 2)], "float4_e2m1fnx4")
+            values[T.Ramp(4 * v, 1, 4)] = T.Cast("float8_e4m3fnx4", pair)
+
+    return device
+
+
 def _opener(T, width, threads, native):
     """Macro ``(codes, slot, tile)``: a slot of packed e2m1 as e4m3 [width, 128], or as float16. A
     thread takes a block of a row at a time."""
@@ -56,18 +68,12 @@ def _opener(T, width, threads, native):
     wide = VECTOR_BYTES if native else VECTOR_BYTES // 2
 
     @T.macro
-    def exact(packed, values):
-        for v in T.unroll(held // 2):
-            pair = T.reinterpret(packed[T.Ramp(2 * v, 1, 2)], "float4_e2m1fnx4")
-            values[T.Ramp(4 * v, 1, 4)] = T.Cast("float8_e4m3fnx4", pair)
-
-    @T.macro
     def halves(packed, values):
         for v in T.unroll(held):
             values[2 * v] = e2m1_half(T, T.cast(packed[v], "int32"))
             values[2 * v + 1] = e2m1_half(T, T.shift_right(T.cast(packed[v], "int32"), 4))
 
-    convert = exact if native else halves
+    convert = opened(T, held) if native else halves
 
     @T.macro
     def device(codes, slot, tile):

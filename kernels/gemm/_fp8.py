@@ -58,7 +58,7 @@ def e4m3_half(T, code):
     return half(T, bits | T.shift_left(code & 128, 8), 2.0**8)
 
 
-def _places(rows, depth, part, threads):
+def places(rows, depth, part, threads):
     """``(step, thread) -> (part, row, byte in it)`` of the pieces of `rows` rows of `depth` bytes,
     and the number of steps, where parts of rows lie one above the other, [depth / part, rows,
     part]. Eight threads in a row, whose pieces move at once, have pieces that lie in a row there;
@@ -79,7 +79,7 @@ def fetcher(T, columns, depth, part, rows, threads, ring):
     """Macro ``(source, at, exists, g, codes)``: starts the copies of block g of `depth` bytes of
     rows ``source[at(m)]`` of `columns` bytes into slot ``g % ring`` of [ring, depth / part, rows,
     part]; zeros beyond the last column, and where no row ``exists(m)``."""
-    place, steps = _places(rows, depth, part, threads)
+    place, steps = places(rows, depth, part, threads)
 
     @T.macro
     def device(source, at, exists, g, codes):
@@ -99,7 +99,7 @@ def fetcher(T, columns, depth, part, rows, threads, ring):
 def widener(T, part, rows, threads):
     """Macro ``(codes, slot, tile)``: a slot of e4m3 in parts of rows as float16 [rows, 128], by
     integers."""
-    place, steps = _places(rows, DEPTH, part, threads)
+    place, steps = places(rows, DEPTH, part, threads)
 
     @T.macro
     def device(codes, slot, tile):

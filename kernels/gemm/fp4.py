@@ -4,8 +4,9 @@ from tileproof.dsl import In, Op, Out
 from tileproof.kernels.quant._blocks import FP4_GROUP
 
 from . import reference
-from ._fp4 import FP4_DIMS, Rows, fp4_device
-from ._fp8 import DEPTH, OUT, TILE, VARIANTS
+from ._fp4 import FP4_DIMS, Rows
+from ._fp8 import DEPTH, OUT, TILE
+from ._tcgen05 import TCGEN05, VARIANTS, fp4_tile
 from ._tiles import PAD, TOKENS, writer
 
 
@@ -45,9 +46,10 @@ op = Op(
 @op.kernel(**VARIANTS[0], **TILE, tokens=64)
 @op.kernel(**VARIANTS[1], **TILE, tokens=64)
 @op.kernel(**VARIANTS[2], **TILE, tokens=64)
+@op.kernel(**TCGEN05, tokens=64, width=128)
 def fp4(T, M, N, K, B, G, H, F, out, tokens, width, threads, ring, native):
     """One block makes one tile."""
-    code = fp4_device(T, K, B, tokens, width, threads, ring, native)
+    code = fp4_tile(T, K, B, tokens, width, threads, ring, native)
     write = writer(T, N, tokens, width, out)
 
     @T.prim_func
@@ -66,6 +68,7 @@ def fp4(T, M, N, K, B, G, H, F, out, tokens, width, threads, ring, native):
                 staged,
                 code.room(),
             )
+            T.sync_threads()
             write(staged, y, j, lambda m: (i * tokens + m,), lambda m: i * tokens + m < M)
 
     return kernel

@@ -3,8 +3,9 @@
 from tileproof.dsl import In, Op, Out, Values, dim, static
 
 from . import fp4, reference
-from ._fp4 import FP4_DIMS, Rows, fp4_device, rows_of_tile
-from ._fp8 import OUT, TILE, VARIANTS
+from ._fp4 import FP4_DIMS, Rows, rows_of_tile
+from ._fp8 import OUT, TILE
+from ._tcgen05 import TCGEN05, VARIANTS, fp4_tile
 from ._tiles import EXPERTS, PAD, writer
 
 
@@ -48,11 +49,12 @@ op = Op(
 @op.kernel(**VARIANTS[0], **TILE)
 @op.kernel(**VARIANTS[1], **TILE)
 @op.kernel(**VARIANTS[2], **TILE)
+@op.kernel(**TCGEN05, width=128)
 def fp4_experts(T, Q, R, E, N, K, B, G, H, F, out, width, threads, ring, native):
     """One block makes one tile; those of the same columns, sorted by expert, follow one another.
     Tiles of more rows than registers hold the sums of are cut, which changes no bit."""
     tokens = rows_of_tile(R)
-    code = fp4_device(T, K, B, tokens, width, threads, ring, native)
+    code = fp4_tile(T, K, B, tokens, width, threads, ring, native)
     write = writer(T, N, tokens, width, out)
 
     @T.prim_func
@@ -76,6 +78,7 @@ def fp4_experts(T, Q, R, E, N, K, B, G, H, F, out, width, threads, ring, native)
                 )
             else:
                 T.clear(staged)
+            T.sync_threads()
             write(staged, y, j, lambda m: (q, i * tokens + m), lambda m: True)
 
     return kernel

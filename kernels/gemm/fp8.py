@@ -3,7 +3,8 @@
 from tileproof.dsl import In, Op, Out, derived
 
 from . import reference
-from ._fp8 import COLUMNS, DEPTH, OUT, TILE, VARIANTS, fp8_device, groups
+from ._fp8 import COLUMNS, DEPTH, OUT, TILE, groups
+from ._tcgen05 import TCGEN05, VARIANTS, fp8_tile
 from ._tiles import PAD, ROWS, TOKENS, writer
 
 
@@ -55,9 +56,10 @@ op = Op(
 @op.kernel(**VARIANTS[0], **TILE, tokens=64)
 @op.kernel(**VARIANTS[1], **TILE, tokens=64)
 @op.kernel(**VARIANTS[2], **TILE, tokens=64)
+@op.kernel(**TCGEN05, tokens=64, width=64)
 def fp8(T, M, N, K, G, out, tokens, width, threads, ring, native):
     """One block makes one tile, all of it under one row of weight scales."""
-    code = fp8_device(T, K, tokens, width, threads, ring, native)
+    code = fp8_tile(T, K, tokens, width, threads, ring, native)
     write = writer(T, N, tokens, width, out)
 
     @T.macro
@@ -87,6 +89,7 @@ def fp8(T, M, N, K, G, out, tokens, width, threads, ring, native):
             code.product(
                 lambda *at: bring(x, w, i, j, *at), lambda *at: scales(xs, ws, i, j, *at), staged
             )
+            T.sync_threads()
             write(staged, y, j, lambda m: (i * tokens + m,), lambda m: i * tokens + m < M)
 
     return kernel

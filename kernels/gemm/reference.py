@@ -84,7 +84,7 @@ def fp8(x, xs, w, ws, out: str, product=_product) -> torch.Tensor:
     return y.to(_KINDS[out])
 
 
-def fp4(x, xs, w, ws, B: int, out: str, product=_product) -> torch.Tensor:
+def fp4(x, xs, w, ws, B: int, out: str, product=_product, once=False) -> torch.Tensor:
     """x W^T of scaled codes: ``y += (sum * xs) * ws`` in float32 for each 32 columns, in order.
 
     Args:
@@ -93,14 +93,18 @@ def fp4(x, xs, w, ws, B: int, out: str, product=_product) -> torch.Tensor:
         w: [N, K / 2] u8, two e2m1 a byte, the even column in the low half, and
         ws: [N, K / 32] ue8m0, a scale per 1×32.
         out, product: as in :func:`fp8`.
+        once: both products round once, as the instructions of sm_100a are understood; the same
+            where ``sum * xs`` stays a normal float32.
 
     Returns:
         [M, N]. Both products and the addition round separately.
     """
     y = torch.zeros(len(x), len(w))
     values = e2m1_values(w)
+    kind = torch.float64 if once else torch.float32
     for g, (a, b) in enumerate(zip(x.split(32, 1), values.split(32, 1), strict=True)):
-        y += product(a, b) * xs[:, g * 32 // B, None].float() * ws[:, g].float()
+        scales = xs[:, g * 32 // B, None].to(kind), ws[:, g].to(kind)
+        y += (product(a, b) * scales[0] * scales[1]).float()
     return y.to(_KINDS[out])
 
 

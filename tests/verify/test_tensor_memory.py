@@ -185,6 +185,44 @@ def pair():
     return gemm
 
 
+def parts():
+    """Two products side by side in what is held: the second is loaded."""
+    m = T.dynamic("m")
+
+    @T.prim_func
+    def gemm(
+        a: T.Tensor((m * 128, 64), "bfloat16"),
+        b: T.Tensor((64, 64), "bfloat16"),
+        c: T.Tensor((m * 128, 64), "float32"),
+    ):
+        with T.Kernel(m, threads=128) as by:
+            a_tile = T.alloc_shared((128, 64), "bfloat16")
+            b_tile = T.alloc_shared((64, 64), "bfloat16")
+            acc = T.alloc_tmem([128, 128], "float32")
+            done = T.alloc_barrier(1)
+            out = T.alloc_fragment((128, 64), "float32")
+            T.copy(a[by * 128, 0], a_tile)
+            T.copy(b, b_tile)
+            for g in T.serial(2):
+                part = g * 64
+                T.tcgen05_gemm(
+                    a_tile,
+                    b_tile,
+                    acc[:, part : part + 64],
+                    transpose_B=True,
+                    mbar=done,
+                    clear_accum=True,
+                )
+                T.mbarrier_wait_parity(done, g)
+                T.sync_threads()
+            T.tcgen05_after_thread_sync()
+            T.copy(acc[:, 64:128], out)
+            T.copy(out, c[by * 128, 0])
+            T.sync_threads()
+
+    return gemm
+
+
 SOURCES = {
     "plain": gemm,
     "64-rows": lambda: gemm(64, 64),
@@ -194,6 +232,7 @@ SOURCES = {
     "columns-of-a": lambda: gemm(128, 128, "float16", True, False),
     "from-tensor-memory": from_tensor_memory,
     "scaled": scaled,
+    "parts": parts,
     "pair": pair,
 }
 
@@ -233,6 +272,8 @@ def instruction(rows, columns):
 
 
 OUTSIDE = {
+    "load-past-the-last-part": (
+        "parts", lambda: argument("tl.tcgen05_ld", 4, constant(1)), "bounds"),
     "load-past-the-columns": (
         "plain", lambda: argument("tl.tcgen05_ld", 4, constant(1)), "bounds"),
     "load-of-more-columns": ("64-rows", lambda: argument("tl.tcgen05_ld", 1, constant(128)),

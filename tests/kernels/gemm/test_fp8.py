@@ -11,7 +11,8 @@ from ..support import UNIT, assert_archs_agree, assert_rows_alone, assert_schedu
 from .codes import e4m3, generator, ordered, truncated, ue8m0
 
 EDGE = {"K": 160, "out": "f32"}
-ARCHS = ("sm_80", "sm_90a")  # float16 by mma.sync, e4m3 by wgmma; test_architectures_agree has all
+# float16 by mma.sync, e4m3 by wgmma and by tcgen05; test_architectures_agree has all
+ARCHS = ("sm_80", "sm_90a", "sm_100a")
 
 
 def inputs(M, N, K, seed, **scales):
