@@ -1,7 +1,7 @@
 """Tiles of ``x W^T`` with scaled codes on the matrix units of sm_100a (spec §6.3).
 
-One thread multiplies: 128 rows of the weight, which tcgen05.mma takes as rows of its result, times
-the tokens of a tile. Sums lie in tensor memory, lane n holds row n of the weight.
+One thread issues products of what lies in shared memory; their sums lie in tensor memory. The order
+of sums is that of ``_fp8.py``.
 """
 
 from math import gcd
@@ -14,9 +14,11 @@ from . import _fp8
 from ._fp4 import fp4_device, opened
 from ._fp8 import DEPTH, PIECE, fetcher, fp8_device, groups, places, rate
 
-_WIDTH = 128  # rows of the weight
 UNIT = "tcgen05"
-# TileLang's barriers go by whole buffers: it would put four into a step where one does
+_WIDTH = 128  # rows of the weight with e2m1: a product with scales has so many
+_WARP = 32
+# Every barrier is written here, and proved to be enough: TileLang's go by whole buffers, and would
+# be several in a step.
 TCGEN05 = {
     **MATRIX_OPTIONS,
     "pass_configs": {**MATRIX_OPTIONS["pass_configs"], "tl.disable_thread_storage_sync": True},
@@ -31,7 +33,6 @@ VARIANTS = (
     _fp8.VARIANTS[2],
 )
 _WORD = DEPTH // FP4_GROUP  # scales of a row in a step
-WARP = 32
 _PAGE = 16  # steps whose scales lie in shared memory at once
 
 
@@ -40,7 +41,7 @@ def _words(T, total, own, threads):
     row and step, from the first on; 1 beyond the last of `total`, and where no row ``exists(m)``.
 
     The four scales of a row and step lie as tcgen05.cp reads them: row m's are word
-    ``m % 32 * 4 + m // 32``, and eight threads in a row write eight words that follow one another.
+    ``m % 32 * 4 + m // 32``. Threads in a row write words that follow one another.
     """
     page = _PAGE * own
     at_once = gcd(total, page, VECTOR_BYTES)
@@ -124,7 +125,7 @@ def fp4_tcgen05(T, K, B, tokens, threads, ring):
 
     @T.macro
     def multiply(g, w_tile, x_codes, w_scales, x_scales, w_columns, x_columns, acc, done):
-        if T.get_thread_binding() < WARP:
+        if T.get_thread_binding() < _WARP:
             # an element of each word: a chunk is counted by words
             T.tcgen05_cp_warpx4(w_scales[g % _PAGE, :, 0], w_columns)
             T.tcgen05_cp_warpx4(x_scales[g % _PAGE, :, 0], x_columns)
