@@ -4,8 +4,10 @@ One thread issues products of what lies in shared memory; their sums lie in tens
 of sums is that of ``_fp8.py``.
 """
 
+from dataclasses import dataclass
 from math import gcd
 from types import SimpleNamespace
+from typing import Any
 
 from tileproof.kernels.quant._blocks import FP4_GROUP
 from tileproof.kernels.row_stream import MATRIX_OPTIONS, VECTOR_BYTES, ceildiv
@@ -96,11 +98,22 @@ def _opener(T, threads):
     return device
 
 
+@dataclass(frozen=True)
+class _Room:
+    """What a product has in shared memory."""
+
+    x_codes: Any
+    w_codes: Any
+    w_tile: Any
+    x_scales: Any
+    w_scales: Any
+
+
 def fp4_tcgen05(T, K, B, tokens, threads, ring):
     """Device code of one tile of e4m3, scaled per 1×B, × e2m1, scaled per 1×32.
 
-    ``product(x, w, result)`` is the whole tile, [tokens, 128], of ``_fp4.Rows``. An instruction
-    adds 32 columns, scaled, to the sums.
+    ``product(x, w, result, room())`` is the whole tile, [tokens, 128], of ``_fp4.Rows``. An
+    instruction adds 32 columns, scaled, to the sums.
     """
     own = DEPTH // B
     ahead = ring - 1
@@ -124,14 +137,14 @@ def fp4_tcgen05(T, K, B, tokens, threads, ring):
         load_w(w.scales, w.at, w.exists, g * _WORD, w_scales)
 
     @T.macro
-    def multiply(g, w_tile, x_codes, w_scales, x_scales, w_columns, x_columns, acc, done):
+    def multiply(g, room, w_columns, x_columns, acc, done):
         if T.get_thread_binding() < _WARP:
             # an element of each word: a chunk is counted by words
-            T.tcgen05_cp_warpx4(w_scales[g % _PAGE, :, 0], w_columns)
-            T.tcgen05_cp_warpx4(x_scales[g % _PAGE, :, 0], x_columns)
+            T.tcgen05_cp_warpx4(room.w_scales[g % _PAGE, :, 0], w_columns)
+            T.tcgen05_cp_warpx4(room.x_scales[g % _PAGE, :, 0], x_columns)
         T.tcgen05_gemm_blockscaled(
-            w_tile[g % 2, :, :],
-            x_codes[g % ring, 0, :, :],
+            room.w_tile[g % 2, :, :],
+            room.x_codes[g % ring, 0, :, :],
             acc,
             w_columns,
             x_columns,
@@ -144,37 +157,41 @@ def fp4_tcgen05(T, K, B, tokens, threads, ring):
         )
 
     @T.macro
-    def product(x, w, result):
+    def room():
         x_codes = T.alloc_shared((ring, 1, tokens, DEPTH), "float8_e4m3fn")
         w_codes = T.alloc_shared((ring, _WORD, _WIDTH, PIECE), "uint8")
         w_tile = T.alloc_shared((2, _WIDTH, DEPTH), "float8_e4m3fn")
         x_scales = T.alloc_shared((_PAGE, _WIDTH, _WORD), "float8_e8m0fnu")
         w_scales = T.alloc_shared((_PAGE, _WIDTH, _WORD), "float8_e8m0fnu")
+        return _Room(x_codes, w_codes, w_tile, x_scales, w_scales)
+
+    @T.macro
+    def product(x, w, result, room):
         x_columns = T.alloc_tmem([_WIDTH, _WORD], "uint32")
         w_columns = T.alloc_tmem([_WIDTH, _WORD], "uint32")
         acc = T.alloc_tmem([_WIDTH, tokens], "float32")
         sums = T.alloc_fragment((_WIDTH, tokens), "float32")
         done = T.alloc_barrier(1)
         for g in T.unroll(ahead):
-            bring(x, w, g, x_codes, w_codes)
+            bring(x, w, g, room.x_codes, room.w_codes)
         for g in T.serial(groups(K)):
             T.ptx_wait_group(ahead - 1)
-            open_w(w_codes, g % ring, w_tile, g % 2)
+            open_w(room.w_codes, g % ring, room.w_tile, g % 2)
             if g > 0:
                 T.mbarrier_wait_parity(done, (g + 1) % 2)
             if g % _PAGE == 0:
-                turn(x, w, g, x_scales, w_scales)
+                turn(x, w, g, room.x_scales, room.w_scales)
             T.fence_proxy_async()
             T.sync_threads()
-            multiply(g, w_tile, x_codes, w_scales, x_scales, w_columns, x_columns, acc, done)
-            bring(x, w, g + ahead, x_codes, w_codes)
+            multiply(g, room, w_columns, x_columns, acc, done)
+            bring(x, w, g + ahead, room.x_codes, room.w_codes)
         T.mbarrier_wait_parity(done, (groups(K) + 1) % 2)
         T.tcgen05_after_thread_sync()
         T.copy(acc, sums)
         for n, m in T.Parallel(_WIDTH, tokens):
             result[m, n] = sums[n, m]
 
-    return SimpleNamespace(product=product)
+    return SimpleNamespace(product=product, room=room)
 
 
 def fp8_tcgen05(T, K, tokens, width, threads, ring):
