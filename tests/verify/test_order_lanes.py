@@ -17,6 +17,9 @@ from tileproof.verify.order.values import CoarseError, Form
 from tileproof.verify.prove import launches_of
 from tileproof.verify.replay import Setting
 
+from .test_order_tensor import SINGLE, roles
+from .test_tensor_memory import lowered
+
 PROGRAMS = Path(__file__).parents[1] / "runtime" / "virtual" / "programs"
 
 
@@ -26,16 +29,24 @@ def done(trace, thread):
     for s in trace.segments:
         touched = [
             (hash(one.node), one.mode, one.arena, one.first, one.stop, one.start, one.engine,
-             one.load, tuple(one.loops.items()))
+             one.load, one.use, tuple(one.loops.items()))
             for a in s.accesses for one in a.each() if one.thread == thread
         ]  # fmt: skip
         segments.append((s.events, s.ask, s.after, touched))
     return segments
 
 
-@pytest.mark.parametrize("name", ["tma_gemm", "ws_gemm", "flash_attention"])
+def program(name):
+    if name == "roles":
+        return lower(roles(), "sm_100a", pass_configs=SINGLE, keep_stages=True)
+    if name == "scaled":
+        return lowered("scaled")
+    return lower(resolve_target(f"{PROGRAMS}/{name}.py:{name}", {}), "sm_90a", keep_stages=True)
+
+
+@pytest.mark.parametrize("name", ["tma_gemm", "ws_gemm", "flash_attention", "roles", "scaled"])
 def test_threads_do_alone_what_they_do_together(name):
-    kernel = lower(resolve_target(f"{PROGRAMS}/{name}.py:{name}", {}), "sm_90a", keep_stages=True)
+    kernel = program(name)
     facts = kernel.facts.updated(Facts.read({"dims": {"m": [1, 1 << 20]}}))
     assumed = domain.build(kernel.source, kernel.spec, facts)
     launch = launches_of(kernel, assumed, shared_sizes(kernel.stages))[0][0]

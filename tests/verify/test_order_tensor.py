@@ -337,6 +337,52 @@ def test_a_program_just_outside_is_refuted(case):
     assert hits and hits[0].verdict is Verdict.REFUTED, found
 
 
+def thread_of(kernel):
+    """The variable of a thread's number."""
+    from tilelang import tvm
+
+    found = []
+
+    def look(n):
+        if type(n).__name__ == "AttrStmt" and str(n.attr_key) == "thread_extent":
+            found.extend([n.node.var] if str(n.node.thread_tag) == "threadIdx.x" else [])
+
+    for _, function in kernel.device_mod.functions_items():
+        tvm.tirx.stmt_functor.post_order_visit(function.body, look)
+    return found[0]
+
+
+def test_every_lane_has_to_wait_for_what_the_warp_loads():
+    from tilelang import tvm
+
+    kernel = kernels("from-tensor-memory")
+    thread, drop = thread_of(kernel), dropped(WAIT)
+
+    def by_first_lanes(n):
+        return None if drop(n) is None else tvm.tirx.IfThenElse(thread % 32 == 0, n, None)
+
+    found = order(changed(kernel, "device", "tirx.Evaluate", by_first_lanes))
+    (lacking, *_) = found.findings
+    assert lacking.property == "async" and lacking.verdict is Verdict.REFUTED
+    assert "which thread 33 loads" in lacking.message
+
+
+@pytest.mark.parametrize("call", ["tcgen05_mma_arrive", "ptx_deallocate_tensor_memory"])
+def test_half_a_warp_does_not_do_what_a_warp_does(call):
+    from tilelang import tvm
+
+    kernel = kernels("from-tensor-memory")
+    thread = thread_of(kernel)
+
+    def halved(n):
+        inside = f"T.{call}(" in str(n.then_case)
+        return tvm.tirx.IfThenElse(thread < 16, n.then_case, None) if inside else None
+
+    found = memory.decide(changed(kernel, "device", "tirx.IfThenElse", halved))["barriers"]
+    assert found.verdict is Verdict.REFUTED, found
+    assert any("of a warp do not both come" in e.message for e in found.counterexamples)
+
+
 def test_scales_over_others_rest_on_an_assumption():
     for own in (True, False):
         found = order(lowered(rescaled, own, **memory.CONFIGS))

@@ -19,7 +19,7 @@ from .plan import Plan
 from .run import Run
 from .sizes import Sizes
 from .state import Place
-from .trace import MEMORY, WIDTH, Access, Trace, Tracer
+from .trace import HEIGHT, MEMORY, Access, Trace, Tracer
 from .values import CoarseError, of_cluster
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ _LACKS = {
 def _in_tensor_memory(c: Conflict, verdict: Verdict) -> Finding:
     one, two = (_VERBS.get(a.use, "multiplies into") for a in (c.first, c.second))
     message = (
-        f"thread {c.second.thread} {two} column {c.byte % WIDTH} of {c.first.arena}, which thread"
+        f"thread {c.second.thread} {two} column {c.byte // HEIGHT} of {c.first.arena}, which thread"
         f" {c.first.thread} {one}, {_LACKS[c.why]}"
     )
     name = "races" if c.why == "race" else "async"

@@ -30,8 +30,8 @@ Kind = Literal[
 ]  # fmt: skip
 _WARP = 32
 MEMORY = "tensor memory"  # how the names of its arenas begin
-WIDTH = 512  # its columns
-_QUARTERS = 4  # a warp loads and stores in 32 of the 128 lanes
+HEIGHT = 128  # its lanes
+_QUARTERS = HEIGHT // _WARP  # a warp loads and stores in one of them
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Access:
 
     The thread touches them before event number `start` of its segment. An asynchronous access ends
     where the thread drains its `engine`, or with the phase of the mbarrier of event number `load`.
-    `position` orders accesses of one thread. An arena in tensor memory has a number for each column
-    of a quarter of the lanes, and its accesses say what for; see :class:`Columns`.
+    `position` orders accesses of one thread. An arena in tensor memory has a number for each lane
+    of a column, and its accesses say what for; see :class:`Columns`.
     """
 
     thread: Any
@@ -305,20 +305,24 @@ class Tracer(Control):
         self.engine = ""
 
     def columns(self, touched: Columns, node: Any) -> None:
-        """An access to tensor memory. A warp makes it as one, so that its first lane speaks for
-        all; what is no load and no store is taken to touch all lanes."""
-        if self.thread % _WARP:
-            return
+        """An access to tensor memory. What a warp does as one, each of its threads does in lanes of
+        its own: loads and stores in one of the warp's quarter, else in one of each quarter. What
+        one thread does touches all lanes."""
         thread = np.atleast_1d(self.thread).view(np.ndarray)[:, None]
         column = np.atleast_1d(self.number(touched.first)).view(np.ndarray)[:, None]
-        own = touched.use in ("load", "store")
-        quarters = thread // _WARP % _QUARTERS if own else np.arange(_QUARTERS)
-        threads, first = np.broadcast_arrays(thread, column + quarters * WIDTH)
+        columns, lanes = column + np.arange(touched.count), thread % _WARP * _QUARTERS
+        if touched.use in ("load", "store"):
+            first, count = columns * HEIGHT + lanes + thread // _WARP % _QUARTERS, 1
+        elif touched.use in ("take", "free"):
+            first, count = columns * HEIGHT + lanes, _QUARTERS
+        else:
+            first, count = column * HEIGHT, touched.count * HEIGHT
+        threads, first = np.broadcast_arrays(thread, first)
         self.steps += 1
         self.result.accesses.append(
             Access(
                 threads.reshape(-1), touched.mode, f"{MEMORY} {touched.holder.name}",
-                first.reshape(-1), first.reshape(-1) + touched.count, len(self.result.events),
+                first.reshape(-1), first.reshape(-1) + count, len(self.result.events),
                 self.steps, node, dict(self.around), self.engine, use=touched.use,
             )
         )  # fmt: skip
@@ -414,8 +418,8 @@ def _held(use: str) -> Callable[[Tracer, list[Any], Any], None]:
         if not t.thread % _WARP:
             (holder,) = effect(str(node.op.name), args).touches
             t.touch(holder, node)
-            columns = constant(args[1], "columns of tensor memory")
-            t.columns(Columns(args[0].args[1], 0, columns, "write", use), node)
+        columns = constant(args[1], "columns of tensor memory")
+        t.columns(Columns(args[0].args[1], 0, columns, "write", use), node)
         t.event(Event("point"), node)
 
     return note
