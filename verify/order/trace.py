@@ -31,7 +31,6 @@ Kind = Literal[
 _WARP = 32
 MEMORY = "tensor memory"  # how the names of its arenas begin
 HEIGHT = 128  # its lanes
-_QUARTERS = HEIGHT // _WARP  # a warp loads and stores in one of them
 
 
 @dataclass(frozen=True)
@@ -305,16 +304,12 @@ class Tracer(Control):
         self.engine = ""
 
     def columns(self, touched: Columns, node: Any) -> None:
-        """An access to tensor memory. What a warp does as one, each of its threads does in lanes of
-        its own: loads and stores in one of the warp's quarter, else in one of each quarter. What
-        one thread does touches all lanes."""
+        """An access to tensor memory. Each thread loads and stores in a lane of its own, of its
+        warp's quarter; everything else touches all lanes."""
         thread = np.atleast_1d(self.thread).view(np.ndarray)[:, None]
         column = np.atleast_1d(self.number(touched.first)).view(np.ndarray)[:, None]
-        columns, lanes = column + np.arange(touched.count), thread % _WARP * _QUARTERS
         if touched.use in ("load", "store"):
-            first, count = columns * HEIGHT + lanes + thread // _WARP % _QUARTERS, 1
-        elif touched.use in ("take", "free"):
-            first, count = columns * HEIGHT + lanes, _QUARTERS
+            first, count = (column + np.arange(touched.count)) * HEIGHT + thread % HEIGHT, 1
         else:
             first, count = column * HEIGHT, touched.count * HEIGHT
         threads, first = np.broadcast_arrays(thread, first)
@@ -412,14 +407,15 @@ def _plain(kind: Kind) -> Callable[[Tracer, list[Any], Any], None]:
 
 
 def _held(use: str) -> Callable[[Tracer, list[Any], Any], None]:
-    """Tensor memory is taken, and its address stored, or it is given back."""
+    """Tensor memory is taken, and its address stored, or it is given back: by a warp, for which
+    its first lane speaks."""
 
     def note(t: Tracer, args: list[Any], node: Any) -> None:
         if not t.thread % _WARP:
             (holder,) = effect(str(node.op.name), args).touches
             t.touch(holder, node)
-        columns = constant(args[1], "columns of tensor memory")
-        t.columns(Columns(args[0].args[1], 0, columns, "write", use), node)
+            columns = constant(args[1], "columns of tensor memory")
+            t.columns(Columns(args[0].args[1], 0, columns, "write", use), node)
         t.event(Event("point"), node)
 
     return note
