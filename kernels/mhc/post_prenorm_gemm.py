@@ -7,6 +7,13 @@ from . import prenorm_gemm, reference
 from ._prenorm import GROUPS, PARTS, SLICE, device, split_length, splits
 from ._tiles import HIDDEN, STREAMS, TOKENS, remix
 
+
+def model_sizes(config):
+    """The projections of every HyperConnection but the first."""
+    N = config["hc_mult"]
+    yield {"N": N, "D": config["hidden_size"], "C": N * (N + 2)}
+
+
 op = Op(
     "mhc/post_prenorm_gemm",
     args=(
@@ -31,7 +38,7 @@ op = Op(
     reference=reference.post_prenorm_gemm,
     shapes=prenorm_gemm.op.shapes,
     types={"act": ("bf16", "f32")},
-    model_sizes=prenorm_gemm.model_sizes,
+    model_sizes=model_sizes,
     reduces=("N", "K"),
 )
 
