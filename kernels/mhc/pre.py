@@ -43,7 +43,7 @@ def _stacked(C: int) -> int:
 
 
 def _stages(N: int, C: int, act: str, tokens: int) -> int:
-    """Steps of the pipeline: as many bytes in flight as shared memory holds, up to 64 KiB."""
+    """Steps of the pipeline: as many bytes in flight as shared memory holds, eight at most."""
     parts = (_stacked(C) + (0 if act == "bfloat16" else PARTS * tokens)) * SLICE * 2
     sums = tokens * (_stacked(C) + GROUPS + C + N) * 4
     stage = SLICE * (tokens * VECTOR_BYTES // vector(act) + padded(C) * 4)

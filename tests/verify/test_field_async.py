@@ -50,7 +50,7 @@ def test_every_schedule_computes_the_same(hopper):
     assert reference.difference(lowered, EVERY, largest=1) is None
 
 
-# Of tcgen05, which test_field_tensor.py and test_order_tensor.py have.
+# Of tcgen05, which test_order_tensor.py and test_tensor_memory.py have.
 ELSEWHERE = {"tensor-column+8", "multiply-commit-dropped", "tensor-fence-dropped"}
 KINDS = [k for k in of_copies() if k not in ELSEWHERE]
 

@@ -8,6 +8,7 @@ import tilelang.cuda.language as T
 
 from tileproof.codegen.lower import lower
 from tileproof.verify import Verdict, prove_lowered
+from tileproof.verify.mutate import mutants
 
 from .test_tma import argument, called, changed, constant, shifted_pointer
 
@@ -382,3 +383,12 @@ def test_vectors_of_32_bytes_need_an_address_that_is_said_to_be_aligned(align, v
     assert found.verdict is verdict
     if verdict is Verdict.REFUTED:
         assert "c is accessed 32 bytes wide, but its pointer is only aligned to 16" in found.reasons
+
+
+def test_columns_moved_by_eight_are_refuted():
+    """No load, and no result of a multiply, has room for that in what is held."""
+    seeded = list(mutants(lowered("plain"), ["tensor-column+8"]))
+    assert len(seeded) >= 2
+    for mutant in seeded:
+        found = decide(mutant.lowered)["bounds"]
+        assert found.verdict is Verdict.REFUTED, (mutant.name, found)
