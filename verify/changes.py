@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from tileproof.codegen.lower import Lowered
+from tileproof.verify.operands import moved
 from tileproof.verify.tensor import MULTIPLIES
 
 Change = Callable[[Any], Any]  # a node → its replacement, or None to leave it
@@ -63,7 +64,9 @@ def _with(call: Any, number: int, value: Any) -> Any:
 
 
 def _moved(pointer: Any, amount: int) -> Any:
-    """A tvm_access_ptr some elements on."""
+    """A tvm_access_ptr some elements on, or that slot of a ring."""
+    if moved(pointer):
+        return _with(pointer, 0, _moved(pointer.args[0], amount))
     return _with(pointer, 2, _plus(pointer.args[2], amount))
 
 

@@ -112,3 +112,14 @@ def test_every_dropped_or_weakened_barrier_wait_and_commit_of_a_pipeline_is_refu
             survivors.add(mutant.name)
             assert not refuted
     assert survivors == NEEDLESS and classes == SYNCHRONISING.keys()
+
+
+def test_a_descriptor_in_the_slot_of_a_ring_is_moved():
+    """Its pointer is not the buffer's own, but that some bytes further on."""
+    spec = load_library()["gemm/fp4"].shape_set("tiny")[0][0]
+    lowered = lower(spec, "sm_90a")
+    seeded = list(mutants(lowered, ["descriptor+8"]))
+    assert any("handle_add_byte_offset" in m.site for m in seeded)
+    original = cuda_text(lowered.device_mod, "sm_90a")
+    for mutant in seeded:
+        assert cuda_text(mutant.lowered.device_mod, "sm_90a") != original
