@@ -143,6 +143,38 @@ def test_rounding_directions_are_exact(dtype, name, p):
     assert np.array_equal(y[-1][0], np.sqrt(np.abs(a)))
 
 
+def test_products_side_by_side_round_before_their_difference_and_sum(seed):
+    draw = torch.Generator().manual_seed(seed)
+    x, cos, sin = (torch.randn(256, n, generator=draw) for n in (4, 2, 2))
+    y = torch.zeros(256, 4)
+    run(
+        "float* __restrict__ y, const float* __restrict__ x, const float* __restrict__ cos,"
+        " const float* __restrict__ sin",
+        """
+        float row[4], c[2], s[2], p[4];
+        *(float4*)row = *(float4*)(x + tid * 4);
+        *(float2*)c = *(float2*)(cos + tid * 2);
+        *(float2*)s = *(float2*)(sin + tid * 2);
+        #pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          #pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            p[i] = row[2 * k + i] * c[k];
+            p[i + 2] = row[2 * k + i] * s[k];
+          }
+          row[2 * k] = p[0] - p[3];
+          row[2 * k + 1] = p[2] + p[1];
+        }
+        *(float4*)(y + tid * 4) = *(float4*)row;
+        """,
+        [y, x, cos, sin],
+        block=(256,),
+        checked=False,
+    )
+    a, b = x.view(256, 2, 2).unbind(-1)
+    assert torch.equal(y.view(256, 2, 2), torch.stack((a * cos - b * sin, a * sin + b * cos), -1))
+
+
 def test_zero_and_nan_in_extremes_and_clamps():
     y = torch.zeros(16)
     run(
