@@ -143,6 +143,7 @@ def test_an_op_that_streams_asks_for_the_least():
     assert row["spilled"] == 0 < row["registers"]
 
 
-def test_rows_of_experts_are_cast_by_whole_sectors():
-    (row,) = minimum.measure(["flash"], ["moe/swiglu_fp8"])
+@pytest.mark.parametrize("name", ["moe/swiglu_fp8", "rope/rotate"])
+def test_whole_sectors_are_asked_for_once(name):
+    (row,) = minimum.measure(["flash"], [name])
     assert row["asked"] < 1.1

@@ -1,7 +1,7 @@
 """RoPE on heads in exact precision (spec §3.1)."""
 
 from tileproof.dsl import In, Op, Out, Values, check, dim, static
-from tileproof.kernels.row_stream import PLAIN_OPTIONS, THREADS, ceildiv, row_lanes, vector
+from tileproof.kernels.row_stream import PLAIN_OPTIONS, THREADS, ceildiv, vector
 
 from . import reference
 
@@ -54,12 +54,13 @@ op = Op(
 
 @op.kernel(**PLAIN_OPTIONS)
 def rotate(T, M, X, H, D, Q, act):
-    """A block takes a token; a thread 16 bytes of a head at a time."""
+    """A block takes a token; a thread the same 16 bytes of one head after another."""
     wide = vector(act)
     first = D - 2 * Q
     check(first >= 0 and first % wide == 0, "RoPE channels", got=2 * Q,
           expected=f"up to D = {D} less a multiple of {wide}")  # fmt: skip
-    lanes = max(32, row_lanes(H * D, wide, THREADS))
+    pieces = D // wide
+    heads = min(H, max(1, THREADS // pieces))  # at once
 
     @T.prim_func
     def kernel(
@@ -69,14 +70,20 @@ def rotate(T, M, X, H, D, Q, act):
         position: T.Tensor((M,), "int32"),
         y: T.Tensor((M, H, D), act),
     ):
-        with T.Kernel(M, threads=lanes) as m:
+        with T.Kernel(M, threads=heads * pieces) as m:
             row = T.alloc_local((wide,), act)
+            cosine = T.alloc_local((wide // 2,), "float32")
+            sine = T.alloc_local((wide // 2,), "float32")
             pair = T.alloc_local((2,), "float32")
             turned = T.alloc_local((4,), "float32")
-            for step in T.serial(ceildiv(H * D, lanes * wide)):
-                piece = step * lanes + T.get_thread_binding()
-                h = piece // (D // wide)
-                d = piece % (D // wide) * wide
+            d = T.get_thread_binding() % pieces * wide
+            if d >= first:
+                for v in T.vectorized(wide // 2):
+                    cosine[v] = cos[position[m], (d - first) // 2 + v]
+                for v in T.vectorized(wide // 2):
+                    sine[v] = sin[position[m], (d - first) // 2 + v]
+            for step in T.serial(ceildiv(H, heads)):
+                h = step * heads + T.get_thread_binding() // pieces
                 if h < H:
                     for v in T.vectorized(wide):
                         row[v] = x[m, h, d + v]
@@ -84,8 +91,8 @@ def rotate(T, M, X, H, D, Q, act):
                         for k in T.unroll(wide // 2):
                             for i in T.unroll(2):
                                 pair[i] = T.cast(row[2 * k + i], "float32")
-                                turned[i] = pair[i] * cos[position[m], (d - first) // 2 + k]
-                                turned[2 + i] = pair[i] * sin[position[m], (d - first) // 2 + k]
+                                turned[i] = pair[i] * cosine[k]
+                                turned[2 + i] = pair[i] * sine[k]
                             row[2 * k] = turned[0] - turned[3]
                             row[2 * k + 1] = turned[2] + turned[1]
                     for v in T.vectorized(wide):

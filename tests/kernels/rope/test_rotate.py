@@ -23,7 +23,15 @@ def call(M, H, D, Q, seed, act="bf16"):
 
 @pytest.mark.parametrize("act", ["bf16", "f32"])
 @pytest.mark.parametrize(
-    ("M", "H", "D", "Q"), [(0, 2, 16, 4), (7, 2, 16, 4), (3, 64, 128, 32), (65, 3, 24, 12)]
+    ("M", "H", "D", "Q"),
+    [
+        (0, 2, 16, 4),
+        (7, 2, 16, 4),
+        (3, 64, 128, 32),
+        (65, 3, 24, 12),
+        (2, 128, 24, 4),  # threads are no power of two, heads no multiple of those at once
+        (2, 3, 1024, 32),
+    ],
 )
 def test_it_is_the_reference(M, H, D, Q, act, seed):
     inputs = call(M, H, D, Q, seed, act)
