@@ -4,7 +4,7 @@ from tileproof.dsl import Op, Out, check, derived, static
 from tileproof.kernels.quant._blocks import FP4_GROUP, stored_scale
 from tileproof.kernels.quant._fp4 import device
 from tileproof.kernels.quant._hadamard import rotation
-from tileproof.kernels.row_stream import PLAIN_OPTIONS, THREADS, ceildiv, row_lanes
+from tileproof.kernels.row_stream import PLAIN_OPTIONS, THREADS, ceildiv
 
 from . import reference
 from . import rotate as plain
@@ -40,12 +40,24 @@ op = Op(
 )
 
 
+_WIDE = 8  # elements of an access
+_PIECES = FP4_GROUP // _WIDE
+# of a group in shared memory: 16 bytes of eight lanes, read or written, lie in different banks
+_PITCH = FP4_GROUP + _WIDE
+
+
 @op.kernel(**PLAIN_OPTIONS)
 def rotate_fp4(T, M, X, H, D, Q, B, G):
-    """A block takes a token, a thread a group of 32; four neighbours rotate their 128 together."""
+    """A block takes a token, a thread a group of 32; four neighbours rotate their 128 together.
+
+    Neighbours load, and turn, 16 bytes side by side of one of their groups after another: whole
+    sectors at once, of the same channels of each head. By shared memory each gets its own group.
+    """
     first = D - 2 * Q
     check(first >= 0, "RoPE channels", got=2 * Q, expected=f"at most D = {D}")
-    lanes = max(32, row_lanes(H * D, FP4_GROUP, THREADS))
+    heads = min(H, THREADS // G)  # at once
+    lanes = heads * G
+    pairs = 4 if Q % 4 == 0 else 2  # whose cos is one access
     code = device(T, "bfloat16")
     hadamard = rotation(T)
 
@@ -60,30 +72,52 @@ def rotate_fp4(T, M, X, H, D, Q, B, G):
     ):
         with T.Kernel(M, threads=lanes) as m:
             thread = T.get_thread_binding()
+            whole = T.alloc_shared((lanes, _PITCH), "bfloat16")
             staged = T.alloc_shared((FP4_GROUP, lanes), "float32")
             row = T.alloc_local((FP4_GROUP,), "bfloat16")
+            cosine = T.alloc_local((FP4_GROUP // 2,), "float32")
+            sine = T.alloc_local((FP4_GROUP // 2,), "float32")
             pair = T.alloc_local((2,), "float32")
             turned = T.alloc_local((4,), "float32")
             exponent = T.alloc_local((1,), "int32")
             codes = T.alloc_local((FP4_GROUP,), "int32")
             packed = T.alloc_local((FP4_GROUP // 2,), "uint8")
-            for step in T.serial(ceildiv(H * G, lanes)):
-                h = (step * lanes + thread) // G
-                g = (step * lanes + thread) % G
+            g = thread % G
+            # of the pieces of four groups, one is this thread's
+            near, own = thread - thread % 4, thread % 4 * _WIDE
+            d = g // 4 * 4 * FP4_GROUP + own
+            for c in T.unroll(_PIECES):
+                for k in T.unroll(_WIDE // 2 // pairs):
+                    at = (d + c * FP4_GROUP - first) // 2 + k * pairs
+                    if at >= 0:
+                        for v in T.vectorized(pairs):
+                            cosine[c * _WIDE // 2 + k * pairs + v] = cos[position[m], at + v]
+                        for v in T.vectorized(pairs):
+                            sine[c * _WIDE // 2 + k * pairs + v] = sin[position[m], at + v]
+            for step in T.serial(ceildiv(H, heads)):
+                h = step * heads + thread // G
                 T.clear(row)
                 if h < H:
-                    for c in T.unroll(FP4_GROUP // 8):
-                        for v in T.vectorized(8):
-                            row[c * 8 + v] = x[m, h, g * FP4_GROUP + c * 8 + v]
-                    for k in T.unroll(FP4_GROUP // 2):
-                        at = g * (FP4_GROUP // 2) + k - first // 2
-                        if at >= 0:
-                            for i in T.unroll(2):
-                                pair[i] = T.cast(row[2 * k + i], "float32")
-                                turned[i] = pair[i] * cos[position[m], at]
-                                turned[2 + i] = pair[i] * sin[position[m], at]
-                            row[2 * k] = turned[0] - turned[3]
-                            row[2 * k + 1] = turned[2] + turned[1]
+                    for c in T.unroll(_PIECES):
+                        for v in T.vectorized(_WIDE):
+                            row[c * _WIDE + v] = x[m, h, d + c * FP4_GROUP + v]
+                    for c in T.unroll(_PIECES):
+                        for k in T.unroll(_WIDE // 2):
+                            if d + c * FP4_GROUP + 2 * k >= first:
+                                n = c * _WIDE // 2 + k
+                                for i in T.unroll(2):
+                                    pair[i] = T.cast(row[2 * n + i], "float32")
+                                    turned[i] = pair[i] * cosine[n]
+                                    turned[2 + i] = pair[i] * sine[n]
+                                row[2 * n] = turned[0] - turned[3]
+                                row[2 * n + 1] = turned[2] + turned[1]
+                for c in T.unroll(_PIECES):
+                    for v in T.vectorized(_WIDE):
+                        whole[near + c, own + v] = row[c * _WIDE + v]
+                T.sync_threads()
+                for c in T.unroll(_PIECES):
+                    for v in T.vectorized(_WIDE):
+                        row[c * _WIDE + v] = whole[thread, c * _WIDE + v]
                 hadamard(row, staged, thread)
                 if h < H:
                     code.encode(row, exponent, codes)

@@ -15,7 +15,15 @@ TINY = {"H": 2, "D": 128, "Q": 32}
 
 
 @pytest.mark.parametrize(
-    ("M", "H", "D", "Q"), [(0, 2, 128, 32), (7, 2, 128, 32), (2, 64, 128, 32), (9, 3, 256, 8)]
+    ("M", "H", "D", "Q"),
+    [
+        (0, 2, 128, 32),
+        (7, 2, 128, 32),
+        (2, 64, 128, 32),
+        (9, 3, 256, 8),
+        (2, 33, 128, 64),  # all channels turn; heads are no multiple of those at once
+        (3, 11, 384, 4),  # threads are no power of two
+    ],
 )
 def test_it_is_the_reference_and_its_two_parts(M, H, D, Q, seed):
     inputs = call(M, H, D, Q, seed)
@@ -26,6 +34,14 @@ def test_it_is_the_reference_and_its_two_parts(M, H, D, Q, seed):
     parts = run(fp4_rotate_cast.op, [turned.view(M * H, D)], finite=False, K=D)
     for mine, expected in zip(got, parts, strict=True):
         assert_same(mine.flatten(0, 1), expected)
+
+
+def test_rows_of_cos_are_no_multiple_of_16_bytes(seed):
+    inputs = call(9, 3, 256, 6, seed)
+    for mine, expected in zip(
+        run(op, inputs, finite=False, H=3, D=256, Q=6), op.reference(*inputs), strict=True
+    ):
+        assert_same(mine, expected)
 
 
 def test_nan_makes_its_128_channels_nan(seed):
