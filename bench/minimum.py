@@ -52,6 +52,10 @@ def problem(op: Op, model: str) -> tuple[Specialization, Run]:
             given["count"] = torch.full((dims["M"],), dims["S"], dtype=torch.int32)
         elif arg.name == "first":
             given["first"] = torch.zeros(dims["M"], dtype=torch.int32)
+        elif arg.name == "place" and arg.role == "in":  # as routing gives them: each pair its row
+            M, K, R = dims["M"], spec.dims["K"], spec.dims["R"]
+            order = torch.randperm(dims["Q"] * R, generator=torch.Generator().manual_seed(0))
+            given["place"] = order[: M * K].view(M, K).int()
     return spec, Run(op.name, static, dims, given)
 
 

@@ -143,7 +143,9 @@ def test_an_op_that_streams_asks_for_the_least():
     assert row["spilled"] == 0 < row["registers"]
 
 
-@pytest.mark.parametrize("name", ["moe/swiglu_fp8", "rope/rotate", "rope/rotate_fp4"])
+@pytest.mark.parametrize(
+    "name", ["moe/combine", "moe/swiglu_fp8", "rope/rotate", "rope/rotate_fp4"]
+)
 def test_whole_sectors_are_asked_for_once(name):
     (row,) = minimum.measure(["flash"], [name])
     assert row["asked"] < 1.1

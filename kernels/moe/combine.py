@@ -55,15 +55,17 @@ def combine(T, Q, R, M, K, D, act):
             row = T.alloc_local((wide,), act)
             term = T.alloc_local((wide,), "float32")
             total = T.alloc_local((wide,), "float32")
+            factor = T.alloc_local((1,), "float32")
             d = (block * threads + T.get_thread_binding()) * wide
             if d < D:
                 T.clear(total)
                 for k in T.unroll(K):
                     if place[m, k] >= 0:
+                        factor[0] = weight[m, k]
                         for v in T.vectorized(wide):
                             row[v] = y[place[m, k] // R, place[m, k] % R, d + v]
                         for v in T.vectorized(wide):
-                            term[v] = weight[m, k] * T.cast(row[v], "float32")
+                            term[v] = factor[0] * T.cast(row[v], "float32")
                         for v in T.vectorized(wide):
                             total[v] += term[v]
                 for v in T.vectorized(wide):
