@@ -292,17 +292,19 @@ class Walk:
         if not paths:
             return leaving
         # Nothing new: any later iteration, from any state there may be by then, under what all ways
-        # to that state have in common.
+        # to that state have in common. At least one follows, so only its ends leave.
         later = Symbol(symbol.name, "loop", at, hi, symbol.origin)
         common = {p.state: p.under(le(at, hi)).given for p in _merged(paths)}
         pending = list(common)
+        ends: dict[State, None] = {}
         while pending:
             state = pending.pop()
             origin = Path(state, common[state])
             for end in self._body(loop.items, [origin], {**where, symbol: var(later)}):
                 there = common.get(end.state, origin.given)
                 both = tuple(c for c in there if c in origin.given)
+                ends[end.state] = None
                 if end.state not in common or both != there:
                     common[end.state] = both
                     pending.append(end.state)
-        return leaving + [Path(state, given) for state, given in common.items()]
+        return leaving + [Path(state, common[state]) for state in ends]

@@ -200,7 +200,7 @@ class Ring(Program):
             Loop(
                 k,
                 (
-                    self.sync("wait", k, 1),
+                    self.sync("wait", k, pending=1),
                     self.move(var(k), Context().inside(k)),
                     self.sync("commit", k),
                 ),
@@ -219,8 +219,10 @@ class Ring(Program):
         self.facts.accesses.append(fact)
         return fact
 
-    def sync(self, kind, loop=None, pending=0):
-        context = Context().inside(loop) if loop else Context()
+    def sync(self, kind, *loops, pending=0):
+        context = Context()
+        for loop in loops:
+            context = context.inside(loop)
         fact = Sync(Effect(sync=kind, pending=pending), context, self.order(), object())
         self.facts.syncs.append(fact)
         return fact
@@ -232,3 +234,30 @@ def test_a_loop_forgets_nothing_of_how_it_was_reached(pending):
     program = Ring(pending)
     assert clash(program) is (pending == 2)
     assert proved(program) is (pending == 1)
+
+
+class Refills(Ring):
+    """N times two slots are filled, and `turns` of a loop wait for all copies but the last."""
+
+    def __init__(self, turns):
+        super().__init__(0)
+        self.facts = Facts("refills", symbols={"threadIdx.x": self.thread})
+        n = Symbol("n", "loop", const(0), sub(var(self.trips), const(1)))
+        g = Symbol("g", "loop", const(0), const(1))
+        t = Symbol("t", "loop", const(0), const(turns - 1))
+        fill = Loop(
+            g, (self.move(var(g), Context().inside(n).inside(g)), self.sync("commit", n, g))
+        )
+        barrier = Sync(BARRIER, Context().inside(n).inside(t), self.order() + 1, object())
+        turn = [self.sync("wait", n, t, pending=1), barrier]
+        self.facts.syncs.append(barrier)
+        wait = Loop(t, (*turn, self.sync("commit", n, t)))
+        self.body = [Loop(n, (fill, wait))]
+
+
+@pytest.mark.parametrize("turns", [1, 2])
+def test_a_loop_is_left_as_its_last_turn_leaves_it(turns):
+    # The copy to the second slot is complete after two turns, after one it may be under way.
+    program = Refills(turns)
+    assert clash(program) is (turns == 1)
+    assert proved(program) is (turns == 2)
