@@ -172,6 +172,9 @@ class Walk:
                 leaving = _alive(paths, apply("eq", here, loop.symbol.hi))
                 outer = {s: t for s, t in where.items() if s is not loop.symbol}
                 paths = leaving + self._rounds(loop, paths, here, 1, outer)
+                # Where the access is at all may say how many rounds must follow.
+                own = access.context.path
+                paths = [p for p in paths if not p.given or self.feasible((*own, *p.given))]
                 where = outer
         yield from self.found.values()
 
