@@ -79,8 +79,7 @@ op = Op(
 )
 
 
-# Of 64 columns sums do not fit into registers; of more slots the prover does not see that all are
-# waited for between one product and the next.
+# Of 64 columns sums do not fit into registers.
 _TILE = {"width": 32, "threads": 128, "ring": 3}
 # By mma.sync on sm_90a, too: the prover follows wgmma statement by statement, for too many of them
 _CODES = {**VARIANTS[1], "archs": tuple(a for a in ALL if a != "sm_80")}
