@@ -37,7 +37,8 @@ def problem(op: Op, model: str) -> tuple[Specialization, Run]:
     """The op at the sizes of a model, its first types, with as much to do as :data:`MOST` says."""
     specs, points = op.shape_set(model)
     least = {d: n for d, n in MOST.items() if op.dims.get(d) and not op.dims[d].static}
-    if op.name.partition("/")[0] != "compressor":
+    compressor = op.name.startswith("compressor/")
+    if not compressor:
         least.pop("N", None)  # rows of weights, not entries
     dims = {d: min(n, least.get(d, n)) for d, n in points[0].items()}
     spec = specs[0]
@@ -56,6 +57,11 @@ def problem(op: Op, model: str) -> tuple[Specialization, Run]:
             M, K, R = dims["M"], spec.dims["K"], spec.dims["R"]
             order = torch.randperm(dims["Q"] * R, generator=torch.Generator().manual_seed(0))
             given["place"] = order[: M * K].view(M, K).int()
+        elif arg.name == "source" and compressor:  # the windows of a prompt, one after the other
+            A, L, N = spec.dims["A"], spec.dims["L"], dims["N"]
+            dims["M"] = N * A
+            token = A * (torch.arange(N)[:, None] + 1) - L + torch.arange(L)
+            given["source"] = torch.where(token < 0, -1, -2 - token).int()
     return spec, Run(op.name, static, dims, given)
 
 

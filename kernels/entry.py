@@ -57,6 +57,7 @@ def device(T, D, R, act, eps):
         square = T.alloc_fragment((lanes,), "float32")
         total = T.alloc_fragment((1,), "float32")
         part = T.alloc_local((1,), "float32")
+        gain = T.alloc_local((VECTOR,), w.dtype)
         for i in T.Parallel(lanes):
             square[i] = 0
             for v in T.unroll(VECTOR):
@@ -67,10 +68,10 @@ def device(T, D, R, act, eps):
         for i in T.Parallel(lanes):
             part[0] = 1.0 / T.sqrt(total[0] / D + eps)
             if i * VECTOR < D:
+                for v in T.vectorized(VECTOR):
+                    gain[v] = w[i * VECTOR + v]
                 for v in T.unroll(VECTOR):
-                    value[v] = T.cast(w[i * VECTOR + v], "float32") * (
-                        T.cast(value[v], "float32") * part[0]
-                    )
+                    value[v] = T.cast(gain[v], "float32") * (T.cast(value[v], "float32") * part[0])
 
     @T.macro
     def rotate(value, cos, sin, position):
@@ -78,13 +79,18 @@ def device(T, D, R, act, eps):
         d = T.get_thread_binding() * VECTOR
         pair = T.alloc_local((2,), "float32")
         turned = T.alloc_local((4,), "float32")
+        c = T.alloc_local((VECTOR // 2,), "float32")
+        s = T.alloc_local((VECTOR // 2,), "float32")
         if (d >= first) & (d < D):
+            for v in T.vectorized(VECTOR // 2):
+                c[v] = cos[position, (d - first) // 2 + v]
+            for v in T.vectorized(VECTOR // 2):
+                s[v] = sin[position, (d - first) // 2 + v]
             for v in T.unroll(VECTOR // 2):
-                at = (d - first) // 2 + v
                 for i in T.unroll(2):
                     pair[i] = T.cast(value[2 * v + i], "float32")
-                    turned[i] = pair[i] * cos[position, at]
-                    turned[2 + i] = pair[i] * sin[position, at]
+                    turned[i] = pair[i] * c[v]
+                    turned[2 + i] = pair[i] * s[v]
                 value[2 * v] = turned[0] - turned[3]
                 value[2 * v + 1] = turned[2] + turned[1]
 

@@ -149,3 +149,14 @@ def test_an_op_that_streams_asks_for_the_least():
 def test_whole_sectors_are_asked_for_once(name):
     (row,) = minimum.measure(["flash"], [name])
     assert row["asked"] < 1.1
+
+
+def test_a_row_and_its_norm_weights_are_read_by_vectors():
+    (row,) = minimum.measure(["flash"], ["norm/kv_row"])
+    assert row["asked"] < 2
+
+
+def test_windows_of_a_prompt_list_each_token_once():
+    (row,) = minimum.measure(["pro"], ["compressor/pool_row"])
+    assert row["touched"] == 1
+    assert row["asked"] < 1.5  # a third are biases, which entries share
