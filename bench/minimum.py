@@ -57,7 +57,8 @@ def problem(op: Op, model: str) -> tuple[Specialization, Run]:
             M, K, R = dims["M"], spec.dims["K"], spec.dims["R"]
             order = torch.randperm(dims["Q"] * R, generator=torch.Generator().manual_seed(0))
             given["place"] = order[: M * K].view(M, K).int()
-        elif arg.name == "source" and compressor:  # the windows of a prompt, one after the other
+        elif arg.name == "source" and compressor:
+            # the windows of a prompt, one after the other; -2 - i is its token i, -1 is before it
             A, L, N = spec.dims["A"], spec.dims["L"], dims["N"]
             dims["M"] = N * A
             token = A * (torch.arange(N)[:, None] + 1) - L + torch.arange(L)

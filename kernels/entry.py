@@ -20,6 +20,7 @@ from tileproof.kernels.quant._blocks import (
 )
 from tileproof.kernels.quant._fp4 import device as fp4_device
 from tileproof.kernels.quant._hadamard import rotation
+from tileproof.kernels.rope._pairs import turner
 from tileproof.kernels.row_stream import row_lanes
 
 VECTOR = 4  # channels of a thread
@@ -41,6 +42,7 @@ def device(T, D, R, act, eps):
     first = D - R
     check(0 < R <= D and R % VECTOR == first % VECTOR == 0, "RoPE channels", got=R,
           expected=f"a multiple of 4 up to D = {D}")  # fmt: skip
+    turn = turner(T, VECTOR // 2)
 
     @T.macro
     def load(x, m, value):
@@ -77,22 +79,14 @@ def device(T, D, R, act, eps):
     def rotate(value, cos, sin, position):
         """(x, y) -> (x cos - y sin, x sin + y cos) for neighbours, rounded once."""
         d = T.get_thread_binding() * VECTOR
-        pair = T.alloc_local((2,), "float32")
-        turned = T.alloc_local((4,), "float32")
-        c = T.alloc_local((VECTOR // 2,), "float32")
-        s = T.alloc_local((VECTOR // 2,), "float32")
+        cosine = T.alloc_local((VECTOR // 2,), "float32")
+        sine = T.alloc_local((VECTOR // 2,), "float32")
         if (d >= first) & (d < D):
             for v in T.vectorized(VECTOR // 2):
-                c[v] = cos[position, (d - first) // 2 + v]
+                cosine[v] = cos[position, (d - first) // 2 + v]
             for v in T.vectorized(VECTOR // 2):
-                s[v] = sin[position, (d - first) // 2 + v]
-            for v in T.unroll(VECTOR // 2):
-                for i in T.unroll(2):
-                    pair[i] = T.cast(value[2 * v + i], "float32")
-                    turned[i] = pair[i] * c[v]
-                    turned[2 + i] = pair[i] * s[v]
-                value[2 * v] = turned[0] - turned[3]
-                value[2 * v + 1] = turned[2] + turned[1]
+                sine[v] = sin[position, (d - first) // 2 + v]
+            turn(value, cosine, sine, lambda k: True)
 
     @T.macro
     def store_row(value, rows, slot):

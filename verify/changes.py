@@ -64,7 +64,7 @@ def _with(call: Any, number: int, value: Any) -> Any:
 
 
 def _moved(pointer: Any, amount: int) -> Any:
-    """A tvm_access_ptr some elements on, or that slot of a ring."""
+    """A tvm_access_ptr some elements on, or that beneath what moves it by bytes."""
     if moved(pointer):
         return _with(pointer, 0, _moved(pointer.args[0], amount))
     return _with(pointer, 2, _plus(pointer.args[2], amount))

@@ -4,6 +4,7 @@ from tileproof.dsl import In, Op, Out, Values, check, dim, static
 from tileproof.kernels.row_stream import PLAIN_OPTIONS, THREADS, ceildiv, vector
 
 from . import reference
+from ._pairs import turner
 
 TOKENS = dim(0, 1 << 20, batch=True)
 POSITIONS = dim(1, 1 << 22)
@@ -61,6 +62,7 @@ def rotate(T, M, X, H, D, Q, act):
           expected=f"up to D = {D} less a multiple of {wide}")  # fmt: skip
     pieces = D // wide
     heads = min(H, max(1, THREADS // pieces))  # at once
+    turn = turner(T, wide // 2)
 
     @T.prim_func
     def kernel(
@@ -74,8 +76,6 @@ def rotate(T, M, X, H, D, Q, act):
             row = T.alloc_local((wide,), act)
             cosine = T.alloc_local((wide // 2,), "float32")
             sine = T.alloc_local((wide // 2,), "float32")
-            pair = T.alloc_local((2,), "float32")
-            turned = T.alloc_local((4,), "float32")
             d = T.get_thread_binding() % pieces * wide
             if d >= first:
                 for v in T.vectorized(wide // 2):
@@ -88,13 +88,7 @@ def rotate(T, M, X, H, D, Q, act):
                     for v in T.vectorized(wide):
                         row[v] = x[m, h, d + v]
                     if d >= first:
-                        for k in T.unroll(wide // 2):
-                            for i in T.unroll(2):
-                                pair[i] = T.cast(row[2 * k + i], "float32")
-                                turned[i] = pair[i] * cosine[k]
-                                turned[2 + i] = pair[i] * sine[k]
-                            row[2 * k] = turned[0] - turned[3]
-                            row[2 * k + 1] = turned[2] + turned[1]
+                        turn(row, cosine, sine, lambda k: True)
                     for v in T.vectorized(wide):
                         y[m, h, d + v] = row[v]
 

@@ -4,10 +4,11 @@ from tileproof.dsl import Op, Out, check, derived, static
 from tileproof.kernels.quant._blocks import FP4_GROUP, stored_scale
 from tileproof.kernels.quant._fp4 import device
 from tileproof.kernels.quant._hadamard import rotation
-from tileproof.kernels.row_stream import PLAIN_OPTIONS, THREADS, ceildiv
+from tileproof.kernels.row_stream import PLAIN_OPTIONS, THREADS, ceildiv, vector
 
 from . import reference
 from . import rotate as plain
+from ._pairs import turner
 
 
 def model_sizes(config):
@@ -40,7 +41,7 @@ op = Op(
 )
 
 
-_WIDE = 8  # elements of an access
+_WIDE = vector("bfloat16")
 _PIECES = FP4_GROUP // _WIDE
 # of a group in shared memory: 16 bytes of eight lanes, read or written, lie in different banks
 _PITCH = FP4_GROUP + _WIDE
@@ -60,6 +61,7 @@ def rotate_fp4(T, M, X, H, D, Q, B, G):
     pairs = 4 if Q % 4 == 0 else 2  # whose cos is one access
     code = device(T, "bfloat16")
     hadamard = rotation(T)
+    turn = turner(T, FP4_GROUP // 2)
 
     @T.prim_func
     def kernel(
@@ -77,8 +79,6 @@ def rotate_fp4(T, M, X, H, D, Q, B, G):
             row = T.alloc_local((FP4_GROUP,), "bfloat16")
             cosine = T.alloc_local((FP4_GROUP // 2,), "float32")
             sine = T.alloc_local((FP4_GROUP // 2,), "float32")
-            pair = T.alloc_local((2,), "float32")
-            turned = T.alloc_local((4,), "float32")
             exponent = T.alloc_local((1,), "int32")
             codes = T.alloc_local((FP4_GROUP,), "int32")
             packed = T.alloc_local((FP4_GROUP // 2,), "uint8")
@@ -101,16 +101,11 @@ def rotate_fp4(T, M, X, H, D, Q, B, G):
                     for c in T.unroll(_PIECES):
                         for v in T.vectorized(_WIDE):
                             row[c * _WIDE + v] = x[m, h, d + c * FP4_GROUP + v]
-                    for c in T.unroll(_PIECES):
-                        for k in T.unroll(_WIDE // 2):
-                            if d + c * FP4_GROUP + 2 * k >= first:
-                                n = c * _WIDE // 2 + k
-                                for i in T.unroll(2):
-                                    pair[i] = T.cast(row[2 * n + i], "float32")
-                                    turned[i] = pair[i] * cosine[n]
-                                    turned[2 + i] = pair[i] * sine[n]
-                                row[2 * n] = turned[0] - turned[3]
-                                row[2 * n + 1] = turned[2] + turned[1]
+                    # pair k is one of piece 2k // 8, which lies as many groups behind the first
+                    turn(
+                        row, cosine, sine,
+                        lambda k: d + 2 * k // _WIDE * FP4_GROUP + 2 * k % _WIDE >= first,
+                    )  # fmt: skip
                 for c in T.unroll(_PIECES):
                     for v in T.vectorized(_WIDE):
                         whole[near + c, own + v] = row[c * _WIDE + v]

@@ -190,10 +190,13 @@ def test_the_walk_agrees_with_running_every_thread(part, monkeypatch):
 class Ring(Program):
     """N copies go round two slots, whose oldest is read after a loop that waits for nothing."""
 
+    count = 2  # of slots
+
     def __init__(self, pending):
         super().__init__(0)
         self.facts = Facts("ring", symbols={"threadIdx.x": self.thread})
-        self.buffer = Buffer("tile", "shared.dyn", 8, (const(2 * THREADS),), arena="shared.dyn")
+        shape = (const(self.count * THREADS),)
+        self.buffer = Buffer("tile", "shared.dyn", 8, shape, arena="shared.dyn")
         k = Symbol("k", "loop", const(0), sub(var(self.trips), const(1)))
         j = Symbol("j", "loop", const(0), const(2))
         self.body = [
@@ -212,7 +215,7 @@ class Ring(Program):
 
     def move(self, slot, context=None):
         """A copy to the slot in a loop, a read of it outside."""
-        index = add(mul(apply("mod", slot, const(2)), const(THREADS)), var(self.thread))
+        index = add(mul(apply("mod", slot, const(self.count)), const(THREADS)), var(self.thread))
         mode = "write" if context else "read"
         at = (index, 1, 1, context or Context(), self.order(), object())
         fact = Access(self.buffer, mode, *at, asynchronous=mode == "write")
@@ -261,3 +264,35 @@ def test_a_loop_is_left_as_its_last_turn_leaves_it(turns):
     program = Refills(turns)
     assert clash(program) is (turns == 1)
     assert proved(program) is (turns == 2)
+
+
+class Ahead(Ring):
+    """N times three slots go round in a loop of eight turns, whose `guarded` copies end two turns
+    before it does; each turn waits for all groups but the last."""
+
+    count = 3
+
+    def __init__(self, guarded):
+        super().__init__(0)
+        self.facts = Facts("ahead", symbols={"threadIdx.x": self.thread})
+        n = Symbol("n", "loop", const(0), sub(var(self.trips), const(1)))
+        g = Symbol("g", "loop", const(0), const(1))
+        k = Symbol("k", "loop", const(0), const(7))
+        fill = Loop(
+            g, (self.move(var(g), Context().inside(n).inside(g)), self.sync("commit", n, g))
+        )
+        inside = Context().inside(n).inside(k)
+        turn = [self.sync("wait", n, k, pending=1), Sync(BARRIER, inside, self.order() + 1, None)]
+        self.facts.syncs.append(turn[1])
+        after = add(var(k), const(2))
+        where = inside.given(apply("lt", after, const(8))) if guarded else inside
+        turn += [self.move(after, where), self.sync("commit", n, k)]
+        self.body = [Loop(n, (fill, Loop(k, tuple(turn))))]
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_where_a_copy_is_made_says_how_many_turns_follow(guarded):
+    # What the last two turns copy is under way when the slots are filled again; a guard makes none.
+    program = Ahead(guarded)
+    assert clash(program) is not guarded
+    assert proved(program) is guarded
