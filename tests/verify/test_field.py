@@ -68,6 +68,13 @@ def test_the_library_computes_what_its_source_says(name):
     assert reference.difference(lowered) is None
 
 
+@pytest.mark.parametrize("name", ["gemm/fp8", "gemm/fp4", "gemm/fp4_experts"])
+def test_what_is_another_program_on_sm_100a_computes_it_too(name):
+    """Blocks without an expert have no scales in tensor memory."""
+    lowered, facts = tiny(name, "sm_100a")
+    assert Reference(lowered, facts, of_source=True).difference(lowered) is None
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [

@@ -33,13 +33,16 @@ def factors(source: Source, args: list[Any], notes: Mapping[str, Any]) -> list[A
         if str(buffer.scope()) != "shared.tmem":
             raise UnmodelledError(f"scales in memory of scope {buffer.scope()}")
         memory, each = source.place(buffer).memory, int(notes[f"sf_{side}_granularity_k"])
-        blocks = np.arange(len(memory.value))
+        blocks = np.unique(source.lanes.block[source.active])  # others hold none
         column = np.full(len(blocks), int(source.value(first[-1])))
 
         @lru_cache(maxsize=1)
         def known(number: int) -> Any:
             pitch = memory.size // scales.LANES
-            return scales.factors(memory, pitch, blocks, column, count, number)
+            own = scales.factors(memory, pitch, blocks, column, count, number)
+            every = np.ones((len(memory.value), count), own.dtype)
+            every[blocks] = own
+            return every
 
         return lambda k: known((int(start[0]) + k) // each % 4)
 
