@@ -47,7 +47,7 @@ def run_tile(
         for t in domain.tensors.values()
     }
     machine = launch.machine
-    tile = Tile(
+    arguments = (
         machine.function,
         machine.names,
         {s.name: value for s, value in sizes.items()},
@@ -65,8 +65,14 @@ def run_tile(
         places,
         facts.symbols,
     )
-    tile.run()
-    return _verdict(tile, count, len(choices))
+    found = ""
+    for shorten in (True, False):  # what was not shown by less is executed in full
+        tile = Tile(*arguments, shorten)
+        tile.run()
+        found = _verdict(tile, count, len(choices))
+        if not found or not tile.shortened:
+            break
+    return found
 
 
 def _grid(

@@ -30,15 +30,15 @@ class Cells:
         self.columns = 0  # all that the program takes
         self.first: dict[Any, int] = {}  # of what has its address in a buffer
         self.phases: dict[Any, Any] = {}  # of each mbarrier, how many are over in every block
-        self._memory: Memory | None = None
+        self.held: Memory | None = None  # once used
         self._taken = 0
 
     def memory(self, tile: Tile) -> Memory:
-        if self._memory is None:
+        if self.held is None:
             size = _LANES * self.columns * _CELL
             unit = min(*tile.unit.values(), _CELL)
-            self._memory = Memory(int(tile.block.max()) + 1, size, unit)
-        return self._memory
+            self.held = Memory(int(tile.block.max()) + 1, size, unit)
+        return self.held
 
     def take(self, holder: Any, columns: int) -> None:
         if self._taken + columns > self.columns:

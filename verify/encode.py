@@ -148,6 +148,7 @@ class Vectors:
             return _SHARED[op](*(_number(x, one, zero) for x in a))
         if op == "ite":
             return z3.If(_bool(a[0]), _number(a[1], one, zero), _number(a[2], one, zero))
+        a = [_number(x, one, zero) for x in a]
         if op == "xor":
             return a[0] ^ a[1]
         operands = [self._engine.ranges.of(x) for x in t.args]

@@ -28,6 +28,7 @@ from .flow import (
     name_word,
 )
 from .replay import _ARITHMETIC, _BITWISE
+from .rounds import Rounds, rounds_of
 from .rows import Place
 from .terms import Symbol
 
@@ -85,6 +86,7 @@ class Tile:
         shared: Mapping[str, int],
         places: Mapping[Access, Place],
         symbols: Mapping[str, Symbol],
+        shorten: bool,
     ) -> None:
         self.places, self.symbols = places, symbols
         self.function, self.names, self.sizes = function, names, sizes
@@ -101,6 +103,10 @@ class Tile:
         self.pointers: dict[Any, tuple[Any, Any, Any]] = {}
         self.cells = cells.Cells()
         self.steps = 0
+        self.shorten, self.shortened = shorten, False  # whether rounds may be, and were left out
+        self.watch: Rounds | None = None
+        self.plain: set[Any] = set()  # loops that are left to all of their rounds
+        self.salt = 0
         self.most: dict[Any, int] = {}  # bytes, scope and smallest access of each buffer
         self.scope: dict[Any, str] = {}
         self.unit: dict[Any, int] = {}
@@ -156,11 +162,14 @@ class Tile:
     def loop(self, s: Any) -> None:
         lo, extent = self.number(s.min), self.number(s.extent)
         outer = self.mask
-        for i in range(int(np.max(np.broadcast_to(extent, outer.shape), initial=0))):
+        rounds = rounds_of(self, s.loop_var, lo, extent)
+        i = 0
+        while i < np.max(np.broadcast_to(extent, outer.shape), initial=0):
             self.mask = outer & (i < extent)
             self.env[s.loop_var] = lo + i
             if self.mask.any():
                 self.stmt(s.body)
+            i = i + 1 if rounds is None else rounds.after(i)
         self.mask = outer
 
     def branch(self, taken: Any, s: Any) -> None:
@@ -179,9 +188,12 @@ class Tile:
             self.views[s.var] = (s.value.args[0], int(self.number(s.value.args[1])))
             return
         try:
-            self.env[s.var] = self.number(s.value)
+            self.env[s.var] = self.looked_at(s.value)
         except UnfollowedError:
             self.data[s.var] = self.value(s.value)
+            return
+        if self.watch is not None:
+            self.watch.bound(s.var, s.value)
 
     def store(self, s: Any) -> None:
         index = self.index(s.indices[0], s.buffer.dtype)
@@ -192,7 +204,11 @@ class Tile:
 
     def index(self, e: Any, dtype: Any) -> Any:
         """One row per thread; a vector, or an element that is one, has a column per lane."""
-        index, lanes = np.asarray(self.number(e)), _lanes(dtype)
+        return self.spread(self.number(e), dtype)
+
+    def spread(self, index: Any, dtype: Any) -> Any:
+        """The elements of what is at an index."""
+        lanes = _lanes(dtype)
         return index if lanes == 1 else np.reshape(index, (-1, 1)) * lanes + np.arange(lanes)
 
     def owner(self, data: Any, like: Any) -> tuple[Memory, Any, int]:
@@ -213,12 +229,27 @@ class Tile:
     def get(self, data: Any, dtype: Any, index: Any) -> Flow:
         if data in self.names:
             return self.input(self.names[data], index)
+        memory, owner, byte, width = self.where(data, dtype, index)
+        return memory.read(owner, byte, width)
+
+    def where(self, data: Any, dtype: Any, index: Any) -> tuple[Memory, Any, Any, int]:
+        """Memory, owners, bytes and their number of elements in shared or local memory."""
         width = scalar_bits(dtype) // 8
         memory, owner, offset = self.owner(data, index)
         byte = np.broadcast_to(index * width + offset, np.broadcast_shapes(
             np.shape(index), owner.shape))  # fmt: skip
         keep = self.mask[:, None] if byte.ndim == 2 else self.mask
-        return memory.read(owner, np.where(keep, byte, 0), width)
+        return memory, owner, np.where(keep, byte, 0), width
+
+    def load(self, e: Any, place: Any) -> Flow:
+        """What a load reads at a place that is an integer."""
+        data, dtype = e.buffer.data, e.buffer.dtype
+        if self.watch is not None and data in self.names:
+            self.watch.input(self.names[data], e.indices[0], place)
+        flow = self.get(data, dtype, self.spread(place, dtype))
+        if self.watch is not None and data not in self.names:
+            flow = self.watch.cells(data, dtype, e.indices[0], place, flow)
+        return flow
 
     def put(self, data: Any, dtype: Any, index: Any, flow: Flow, mask: Any = None) -> None:
         mask = self.mask if mask is None else mask
@@ -253,10 +284,14 @@ class Tile:
 
     def input(self, tensor: str, index: Any) -> Flow:
         row, word = self.place(tensor, index)
+        if self.watch is not None:
+            word = self.watch.renamed(word)
         return Flow(np.broadcast_to(row, np.shape(word) or np.shape(row)), word)
 
     def gathered(self, e: Any) -> Flow:
         """An element of a tensor chosen by data, which flows into it like its own."""
+        if self.watch is not None:
+            self.watch.end = self.watch.now
         place = next((p for a, p in self.places.items() if e.same_as(a.node)), None)
         data = list(self.sources(e.indices[0]))
         if place is None:
@@ -295,38 +330,53 @@ class Tile:
     # -- expressions -------------------------------------------------------------------------
 
     def number(self, e: Any) -> Any:
+        """An integer of every thread that decides what is done."""
+        found = self.looked_at(e)
+        if self.watch is not None:
+            self.watch.decided(e, found)
+        return found
+
+    def looked_at(self, e: Any) -> Any:
+        """An integer of which the caller says to `watch` what it is for."""
+        if self.watch is not None:
+            self.watch.moved = False
+        return self.integer(e)
+
+    def integer(self, e: Any) -> Any:
         """An integer of every thread, or a row of them for a vector."""
         kind = type(e).__name__
         if kind == "IntImm":
             return np.int64(e.value)
         if kind == "Var":
             if e in self.env:
+                if self.watch is not None and e in self.watch.moving:
+                    self.watch.moved = True
                 return self.env[e]
             if str(e.name) in self.sizes:
                 return self.sizes[str(e.name)]
             raise UnfollowedError(f"the value of {e.name}")
         if kind == "Cast" and str(e.value.dtype).startswith(("int", "uint", "bool")):
-            return self.number(e.value)
+            return self.integer(e.value)
         if kind in _NUMPY and not str(e.a.dtype).startswith(("float", "bfloat")):
-            a, b = self.number(e.a), self.number(e.b)
+            a, b = self.integer(e.a), self.integer(e.b)
             if "x" in str(e.dtype):
                 a, b = (v[:, None] if np.ndim(v) == 1 else v for v in (a, b))
             return _NUMPY[kind](a, b)  # type: ignore[operator]
         if kind == "Not":
-            return 1 - (self.number(e.a) != 0)
+            return 1 - (self.integer(e.a) != 0)
         if kind == "Ramp":
-            base, stride = (np.reshape(self.number(v), (-1, 1)) for v in (e.base, e.stride))
+            base, stride = (np.reshape(self.integer(v), (-1, 1)) for v in (e.base, e.stride))
             return base + stride * np.arange(int(e.lanes))
         if kind == "Broadcast":
-            return np.reshape(self.number(e.value), (-1, 1)) + np.zeros(int(e.lanes), np.int64)
+            return np.reshape(self.integer(e.value), (-1, 1)) + np.zeros(int(e.lanes), np.int64)
         if kind == "Call" and str(e.op.name) in _BITWISE:
-            return _BITWISE[str(e.op.name)](*(np.asarray(self.number(a)) + 0 for a in e.args))
+            return _BITWISE[str(e.op.name)](*(np.asarray(self.integer(a)) + 0 for a in e.args))
         if kind == "Call" and str(e.op.name) == "tirx.if_then_else":
-            condition, yes, no = (self.number(a) for a in e.args)
+            condition, yes, no = (self.integer(a) for a in e.args)
             return np.where(condition != 0, yes, no)
         if kind == "Select":
-            condition = self.number(e.condition)
-            return np.where(condition != 0, self.number(e.true_value), self.number(e.false_value))
+            condition = self.integer(e.condition)
+            return np.where(condition != 0, self.integer(e.true_value), self.integer(e.false_value))
         if kind == "Call" and str(e.op.name) == "tl.tl_shuffle_elect":
             return cells.elected(self, int(e.args[0].value))
         raise UnfollowedError(f"{kind} as an integer")
@@ -340,10 +390,10 @@ class Tile:
             return self.data[e]
         if kind == "BufferLoad":
             try:
-                index = self.index(e.indices[0], e.buffer.dtype)
+                place = self.looked_at(e.indices[0])
             except UnfollowedError:
                 return self.gathered(e)
-            return self.get(e.buffer.data, e.buffer.dtype, index)
+            return self.load(e, place)
         if kind == "Cast":
             return combine(f"to {str(e.dtype).split('x')[0]}", [self.value(e.value)])
         if kind == "Broadcast":
@@ -422,9 +472,17 @@ class Tile:
     def pointer(self, e: Any, extra: Any = 0) -> tuple[Any, Any, Any]:
         if type(e).__name__ == "Var" and e in self.pointers:
             data, kind, at = self.pointers[e]
+            if self.watch is not None and data in self.names:
+                self.watch.moved = False
+                self.watch.input(self.names[data], e, at)
             return data, kind, at + extra
         if type(e).__name__ == "Call" and str(e.op.name) == "tirx.tvm_access_ptr":
-            return e.args[1], e.args[0].dtype, self.per_lane(self.number(e.args[2]) + extra)
+            data, place = e.args[1], self.looked_at(e.args[2])
+            if self.watch is not None and data in self.names:
+                self.watch.input(self.names[data], e.args[2], place)
+            elif self.watch is not None:
+                self.watch.decided(e.args[2], place)
+            return data, e.args[0].dtype, self.per_lane(place + extra)
         raise UnfollowedError("a pointer")
 
     def per_lane(self, v: Any) -> Any:

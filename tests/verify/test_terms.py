@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tileproof.verify import digits, terms
 from tileproof.verify.domain import Domain
 from tileproof.verify.encode import Engine, Ints, UnsupportedError, Vectors
-from tileproof.verify.facts import Facts
+from tileproof.verify.facts import Context, Facts
 from tileproof.verify.terms import Symbol, apply, const, var
 
 SYMBOLS = [Symbol(name, "loop", const(lo), const(hi)) for name, lo, hi in
@@ -113,3 +113,13 @@ def test_show_keeps_the_meaning():
             point = dict(zip(SYMBOLS[:3], (x, y, z), strict=True))
             shown = eval(terms.show(term), {"a": x, "b": y, "c": z})
             assert shown == terms.evaluate(term, point)
+
+
+def test_a_comparison_is_a_number_in_every_operation():
+    b = var(SYMBOLS[1])
+    truth = apply("lt", b, const(7))
+    for op in ("add", "sub", "mul", "min", "max", "div", "mod", "xor"):
+        term = apply(op, *((truth, b) if op not in ("div", "mod") else (truth, const(2))))
+        low, high = engine().ranges.of(term)
+        found = engine().within(term, const(low), const(high), Context())
+        assert found.proved, op
