@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _FEWEST = 12  # rounds of a loop worth watching
 _LONGEST = 16  # rounds of a window
-_WINDOWS = 6  # looked at before a loop is left to all of its rounds
+_WINDOWS = 12  # looked at before a loop is left to all of its rounds
 
 
 def rounds_of(tile: Tile, variable: Any, first: Any, extent: Any) -> Rounds | None:

@@ -64,16 +64,17 @@ class Piece:
         most = np.full(hi - lo, -1, np.int64)
         for a in self.accesses:
             thread, first, stop = a.rows
-            if len(thread) < (stop - first).max():  # few threads, many bytes
+            count = stop - first
+            if len(thread) < count.max():  # few threads, many bytes
                 for t, start, end in zip(thread, first - lo, stop - lo, strict=True):
                     np.minimum(least[start:end], t, out=least[start:end])
                     np.maximum(most[start:end], t, out=most[start:end])
                 continue
-            for i in range(int((stop - first).max())):
-                inside = first + i < stop
-                at, who = (first + i - lo)[inside], thread[inside]
-                np.minimum.at(least, at, who)
-                np.maximum.at(most, at, who)
+            before = np.cumsum(count) - count
+            at = np.arange(count.sum()) + np.repeat(first - lo - before, count)
+            who = np.repeat(thread, count)
+            np.minimum.at(least, at, who)
+            np.maximum.at(most, at, who)
         return np.where(most < 0, -1, np.where(least == most, most, -2))
 
     @cached_property

@@ -55,7 +55,8 @@ def _largest(values: Any) -> int:
     if isinstance(values, int):
         return abs(values)
     plain = values.view(np.ndarray)
-    return max(-int(np.minimum.reduce(plain)), int(np.maximum.reduce(plain)))
+    every = int(np.bitwise_or.reduce(plain))  # no less than any, if none is negative
+    return every if every >= 0 else int(np.abs(plain).max())
 
 
 def lanes(values: Iterable[int]) -> Any:
