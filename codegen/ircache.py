@@ -85,6 +85,7 @@ def _encode(kernel: Lowered) -> bytes:
         "host": tvm.ir.save_json(kernel.host_mod),
         "stages": {name: tvm.ir.save_json(kernel.stages[name]) for name in kept},
         "cuda": kernel.cuda,
+        "written for": kernel.arch,
     }
     return zlib.compress(json.dumps(parts).encode(), level=1)
 
@@ -100,7 +101,7 @@ def _decode(data: bytes, spec: Specialization, arch: str) -> Lowered:
         name=str(source.attrs["global_symbol"]),
         arch=arch,
         source=source,
-        cuda=parts["cuda"],
+        written=parts["cuda"] if lower.same_text(parts["written for"], arch) else None,
         device_mod=tvm.ir.load_json(parts["device"]),
         host_mod=tvm.ir.load_json(parts["host"]),
         stages={name: tvm.ir.load_json(text) for name, text in parts["stages"].items()},

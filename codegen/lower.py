@@ -18,6 +18,8 @@ from .origins import Origin
 # Attribute of a prim_func: the pass_configs of the jit function it comes from.
 PASS_CONFIGS = "tileproof.pass_configs"
 
+_PAIRS = ("sm_100a", "sm_120a")
+
 # What torch calls the type that these are in memory.
 _OTHER_NAMES = {"float8_e4m3": "float8_e4m3fn", "custom[tfloat32]": "float32"}
 
@@ -41,14 +43,15 @@ class Lowered:
     """One kernel for one architecture, after TileLang and before any CUDA compiler.
 
     `stages` maps ``"<index>:<pass name>"`` to the IRModule that pass left behind, in order; `facts`
-    are those :func:`tileproof.dsl.assume` notes on a kernel. `origin` is where the program defines
+    are those :func:`tileproof.dsl.assume` notes on a kernel. `written` is the CUDA text, None until
+    somebody asks for `cuda`. `origin` is where the program defines
     the kernel, `origins` says it of each line of `cuda`; None where it is not known.
     """
 
     name: str
     arch: str
     source: Any
-    cuda: str
+    written: str | None
     device_mod: Any
     host_mod: Any
     stages: Mapping[str, Any] = field(repr=False)
@@ -56,6 +59,14 @@ class Lowered:
     facts: Facts = field(default_factory=Facts)
     origin: Origin | None = None
     origins: tuple[Origin | None, ...] = field(default=(), repr=False)
+
+    @cached_property
+    def cuda(self) -> str:
+        """The CUDA text."""
+        if self.written is not None:
+            return self.written
+        configs = {} if self.spec is None else self.spec.op.variant(self.arch).pass_configs
+        return cuda_text(self.device_mod, self.arch, configs)
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -165,13 +176,16 @@ def lower(
         context = tvm.transform.PassContext(opt_level=3, config=configs, instruments=instruments)
         with context:
             artifact = tilelang.lower(source, target=target)
+    text = artifact.kernel_source
+    if not same_text(lowered_for, arch_name):
+        text = cuda_text(artifact.device_mod, arch_name, configs)
     origin = origins.of_kernel(source)
-    cuda, by_line = origins.split(artifact.kernel_source, origin)
+    cuda, by_line = origins.split(text, origin)
     return Lowered(
         name=str(source.attrs["global_symbol"]),
         arch=arch(arch_name).name,
         source=source,
-        cuda=cuda,
+        written=cuda,
         device_mod=artifact.device_mod,
         host_mod=artifact.host_mod,
         stages=stages,
@@ -182,12 +196,19 @@ def lower(
     )
 
 
-def cuda_text(device_mod: Any, arch_name: str) -> str:
-    """CUDA text of a device module as :func:`lower` leaves it, changed by whoever asks."""
+def same_text(one: str, other: str) -> bool:
+    """Whether TileLang writes the same text of a program for two architectures: Blackwell's have
+    arithmetic on pairs of float32."""
+    return (one in _PAIRS) == (other in _PAIRS)
+
+
+def cuda_text(device_mod: Any, arch_name: str, configs: Mapping[str, Any] | None = None) -> str:
+    """CUDA text of a device module as :func:`lower` leaves it, or changed by whoever asks."""
+    from tilelang import tvm
     from tilelang.backend.module import create_backend_context
     from tilelang.engine.lower import device_codegen_without_compile
 
     target = tvm_target(arch_name)
-    with target:
+    with target, tvm.transform.PassContext(opt_level=3, config=dict(configs or {})):
         context = create_backend_context(target, None, "auto")
         return str(device_codegen_without_compile(device_mod, context).inspect_source())

@@ -151,7 +151,7 @@ class Variant:
 
     `matrix` says that the kernel must contain the architecture's matrix instruction; a build where
     it is missing fails. `contract_fma` states whether ``a*b+c`` may become one rounding. `alike`
-    are groups of architectures, older ones first, for which TileLang makes the same program.
+    says that what TileLang makes for the oldest of them serves all; the text is written for each.
     """
 
     factory: Callable[..., Any]
@@ -160,12 +160,11 @@ class Variant:
     matrix: bool = False
     contract_fma: bool = True
     pass_configs: Mapping[str, Any] = field(default_factory=dict)
-    alike: tuple[tuple[str, ...], ...] = ()
+    alike: bool = False
 
     def lowered_for(self, arch: str) -> str:
         """The architecture whose program `arch` gets: of those alike the oldest, or its own."""
-        group = next((g for g in self.alike if arch in g), (arch,))
-        return next(name for name in group if name in self.archs)
+        return next(name for name in ALL if name in self.archs) if self.alike else arch
 
 
 @dataclass(eq=False)
@@ -260,7 +259,7 @@ class Op:
         matrix: bool = False,
         contract_fma: bool = True,
         pass_configs: Mapping[str, Any] | None = None,
-        alike: tuple[tuple[str, ...], ...] = (),
+        alike: bool = False,
         **tiles: Any,
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorator: add a factory ``f(T, <dims>, <dtypes>, <params>, <tiles>) -> prim_func``.

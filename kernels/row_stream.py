@@ -19,18 +19,10 @@ PASS_CONFIGS = {
 # Products and sums round separately, so bits do not depend on what a compiler contracts. TileLang
 # itself fuses `a + b * c` into one rounding on sm_100a only; kernels therefore store a product
 # before they add it. The arithmetic stays far below the memory time.
-# With these options TileLang has no use for what came after sm_80, but for wgmma (below) and
-# Blackwell's arithmetic on pairs of float32, so it lowers a kernel twice, not five times, and once
-# if it finds no pairs (PLAIN). A program is right on all later architectures, whatever TileLang
-# would have made there.
-_BEFORE_PAIRS, _WITH_PAIRS = ("sm_80", "sm_89", "sm_90a"), ("sm_100a", "sm_120a")
-OPTIONS = {
-    "pass_configs": PASS_CONFIGS,
-    "contract_fma": False,
-    "alike": (_BEFORE_PAIRS, _WITH_PAIRS),
-}
-_ONE_PROGRAM = {"alike": (_BEFORE_PAIRS + _WITH_PAIRS,)}
-PLAIN_OPTIONS = {**OPTIONS, **_ONE_PROGRAM}
+# With these options TileLang has no use for what came after sm_80, but for wgmma (below), and for
+# staging some casts in registers for Blackwell, which is left: a kernel is lowered once. Arithmetic
+# on pairs of float32, which Blackwell has, is a matter of the text, written for each architecture.
+OPTIONS = {"pass_configs": PASS_CONFIGS, "contract_fma": False, "alike": True}
 
 # For matrix products: by mma.sync, which every architecture has; and by wgmma, where it is there.
 MATRIX_OPTIONS = {
@@ -38,8 +30,6 @@ MATRIX_OPTIONS = {
     "pass_configs": {**PASS_CONFIGS, "tl.disable_wgmma": True},
     "matrix": True,
 }
-PLAIN_MATRIX_OPTIONS = {**MATRIX_OPTIONS, **_ONE_PROGRAM}
-
 WGMMA_OPTIONS = {**OPTIONS, "matrix": True}
 
 VECTOR_BYTES = 16

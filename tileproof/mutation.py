@@ -223,7 +223,7 @@ class _Checkers:
         from tileproof.sanitizer import sanitize
 
         text = cuda_text(lowered.device_mod, lowered.arch)
-        (report,) = sanitize(replace(lowered, cuda=text), facts=self.facts, draws=2).kernels
+        (report,) = sanitize(replace(lowered, written=text), facts=self.facts, draws=2).kernels
         return report.findings[0].message if report.findings else ""
 
 

@@ -38,7 +38,7 @@ class Twins:
             if self._left is None:
                 self._left = self._run(self.lowered)
             text = cuda_text(other.device_mod, other.arch)
-            left = self._run(replace(other, cuda=text))
+            left = self._run(replace(other, written=text))
         except CompileError:
             return None
         except VirtualError as error:

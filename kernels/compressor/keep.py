@@ -1,7 +1,7 @@
 """Projected tokens of unfinished windows, kept for the next batch (spec §2.2)."""
 
 from tileproof.dsl import In, InOut, Op, Values, dim, static
-from tileproof.kernels.row_stream import PLAIN_OPTIONS, row_lanes, vector
+from tileproof.kernels.row_stream import OPTIONS, row_lanes, vector
 
 from . import reference
 from ._pool import sizes
@@ -40,7 +40,7 @@ op = Op(
 _MOST = 256
 
 
-@op.kernel(**PLAIN_OPTIONS)
+@op.kernel(**OPTIONS)
 def keep(T, M, MK, C2):
     """A block copies a row, or has nothing to do."""
     wide = vector("float32")

@@ -2,7 +2,7 @@
 
 from tileproof.dsl import In, Op, Out, Values, derived, dim, static
 from tileproof.kernels import entry
-from tileproof.kernels.row_stream import PLAIN_OPTIONS
+from tileproof.kernels.row_stream import OPTIONS
 
 from . import reference
 from ._pool import pooling
@@ -59,7 +59,7 @@ op = Op(
 )
 
 
-@op.kernel(**PLAIN_OPTIONS)
+@op.kernel(**OPTIONS)
 def pool(T, N, R, M, D, A, C, Q, C2, L, act, weight, eps):
     """A block makes an entry."""
     code = entry.device(T, D, 2 * Q, act, eps)

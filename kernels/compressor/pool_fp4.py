@@ -2,7 +2,7 @@
 
 from tileproof.dsl import InOut, Op, derived, static
 from tileproof.kernels import entry, kv_cache
-from tileproof.kernels.row_stream import PLAIN_OPTIONS
+from tileproof.kernels.row_stream import OPTIONS
 
 from . import reference
 from ._pool import DIMS, PARAMS, ROTATED, SLOTS, SOURCES, WEIGHT, pooling, sizes, slots
@@ -46,7 +46,7 @@ op = Op(
 )  # fmt: skip
 
 
-@op.kernel(**PLAIN_OPTIONS)
+@op.kernel(**OPTIONS)
 def pool_fp4(T, N, MK, M, X, Z, E, P, D, A, C, Q, C2, B, G, L, weight, eps):
     """A block makes a key."""
     code = entry.device(T, D, 2 * Q, "bfloat16", eps)

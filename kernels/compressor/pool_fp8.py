@@ -2,7 +2,7 @@
 
 from tileproof.dsl import InOut, Op, derived
 from tileproof.kernels import entry, kv_cache
-from tileproof.kernels.row_stream import PLAIN_OPTIONS
+from tileproof.kernels.row_stream import OPTIONS
 
 from . import reference
 from ._pool import DIMS, PARAMS, SLOTS, SOURCES, WEIGHT, pooling, sizes, slots
@@ -48,7 +48,7 @@ op = Op(
 )  # fmt: skip
 
 
-@op.kernel(**PLAIN_OPTIONS)
+@op.kernel(**OPTIONS)
 def pool_fp8(T, N, MK, M, X, Z, E, P, PH, V, R, G, VS, RS, GS, D, A, C, Q, C2, L, weight, eps):
     """A block makes an entry."""
     code = entry.device(T, D, R, "bfloat16", eps)

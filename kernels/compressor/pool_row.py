@@ -2,7 +2,7 @@
 
 from tileproof.dsl import InOut, Op, dim
 from tileproof.kernels import entry
-from tileproof.kernels.row_stream import PLAIN_OPTIONS
+from tileproof.kernels.row_stream import OPTIONS
 
 from . import reference
 from ._pool import CHANNELS, DIMS, PARAMS, ROTATED, SLOTS, SOURCES, WEIGHT, pooling, sizes, slots
@@ -36,7 +36,7 @@ op = Op(
 )  # fmt: skip
 
 
-@op.kernel(**PLAIN_OPTIONS)
+@op.kernel(**OPTIONS)
 def pool_row(T, N, MK, M, S, X, D, A, C, Q, C2, L, act, weight, eps):
     """A block makes an entry."""
     code = entry.device(T, D, 2 * Q, act, eps)

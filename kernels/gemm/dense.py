@@ -1,7 +1,7 @@
 """x W^T in bfloat16 or float32 (spec §6.3)."""
 
 from tileproof.dsl import In, Op, Out
-from tileproof.kernels.row_stream import PLAIN_MATRIX_OPTIONS
+from tileproof.kernels.row_stream import MATRIX_OPTIONS
 
 from . import reference
 from ._tiles import COLUMNS, ROWS, TILE, TOKENS, TYPES, device, writer
@@ -40,7 +40,7 @@ op = Op(
 )
 
 
-@op.kernel(**PLAIN_MATRIX_OPTIONS, **TILE)
+@op.kernel(**MATRIX_OPTIONS, **TILE)
 def dense(T, M, N, K, act, out, tokens, width, threads, stages):
     """One block makes one tile."""
     code = device(T, K, act, tokens, width, stages)

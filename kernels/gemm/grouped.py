@@ -1,7 +1,7 @@
 """x_g W_g^T for every group, as the output projection needs (spec §1, §3.2)."""
 
 from tileproof.dsl import In, Op, Out, static
-from tileproof.kernels.row_stream import PLAIN_MATRIX_OPTIONS
+from tileproof.kernels.row_stream import MATRIX_OPTIONS
 
 from . import reference
 from ._tiles import COLUMNS, ROWS, TILE, TOKENS, TYPES, device, writer
@@ -33,7 +33,7 @@ op = Op(
 )
 
 
-@op.kernel(**PLAIN_MATRIX_OPTIONS, **TILE)
+@op.kernel(**MATRIX_OPTIONS, **TILE)
 def grouped(T, M, G, N, K, act, out, tokens, width, threads, stages):
     """One block makes one tile of one group."""
     code = device(T, K, act, tokens, width, stages)

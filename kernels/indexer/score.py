@@ -1,7 +1,7 @@
 """Scores of the lightning indexer, queries and keys unquantised (spec §3.1)."""
 
 from tileproof.dsl import In, Op, Out, dim
-from tileproof.kernels.row_stream import PLAIN_MATRIX_OPTIONS
+from tileproof.kernels.row_stream import MATRIX_OPTIONS
 
 from . import reference
 from ._score import DIMS, SHAPES, THREADS, device, model_sizes
@@ -28,7 +28,7 @@ op = Op(
 _PARTS = 3  # bfloat16 parts of a float32
 
 
-@op.kernel(**PLAIN_MATRIX_OPTIONS, span=4)
+@op.kernel(**MATRIX_OPTIONS, span=4)
 def score(T, M, S, H, D, L, act, span):
     """A block takes one token and `span` tiles of its keys. A float32 is the exact sum of three
     bfloat16."""

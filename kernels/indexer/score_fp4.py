@@ -4,7 +4,7 @@ from tileproof.dsl import In, Op, Out, derived, static
 from tileproof.kernels import kv_cache
 from tileproof.kernels.quant._blocks import FP4_GROUP, load_code
 from tileproof.kernels.quant._fp4 import device as fp4_device
-from tileproof.kernels.row_stream import PLAIN_MATRIX_OPTIONS
+from tileproof.kernels.row_stream import MATRIX_OPTIONS
 
 from . import reference
 from ._pages import PAGED_DIMS, PAGED_SHAPES, REQUEST, TABLE, kernel_of, model_sizes
@@ -37,7 +37,7 @@ op = Op(
 )
 
 
-@op.kernel(**PLAIN_MATRIX_OPTIONS, span=4)
+@op.kernel(**MATRIX_OPTIONS, span=4)
 def score_fp4(T, M, S, H, D, B, G, Z, E, P, R, L, span):
     """As indexer/score in bfloat16, which takes every e2m1 times its scale exactly."""
     fp4 = fp4_device(T, "bfloat16")

@@ -2,7 +2,7 @@
 
 from tileproof.dsl import In, Op, Out, Values, dim, static
 from tileproof.kernels import kv_cache
-from tileproof.kernels.row_stream import PLAIN_OPTIONS, THREADS
+from tileproof.kernels.row_stream import OPTIONS, THREADS
 
 from . import reference
 from ._pages import PAGED_DIMS, REQUEST, page_of
@@ -36,7 +36,7 @@ op = Op(
 )
 
 
-@op.kernel(**PLAIN_OPTIONS)
+@op.kernel(**OPTIONS)
 def slots(T, M, K, E, R, L):
     """A thread takes an entry."""
 

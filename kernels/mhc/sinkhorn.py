@@ -1,7 +1,7 @@
 """mHC mixing weights: norm, gates and the balanced matrix (spec §4, steps 1–3)."""
 
 from tileproof.dsl import In, Op, Out, derived
-from tileproof.kernels.row_stream import PLAIN_OPTIONS, THREADS, ceildiv
+from tileproof.kernels.row_stream import OPTIONS, THREADS, ceildiv
 
 from . import _mix, reference
 from ._prenorm import splits
@@ -34,7 +34,7 @@ op = Op(
 )
 
 
-@op.kernel(**PLAIN_OPTIONS, tokens=32)
+@op.kernel(**OPTIONS, tokens=32)
 def sinkhorn(T, M, N, D, C, S, iters, eps, norm_eps, tokens):
     """All threads add the splits, then one thread balances one token in its registers."""
     shares = ceildiv(tokens * C, THREADS)

@@ -1,7 +1,7 @@
 """Rows of tokens, sorted by expert (spec §5)."""
 
 from tileproof.dsl import In, Op, Out, Values
-from tileproof.kernels.row_stream import PLAIN_OPTIONS
+from tileproof.kernels.row_stream import OPTIONS
 
 from . import reference
 from ._gate import CHOSEN
@@ -38,7 +38,7 @@ op = Op(
 )
 
 
-@op.kernel(**PLAIN_OPTIONS)
+@op.kernel(**OPTIONS)
 def dispatch(T, M, K, Q, R, D, act):
     """A thread has 16 bytes of a row."""
     wide, threads, blocks = geometry(D, act)

@@ -1,7 +1,7 @@
 """Routing weights of experts that were chosen elsewhere (spec §5.1, §10)."""
 
 from tileproof.dsl import In, Op, Out, Values
-from tileproof.kernels.row_stream import PLAIN_OPTIONS, THREADS
+from tileproof.kernels.row_stream import OPTIONS, THREADS
 
 from . import reference
 from ._gate import CHOSEN, EXPERTS, PARAMS, SHAPES, TOKENS, model_sizes, weigh
@@ -23,7 +23,7 @@ op = Op(
 )
 
 
-@op.kernel(**PLAIN_OPTIONS)
+@op.kernel(**OPTIONS)
 def given_gate(T, M, E, K, scale):
     """One thread a token: it reads the K logits it needs, not the row."""
     weights = weigh(T, K, scale)

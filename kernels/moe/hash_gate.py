@@ -1,7 +1,7 @@
 """Routing by token id, as the first layers do it (spec §5.1)."""
 
 from tileproof.dsl import In, Op, Out, Values, dim
-from tileproof.kernels.row_stream import PLAIN_OPTIONS, THREADS
+from tileproof.kernels.row_stream import OPTIONS, THREADS
 
 from . import reference
 from ._gate import CHOSEN, EXPERTS, PARAMS, SHAPES, TOKENS, model_sizes, weigh
@@ -28,7 +28,7 @@ op = Op(
 )
 
 
-@op.kernel(**PLAIN_OPTIONS)
+@op.kernel(**OPTIONS)
 def hash_gate(T, M, E, K, V, scale):
     """One thread a token: it reads the K logits it needs, not the row."""
     weights = weigh(T, K, scale)

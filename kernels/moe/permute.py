@@ -1,7 +1,7 @@
 """Where each token's row lies when rows are sorted by expert (spec §5)."""
 
 from tileproof.dsl import In, Op, Out, Values, check
-from tileproof.kernels.row_stream import PLAIN_OPTIONS, ceildiv
+from tileproof.kernels.row_stream import OPTIONS, ceildiv
 
 from . import reference
 from ._gate import CHOSEN, EXPERTS
@@ -38,7 +38,7 @@ _WARP = 32
 _STEPS = (1, 2, 4, 8, 16)  # between lanes
 
 
-@op.kernel(**PLAIN_OPTIONS)
+@op.kernel(**OPTIONS)
 def permute(T, M, K, E, Q, R):
     """A thread has an expert, and walks a chunk of pairs in their order: no place hangs on luck.
 

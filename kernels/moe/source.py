@@ -1,7 +1,7 @@
 """Which token each sorted row is of: the inverse of the places (spec §5)."""
 
 from tileproof.dsl import In, InOut, Op, Values
-from tileproof.kernels.row_stream import PLAIN_OPTIONS, THREADS
+from tileproof.kernels.row_stream import OPTIONS, THREADS
 
 from . import reference
 from ._gate import CHOSEN
@@ -32,7 +32,7 @@ op = Op(
 )
 
 
-@op.kernel(**PLAIN_OPTIONS)
+@op.kernel(**OPTIONS)
 def source(T, M, K, Q, R):
     """A thread has a pair."""
 

@@ -1,7 +1,7 @@
 """SwiGLU with a clamp: the middle of an MLP (spec §5.2)."""
 
 from tileproof.dsl import In, Op, Out, derived
-from tileproof.kernels.row_stream import PLAIN_OPTIONS
+from tileproof.kernels.row_stream import OPTIONS
 
 from . import reference
 from ._rows import HIDDEN, LIMIT, TOKENS, gated, geometry
@@ -33,7 +33,7 @@ op = Op(
 )
 
 
-@op.kernel(**PLAIN_OPTIONS)
+@op.kernel(**OPTIONS)
 def swiglu(T, M, I, N, act, limit):  # noqa: E741
     """A thread has 16 bytes of a row."""
     wide, threads, blocks = geometry(I, act)

@@ -2,7 +2,7 @@
 
 from tileproof.dsl import InOut, Op, derived
 from tileproof.kernels import entry, kv_cache
-from tileproof.kernels.row_stream import PLAIN_OPTIONS
+from tileproof.kernels.row_stream import OPTIONS
 
 from . import reference
 from ._kv import DIMS, TYPES, sources
@@ -43,7 +43,7 @@ op = Op(
 )
 
 
-@op.kernel(**PLAIN_OPTIONS)
+@op.kernel(**OPTIONS)
 def kv_fp8(T, M, X, PX, Z, E, P, PH, V, R, G, VS, RS, GS, D, Q, weight, eps):
     """A block makes an entry."""
     code = entry.device(T, D, R, "bfloat16", eps)

@@ -2,7 +2,7 @@
 
 from tileproof.dsl import InOut, Op, dim
 from tileproof.kernels import entry
-from tileproof.kernels.row_stream import PLAIN_OPTIONS
+from tileproof.kernels.row_stream import OPTIONS
 
 from . import reference
 from ._kv import CHANNELS, DIMS, ROTATED, TYPES, sources
@@ -34,7 +34,7 @@ op = Op(
 )
 
 
-@op.kernel(**PLAIN_OPTIONS)
+@op.kernel(**OPTIONS)
 def kv_row(T, M, S, X, PX, D, Q, act, weight, eps):
     """A block makes an entry."""
     code = entry.device(T, D, 2 * Q, act, eps)

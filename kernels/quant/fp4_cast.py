@@ -1,7 +1,7 @@
 """FP4 cast: e2m1 codes with a power-of-two scale per 1×32 (spec §6.1)."""
 
 from tileproof.dsl import In, Op, Out
-from tileproof.kernels.row_stream import PLAIN_OPTIONS, THREADS, ceildiv
+from tileproof.kernels.row_stream import OPTIONS, THREADS, ceildiv
 
 from . import reference
 from ._blocks import (
@@ -28,7 +28,7 @@ op = Op(
 )
 
 
-@op.kernel(**PLAIN_OPTIONS)
+@op.kernel(**OPTIONS)
 def fp4_cast(T, M, K, H, G, P, act):
     """A thread casts one group."""
     rows, across = geometry(K, FP4_GROUP, FP4_GROUP)

@@ -1,7 +1,7 @@
 """FP4 back to bfloat16: codes times their group's scale (spec §6.1)."""
 
 from tileproof.dsl import In, Op, Out
-from tileproof.kernels.row_stream import PLAIN_OPTIONS, THREADS, ceildiv
+from tileproof.kernels.row_stream import OPTIONS, THREADS, ceildiv
 
 from . import reference
 from ._blocks import (
@@ -25,7 +25,7 @@ op = Op(
 )
 
 
-@op.kernel(**PLAIN_OPTIONS)
+@op.kernel(**OPTIONS)
 def fp4_dequant(T, M, K, H, G):
     """A thread takes one group."""
     rows, across = geometry(K, FP4_GROUP, FP4_GROUP)

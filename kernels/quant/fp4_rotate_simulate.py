@@ -1,7 +1,7 @@
 """Hadamard rotation and FP4 rounding in one: the indexer's queries and keys (spec §3.1, §6.1)."""
 
 from tileproof.dsl import In, Op, Out
-from tileproof.kernels.row_stream import PLAIN_OPTIONS, THREADS, ceildiv
+from tileproof.kernels.row_stream import OPTIONS, THREADS, ceildiv
 
 from . import reference
 from ._blocks import (
@@ -26,7 +26,7 @@ op = Op(
 )
 
 
-@op.kernel(**PLAIN_OPTIONS)
+@op.kernel(**OPTIONS)
 def fp4_rotate_simulate(T, M, K, G, P):
     """A thread rounds one group; four neighbours rotate their 128 elements together."""
     rows, across = geometry(K, FP4_GROUP, FP4_GROUP)

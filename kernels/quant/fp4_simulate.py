@@ -1,7 +1,7 @@
 """FP4 in place of a cast: what `fp4_cast` and `fp4_dequant` make of a tensor (spec §6.1)."""
 
 from tileproof.dsl import In, Op, Out
-from tileproof.kernels.row_stream import PLAIN_OPTIONS, THREADS, ceildiv
+from tileproof.kernels.row_stream import OPTIONS, THREADS, ceildiv
 
 from . import reference
 from ._blocks import (
@@ -27,7 +27,7 @@ op = Op(
 )
 
 
-@op.kernel(**PLAIN_OPTIONS)
+@op.kernel(**OPTIONS)
 def fp4_simulate(T, M, K, G, P, act):
     """A thread rounds one group."""
     rows, across = geometry(K, FP4_GROUP, FP4_GROUP)

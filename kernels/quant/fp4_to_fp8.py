@@ -1,7 +1,7 @@
 """FP4 weights recast to FP8, without loss where that is possible (spec §5.3)."""
 
 from tileproof.dsl import In, Op, Out, derived, static
-from tileproof.kernels.row_stream import PLAIN_OPTIONS, THREADS
+from tileproof.kernels.row_stream import OPTIONS, THREADS
 
 from . import reference
 from ._blocks import (
@@ -42,7 +42,7 @@ op = Op(
 )
 
 
-@op.kernel(**PLAIN_OPTIONS)
+@op.kernel(**OPTIONS)
 def fp4_to_fp8(T, M, N, K, G, H, F):
     """A block recasts one tile; a thread takes a group in each of four steps."""
     fp4 = device(T, "float32")

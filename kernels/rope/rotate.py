@@ -1,7 +1,7 @@
 """RoPE on heads in exact precision (spec §3.1)."""
 
 from tileproof.dsl import In, Op, Out, Values, check, dim, static
-from tileproof.kernels.row_stream import PLAIN_OPTIONS, THREADS, ceildiv, vector
+from tileproof.kernels.row_stream import OPTIONS, THREADS, ceildiv, vector
 
 from . import reference
 from ._pairs import turner
@@ -53,7 +53,7 @@ op = Op(
 )
 
 
-@op.kernel(**PLAIN_OPTIONS)
+@op.kernel(**OPTIONS)
 def rotate(T, M, X, H, D, Q, act):
     """A block takes a token; a thread the same 16 bytes of one head after another."""
     wide = vector(act)

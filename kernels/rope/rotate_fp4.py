@@ -4,7 +4,7 @@ from tileproof.dsl import Op, Out, check, derived, static
 from tileproof.kernels.quant._blocks import FP4_GROUP, stored_scale
 from tileproof.kernels.quant._fp4 import device
 from tileproof.kernels.quant._hadamard import rotation
-from tileproof.kernels.row_stream import PLAIN_OPTIONS, THREADS, ceildiv, vector
+from tileproof.kernels.row_stream import OPTIONS, THREADS, ceildiv, vector
 
 from . import reference
 from . import rotate as plain
@@ -47,7 +47,7 @@ _PIECES = FP4_GROUP // _WIDE
 _PITCH = FP4_GROUP + _WIDE
 
 
-@op.kernel(**PLAIN_OPTIONS)
+@op.kernel(**OPTIONS)
 def rotate_fp4(T, M, X, H, D, Q, B, G):
     """A block takes a token, a thread a group of 32; four neighbours rotate their 128 together.
 

@@ -43,34 +43,32 @@ def test_a_damaged_entry_is_lowered_again(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("name", "programs"),
-    [
-        *(("mhc/post", 2), ("quant/fp8_cast", 2), ("moe/combine", 2), ("gemm/experts", 2)),
-        *(("compressor/pool_fp4", 1), ("moe/permute", 1), ("moe/swiglu", 1), ("rope/rotate", 1)),
-    ],
+    "name",
+    ["mhc/post", "quant/fp8_cast", "moe/combine", "moe/swiglu", "rope/rotate", "norm/kv_row"],
 )
 def test_architectures_alike_get_what_tilelang_makes_for_each(
-    name: str, programs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TILEPROOF_CACHE", str(tmp_path))
     op = get(name)
     static = [d for d in op.dims if op.dims[d].static and op.dims[d].derived is None]
     spec = op.specialize(**{d: op.shapes["tiny"][d] for d in static})
     shared = {arch: ircache.lowered(spec, arch) for arch in ALL}
+    shared |= {arch: ircache.lowered(spec, arch) for arch in ALL[::2]}  # some read, some made
     assert {arch: shared[arch].arch for arch in ALL} == {arch: arch for arch in ALL}
-    assert len(list(tmp_path.rglob("*.ir"))) == programs
+    assert len(list(tmp_path.rglob("*.ir"))) == 1
+    new = lower.lower(spec, ALL[-1])
     monkeypatch.setattr(Variant, "lowered_for", lambda variant, arch: arch)
     for arch in ALL:
-        assert lower.lower(spec, arch).cuda == shared[arch].cuda
+        own = lower.lower(spec, arch)
+        assert own.cuda == shared[arch].cuda
+        assert cache.ir_hash(own) == cache.ir_hash(shared[arch])
+    # Of a guard that several statements share, TileLang may keep the line of any.
+    assert [line is None for line in new.origins] == [line is None for line in own.origins]
 
 
 def test_architectures_are_alike_within_a_variant() -> None:
-    groups = (("sm_80", "sm_89", "sm_90a"), ("sm_100a", "sm_120a"))
-    assert [Variant(print, ALL, {}, alike=groups).lowered_for(a) for a in ALL] == [
-        *("sm_80", "sm_80", "sm_80", "sm_100a", "sm_100a")
-    ]
-    newer = ("sm_89", "sm_90a", "sm_120a")
-    assert [Variant(print, newer, {}, alike=groups).lowered_for(a) for a in newer] == [
-        *("sm_89", "sm_89", "sm_120a")
-    ]
+    assert {Variant(print, ALL, {}, alike=True).lowered_for(a) for a in ALL} == {"sm_80"}
+    newer = ("sm_120a", "sm_89", "sm_90a")
+    assert {Variant(print, newer, {}, alike=True).lowered_for(a) for a in newer} == {"sm_89"}
     assert Variant(print, ALL, {}).lowered_for("sm_90a") == "sm_90a"

@@ -121,7 +121,7 @@ def test_the_bug_is_found_and_the_program_itself_is_clean(name, monkeypatch):
     text, count = re.subn(pattern, replacement, lowered.cuda)
     assert count == 1 and text != lowered.cuda, f"the pattern matches {count} times"
     assert clean(program, arch)
-    report = sanitizer.sanitize(dataclasses.replace(lowered, cuda=text), facts=facts, draws=1)
+    report = sanitizer.sanitize(dataclasses.replace(lowered, written=text), facts=facts, draws=1)
     (kernel,) = report.kernels
     assert not kernel.reason
     assert kind in {finding.kind for finding in kernel.findings}

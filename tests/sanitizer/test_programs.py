@@ -61,7 +61,7 @@ def test_every_barrier_and_wait_of_a_pipelined_gemm_is_needed(words):
     for index in range(count):
         parts = lowered.cuda.split(words)
         text = words.join(parts[: index + 1]) + words.join(parts[index + 1 :])
-        broken = dataclasses.replace(lowered, cuda=text)
+        broken = dataclasses.replace(lowered, written=text)
         report = sanitizer.sanitize(broken, draws=1).kernels[0]
         assert "race" in {f.kind for f in report.findings}, f"{words} number {index}"
 

@@ -124,7 +124,7 @@ def test_changed_cuda_of_a_library_kernel_is_refuted():
     assert prove_ptx(kernel, use_cache=False).verdict is Verdict.PROVED
     for name, (old, new) in CHANGES.items():
         assert old in kernel.cuda
-        changed = replace(kernel, cuda=kernel.cuda.replace(old, new))
+        changed = replace(kernel, written=kernel.cuda.replace(old, new))
         assert prove_ptx(changed, use_cache=False).verdict is Verdict.REFUTED, name
 
 

@@ -378,7 +378,7 @@ BUGS = {
 def test_every_bug_planted_in_the_gemm_shows_when_copies_are_late(bug):
     right, wrong = BUGS[bug]
     assert lowered("sm_90a").cuda.count(right) == 1
-    broken = replace(lowered("sm_90a"), cuda=lowered("sm_90a").cuda.replace(right, wrong))
+    broken = replace(lowered("sm_90a"), written=lowered("sm_90a").cuda.replace(right, wrong))
     with contextlib.suppress(virtual.VirtualError):
         assert not run_gemm(broken, late=True)
 
@@ -387,7 +387,7 @@ def test_the_race_checker_knows_mbarriers_and_bulk_copies():
     a, b, c = torch.randn(M, K).half(), torch.randn(K, N).half(), torch.zeros(M, N).half()
 
     def kinds(right: str, wrong: str) -> set[str]:
-        broken = replace(lowered("sm_90a"), cuda=lowered("sm_90a").cuda.replace(right, wrong))
+        broken = replace(lowered("sm_90a"), written=lowered("sm_90a").cuda.replace(right, wrong))
         (report,) = tileproof.sanitize(broken, a, b, c.clone()).kernels
         assert not report.reason
         return {finding.kind for finding in report.findings}
