@@ -6,7 +6,7 @@ Each fact carries the condition under which it happens.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal
 
 from . import terms
@@ -236,7 +236,12 @@ def text(node: Any, limit: int = 160) -> str:
 
 def scalar_bits(dtype: Any) -> int:
     """Bits of one element: ``"bfloat16x8"`` → 16, ``"bool"`` → 8."""
-    base = str(dtype).split("x")[0]
+    return _scalar_bits(str(dtype))
+
+
+@cache
+def _scalar_bits(dtype: str) -> int:
+    base = dtype.split("x")[0]
     if base == "bool":
         return 8
     digits = ""

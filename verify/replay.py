@@ -108,6 +108,15 @@ class Machine:
         self.memory, self.allocated, self.elements, self.starts, self.taken = self.declared
 
     @cached_property
+    def _objects(self) -> dict[int, Any]:
+        return {}
+
+    def same(self, v: Any) -> Any:
+        """The one object that stands for a variable, of which TVM makes a new one whenever asked:
+        a dict finds it without comparing."""
+        return self._objects.setdefault(hash(v), v)
+
+    @cached_property
     def declared(self) -> tuple[dict[Any, int], ...]:
         """Of buffers: bytes, bytes where allocated, those of an element, start in the arena, and
         columns of tensor memory. The same for every thread."""

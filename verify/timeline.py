@@ -128,10 +128,10 @@ class Timeline(Machine):
 
     def loop(self, s: Any) -> None:
         lo, extent = self.number(s.min), self.number(s.extent)
-        name = str(s.loop_var.name)
+        variable, name, body = self.same(s.loop_var), str(s.loop_var.name), s.body
         for value in range(lo, lo + extent):
-            self.env[s.loop_var] = self.around[name] = value
-            self.stmt(s.body)
+            self.env[variable] = self.around[name] = value
+            self.stmt(body)
         self.around.pop(name, None)
 
     def condition(self, e: Any) -> bool | None:

@@ -222,7 +222,7 @@ class Control(Timeline):
         if str(s.attr_key) == "thread_extent":
             tag = str(s.node.thread_tag)
             if tag.startswith("threadIdx") or tag in self.setting.indices:
-                self.env[s.node.var] = self.setting.indices.get(tag, 0)
+                self.env[self.same(s.node.var)] = self.setting.indices.get(tag, 0)
 
     def _counted(self, frame: _Frame, rest: _Rest) -> _Rest:
         """The next iteration of a loop of known length."""
@@ -232,7 +232,7 @@ class Control(Timeline):
             self.env.pop(s.loop_var, None)
             self.around.pop(name, None)
             return rest
-        self.env[s.loop_var] = self.around[name] = at
+        self.env[self.same(s.loop_var)] = self.around[name] = at
         return (_Frame(s.body), (_Frame(s, at + 1, stop), rest))
 
     def _head(self, s: Any, at: Any, rest: _Rest, first: bool) -> list[_Point]:
@@ -260,7 +260,7 @@ class Control(Timeline):
         within = self.open
         self.open = self.open[:-1]
         no = self._point(rest)
-        self.open, self.env[s.loop_var] = within, at
+        self.open, self.env[self.same(s.loop_var)] = within, at
         self.around[name] = at if isinstance(at, int) else at.constant
         return [no, self._point(yes)]
 
@@ -375,7 +375,7 @@ class Control(Timeline):
         self.texts.pop(s.var, None)
         self.env.pop(s.var, None)
         try:
-            self.env[s.var] = agreed(self.value(s.value))
+            self.env[self.same(s.var)] = agreed(self.value(s.value))
         except UndeterminedError:
             self.visit(s.value)
             if s.var not in self.parts.decisive:

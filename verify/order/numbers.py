@@ -51,7 +51,7 @@ class Numbers:
         return lambda: self._machine.walked(e)
 
     def _variable(self, e: Any) -> Code:
-        machine, name = self._machine, str(e.name)
+        machine, name, e = self._machine, str(e.name), self._machine.same(e)
 
         def code() -> Any:
             try:
