@@ -18,6 +18,7 @@ from .origins import Origin
 # Attribute of a prim_func: the pass_configs of the jit function it comes from.
 PASS_CONFIGS = "tileproof.pass_configs"
 
+# Architectures for which TileLang writes arithmetic on pairs of float32.
 _PAIRS = ("sm_100a", "sm_120a")
 
 # What torch calls the type that these are in memory.
@@ -44,8 +45,8 @@ class Lowered:
 
     `stages` maps ``"<index>:<pass name>"`` to the IRModule that pass left behind, in order; `facts`
     are those :func:`tileproof.dsl.assume` notes on a kernel. `written` is the CUDA text, None until
-    somebody asks for `cuda`. `origin` is where the program defines
-    the kernel, `origins` says it of each line of `cuda`; None where it is not known.
+    somebody asks for `cuda`. `origin` is where the program defines the kernel, `origins` says it of
+    each line of `cuda`; None where it is not known.
     """
 
     name: str
@@ -197,8 +198,7 @@ def lower(
 
 
 def same_text(one: str, other: str) -> bool:
-    """Whether TileLang writes the same text of a program for two architectures: Blackwell's have
-    arithmetic on pairs of float32."""
+    """Whether TileLang writes the same text of a program for two architectures."""
     return (one in _PAIRS) == (other in _PAIRS)
 
 

@@ -163,8 +163,8 @@ class Tile:
         lo, extent = self.number(s.min), self.number(s.extent)
         outer = self.mask
         rounds = rounds_of(self, s.loop_var, lo, extent)
-        i = 0
-        while i < np.max(np.broadcast_to(extent, outer.shape), initial=0):
+        i, count = 0, int(np.max(np.broadcast_to(extent, outer.shape), initial=0))
+        while i < count:
             self.mask = outer & (i < extent)
             self.env[s.loop_var] = lo + i
             if self.mask.any():

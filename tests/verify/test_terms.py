@@ -1,6 +1,7 @@
 """The four readings of a term agree: value, interval, polynomial and Z3."""
 
 import numpy as np
+import pytest
 import z3
 from hypothesis import given
 from hypothesis import strategies as st
@@ -115,11 +116,18 @@ def test_show_keeps_the_meaning():
             assert shown == terms.evaluate(term, point)
 
 
-def test_a_comparison_is_a_number_in_every_operation():
+@pytest.mark.parametrize("op", ["add", "sub", "mul", "min", "max", "div", "mod", "xor"])
+@pytest.mark.parametrize("value", [3, 50])
+def test_a_comparison_is_a_number_in_every_operation(op, value):
     b = var(SYMBOLS[1])
-    truth = apply("lt", b, const(7))
-    for op in ("add", "sub", "mul", "min", "max", "div", "mod", "xor"):
-        term = apply(op, *((truth, b) if op not in ("div", "mod") else (truth, const(2))))
-        low, high = engine().ranges.of(term)
-        found = engine().within(term, const(low), const(high), Context())
-        assert found.proved, op
+    term = apply(op, apply("lt", b, const(7)), const(2))
+    found = const(int(terms.evaluate(term, {SYMBOLS[1]: value})))
+    there = Context((apply("eq", b, const(value)),))
+    for backend in (Vectors,) if op == "xor" else (Ints, Vectors):
+        solver = z3.Solver(ctx=(prover := engine()).context)
+        members = [apply("ne", term, found), *there.path]
+        encoding = backend(prover, members)
+        solver.add(*(encoding.term(m) for m in members))
+        assert solver.check() == z3.unsat
+    assert engine().never(apply("ne", term, found), there).proved
+    assert not engine().never(apply("eq", term, found), there).proved
